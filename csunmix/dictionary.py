@@ -1,0 +1,258 @@
+"""The sub-pixel dictionary: one atom for a target of unit flux at every cell of the grid."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from csunmix._validation import FloatArray, as_images
+from csunmix.grid import SubpixelGrid
+from csunmix.psf import PSF, SeparablePSF
+
+if TYPE_CHECKING:
+    from scipy.sparse.linalg import LinearOperator
+
+_MAX_DENSE_BYTES = 4 * 2**30
+
+
+class Dictionary:
+    """The linear map ``A`` from flux on a sub-pixel grid to the image.
+
+    ``(A x)[r, c] = sum_ij x[i, j] kernel(r - y_i, c - x_j) / w_ij``, with ``w = 1``, or the norm of
+    the atom where `normalised`. With a separable PSF, ``A = A_y (x) A_x`` (a Kronecker product of
+    two small matrices) and is applied as ``A_y X A_x^T``; with any other PSF it is one dense
+    matrix, made when it is first needed.
+
+    Parameters
+    ----------
+    psf : PSF
+        The optics.
+    shape : tuple of int
+        Image shape ``(n_y, n_x)``, px.
+    factor : int
+        Cells per pixel along each axis, odd or even.
+    normalised : bool
+        Scale every atom to unit norm; coefficients are then ``flux * norm``, see `to_flux`.
+
+    Attributes
+    ----------
+    psf : PSF
+    grid : SubpixelGrid
+        Where the cells lie.
+    normalised : bool
+
+    Raises
+    ------
+    TypeError
+        If `psf` is not a PSF or `factor` is not an integer.
+    ValueError
+        If `shape` or `factor` is not positive.
+    """
+
+    def __init__(
+        self, psf: PSF, shape: tuple[int, int], factor: int, *, normalised: bool = False
+    ) -> None:
+        if not isinstance(psf, PSF):
+            raise TypeError(f"psf must be a csunmix PSF, got {psf!r}")
+        self.psf = psf
+        self.grid = SubpixelGrid(shape, factor)
+        self.normalised = bool(normalised)
+
+    def __repr__(self) -> str:
+        return (
+            f"Dictionary({self.psf!r}, shape={self.image_shape}, factor={self.grid.factor}, "
+            f"normalised={self.normalised})"
+        )
+
+    @property
+    def image_shape(self) -> tuple[int, int]:
+        """Shape of an image, ``(n_y, n_x)``."""
+        return self.grid.shape
+
+    @property
+    def map_shape(self) -> tuple[int, int]:
+        """Shape of a coefficient map, ``(m_y, m_x)``."""
+        return self.grid.map_shape
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Shape of the matrix ``A``: pixels by atoms."""
+        return (
+            self.image_shape[0] * self.image_shape[1],
+            self.map_shape[0] * self.map_shape[1],
+        )
+
+    @property
+    def separable(self) -> bool:
+        """Whether ``A`` is applied one axis at a time."""
+        return isinstance(self.psf, SeparablePSF)
+
+    @cached_property
+    def factors(self) -> tuple[FloatArray, FloatArray]:
+        """Matrices ``(A_y, A_x)`` with ``A = A_y (x) A_x`` on row-major images and maps.
+
+        For a PSF that is not separable, ``A_y`` is the dense matrix itself and ``A_x = [[1]]``,
+        so that whatever is written for the factors serves both cases.
+        """
+        if isinstance(self.psf, SeparablePSF):
+            n_y, n_x = self.image_shape
+            a_y = self.psf.axis_response(self.grid.y, n_y, "y").T
+            a_x = self.psf.axis_response(self.grid.x, n_x, "x").T
+        else:
+            a_y, a_x = self._dense_response(), np.ones((1, 1))
+        if self.normalised:
+            a_y, a_x = a_y / np.linalg.norm(a_y, axis=0), a_x / np.linalg.norm(a_x, axis=0)
+        a_y, a_x = np.ascontiguousarray(a_y), np.ascontiguousarray(a_x)
+        a_y.flags.writeable = a_x.flags.writeable = False
+        return a_y, a_x
+
+    @cached_property
+    def norms(self) -> FloatArray:
+        """Euclidean norm of every atom as it is used, shape (m_y, m_x)."""
+        a_y, a_x = self.factors
+        norms = np.outer(np.linalg.norm(a_y, axis=0), np.linalg.norm(a_x, axis=0))
+        return norms.reshape(self.map_shape)
+
+    @cached_property
+    def lipschitz(self) -> float:
+        """Largest eigenvalue of ``A^T A``: the Lipschitz constant of the data term's gradient."""
+        a_y, a_x = self.factors
+        return float((np.linalg.norm(a_y, 2) * np.linalg.norm(a_x, 2)) ** 2)
+
+    @cached_property
+    def gram(self) -> tuple[FloatArray, FloatArray]:
+        """Gram matrices ``(A_y^T A_y, A_x^T A_x)``; ``A^T A`` is their Kronecker product."""
+        a_y, a_x = self.factors
+        return a_y.T @ a_y, a_x.T @ a_x
+
+    def forward(self, x: npt.ArrayLike) -> FloatArray:
+        """``A x``: coefficient maps (..., m_y, m_x) to images (..., n_y, n_x); keeps float32."""
+        x = as_images(x, "x", shape=self.map_shape, finite=False)
+        a_y, a_x = self._factors_as(x.dtype)
+        stack = x.reshape(-1, a_y.shape[1], a_x.shape[1])
+        return (a_y @ (stack @ a_x.T)).reshape(*x.shape[:-2], *self.image_shape)
+
+    def adjoint(self, images: npt.ArrayLike) -> FloatArray:
+        """``A^T r``: images (..., n_y, n_x) to maps (..., m_y, m_x); keeps float32."""
+        images = as_images(images, shape=self.image_shape, finite=False)
+        a_y, a_x = self._factors_as(images.dtype)
+        stack = images.reshape(-1, a_y.shape[0], a_x.shape[0])
+        return ((a_y.T @ stack) @ a_x).reshape(*images.shape[:-2], *self.map_shape)
+
+    def lam_max(self, images: npt.ArrayLike) -> FloatArray:
+        """Smallest ``lam`` for which ``x = 0`` is optimal with ``x >= 0``.
+
+        ``max(0, max_j a_j^T y)`` for each image, shape (...); without the sign constraint it is
+        the largest absolute value instead.
+        """
+        correlation = self.adjoint(as_images(images, shape=self.image_shape))
+        return np.maximum(correlation.max(axis=(-2, -1)), 0.0)
+
+    def to_flux(self, x: npt.ArrayLike) -> FloatArray:
+        """Flux (DN) of coefficients `x`: itself, or ``x / norm`` where atoms are normalised."""
+        x = as_images(x, "x", shape=self.map_shape, finite=False)
+        if not self.normalised:
+            return x
+        return x / self._response_norms.astype(x.dtype)
+
+    def to_dense(self) -> FloatArray:
+        """The matrix ``A``, shape (n_y n_x, m_y m_x), row-major on both sides.
+
+        Raises
+        ------
+        ValueError
+            If it would take more than 4 GiB.
+        """
+        self._check_dense_size()
+        return np.kron(*self.factors)
+
+    def as_linear_operator(self) -> LinearOperator:
+        """``A`` as a `scipy.sparse.linalg.LinearOperator` on flattened images and maps."""
+        from scipy.sparse.linalg import LinearOperator
+
+        return LinearOperator(
+            shape=self.shape,
+            dtype=np.float64,
+            matvec=lambda x: self.forward(x.reshape(self.map_shape)).ravel(),
+            rmatvec=lambda r: self.adjoint(r.reshape(self.image_shape)).ravel(),
+        )
+
+    @cached_property
+    def _response_norms(self) -> FloatArray:
+        """Norms of the atoms before normalisation."""
+        return Dictionary(self.psf, self.image_shape, self.grid.factor).norms
+
+    def _factors_as(self, dtype: npt.DTypeLike) -> tuple[FloatArray, FloatArray]:
+        a_y, a_x = self.factors
+        return a_y.astype(dtype, copy=False), a_x.astype(dtype, copy=False)
+
+    def _check_dense_size(self) -> None:
+        size = 8 * self.shape[0] * self.shape[1]
+        if size > _MAX_DENSE_BYTES:
+            raise ValueError(
+                f"the dense matrix of {self.shape[0]} x {self.shape[1]} would take "
+                f"{size / 2**30:.1f} GiB (limit 4 GiB); use a separable PSF, a smaller image or "
+                "a smaller factor"
+            )
+
+    def _dense_response(self) -> FloatArray:
+        """Dense matrix of a PSF that is not separable.
+
+        The response depends on pixel and cell only through their offset, a multiple of half a
+        cell: the PSF is evaluated once for each offset, and the matrix gathered from that table.
+        """
+        self._check_dense_size()
+        (n_y, n_x), c = self.image_shape, self.grid.factor
+        rows = np.arange(1 - n_y * c, (n_y - 1) * c + 1)
+        cols = np.arange(1 - n_x * c, (n_x - 1) * c + 1)
+        half = (c - 1) / 2
+        table = self.psf.kernel((rows[:, None] + half) / c, (cols[None, :] + half) / c)
+        i = (c * np.arange(n_y)[:, None] - np.arange(n_y * c)) - rows[0]
+        j = (c * np.arange(n_x)[:, None] - np.arange(n_x * c)) - cols[0]
+        return table[i[:, None, :, None], j[None, :, None, :]].reshape(self.shape)
+
+
+def dot_test(
+    forward: Callable[[FloatArray], FloatArray],
+    adjoint: Callable[[FloatArray], FloatArray],
+    domain_shape: tuple[int, ...],
+    range_shape: tuple[int, ...],
+    *,
+    rng: np.random.Generator | int = 0,
+    rtol: float = 1e-10,
+) -> bool:
+    """Check that two functions are adjoint: ``<A u, v> = <u, A^T v>`` for random u and v.
+
+    Parameters
+    ----------
+    forward, adjoint : callable
+        The map and what should be its adjoint.
+    domain_shape, range_shape : tuple of int
+        Shapes of ``u`` and ``v``.
+    rng : numpy.random.Generator or int
+        Source of the random vectors, or a seed.
+    rtol : float
+        Allowed difference, relative to ``||A u|| ||v||``.
+
+    Returns
+    -------
+    bool
+        Whether both sides agree.
+
+    Examples
+    --------
+    >>> import csunmix as cu
+    >>> d = cu.Dictionary(cu.GaussianPSF(sigma=0.5), shape=(11, 11), factor=3)
+    >>> cu.dot_test(d.forward, d.adjoint, d.map_shape, d.image_shape)
+    True
+    """
+    rng = np.random.default_rng(rng)
+    u, v = rng.standard_normal(domain_shape), rng.standard_normal(range_shape)
+    image, back = forward(u), adjoint(v)
+    difference = abs(np.vdot(image, v) - np.vdot(u, back))
+    scale = float(np.linalg.norm(image.ravel()) * np.linalg.norm(v.ravel()))
+    return bool(difference <= rtol * max(scale, np.finfo(np.float64).tiny))

@@ -1,0 +1,445 @@
+"""Images from files: one image, a stack, a folder; and files that are never half-written."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import secrets
+import warnings
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageSequence
+from tqdm import tqdm
+
+from csunmix._validation import Array, FloatArray, as_images, as_real
+
+_RASTER = (".png", ".tif", ".tiff")
+_FITS = (".fits", ".fit", ".fts", ".fits.gz")
+_SUFFIXES = (*_RASTER, *_FITS, ".npy", ".npz")
+
+
+@dataclass(frozen=True, eq=False)
+class ImageStack:
+    """Images and the files they come from.
+
+    Attributes
+    ----------
+    images : ndarray, shape (n, n_y, n_x)
+        The images in the number type of the file; may be mapped from disk and read-only.
+    names : tuple of str
+        File name of each image; those of one file share its name.
+    """
+
+    images: Array
+    names: tuple[str, ...]
+
+
+def read_images(path: str | os.PathLike[str], *, array: str | None = None) -> ImageStack:
+    """Read one image, a stack of images or a folder of images.
+
+    Parameters
+    ----------
+    path : path-like
+        A PNG, TIFF (one page or many), FITS, NPY or NPZ file, or a folder. Of a folder the PNG,
+        TIFF and FITS files are read, in natural order (``image_2`` before ``image_10``).
+        ``"FILE:NAME"`` is ``FILE`` with ``array="NAME"``. NPY files are mapped, not loaded.
+    array : str, optional
+        Which array of an NPZ file, or extension of a FITS file (its name, or its index where it
+        has none or not its own), to take; not needed where only one of them has two axes
+        ``(y, x)`` or three ``(n, y, x)``.
+
+    Returns
+    -------
+    ImageStack
+        Images ``(n, y, x)``, row 0 the first of the file, and a file name for each. Grey levels
+        are as stored: 8, 16 or 32 bit or floating; NaN and infinite values are not looked for.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file or folder.
+    ValueError
+        If a file cannot be read or does not hold grey levels (palette, 1-bit, coloured or
+        transparent images, complex numbers or objects), if it is too large to be meant (Pillow's
+        decompression bomb), if several arrays may be meant, if a folder has no images or they
+        differ in shape, or if FITS is read without astropy. The message names the file.
+    """
+    path, array = _split_name(path, array)
+    if path.is_dir():
+        return stack_files(_image_files(path), array=array)
+    images = _read_array(path, array, ndim=(2, 3))
+    images = images.reshape(-1, *images.shape[-2:])
+    return ImageStack(images, (path.name,) * len(images))
+
+
+def read_psf(path: str | os.PathLike[str], *, array: str | None = None) -> FloatArray:
+    """Read a sampled point spread function.
+
+    Parameters
+    ----------
+    path : path-like
+        An NPY, NPZ, FITS, TIFF or PNG file; ``"FILE:NAME"`` is ``FILE`` with ``array="NAME"``.
+    array : str, optional
+        Which array of an NPZ or extension of a FITS file to take; not needed where only one of
+        them has two axes, or only one of these has a name that begins with ``psf``.
+
+    Returns
+    -------
+    ndarray, shape (m_y, m_x)
+        The samples as stored, not normalised; float32 stays float32, all else becomes float64.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If the file cannot be read, if several arrays may be meant, or if the array has not two
+        axes; the message names the file.
+    """
+    path, array = _split_name(path, array)
+    return np.array(as_real(_read_array(path, array, ndim=(2,), prefix="psf"), "psf"))
+
+
+def stack_files(
+    files: Sequence[Path], *, array: str | None = None, progress: bool = False
+) -> ImageStack:
+    """Read `files` in the order given as one stack.
+
+    Parameters
+    ----------
+    files : sequence of Path
+        At least one file, as `read_images` takes them.
+    array : str, optional
+        As in `read_images`, for every file.
+    progress : bool
+        Whether to show a progress bar.
+
+    Returns
+    -------
+    ImageStack
+
+    Raises
+    ------
+    ValueError
+        As `read_images`; images of different shapes name the first file that differs.
+    """
+    parts: list[Array] = []
+    names: list[str] = []
+    for file in tqdm(files, desc="images", unit="file", disable=not progress):
+        part = _read_array(file, array, ndim=(2, 3))
+        part = part.reshape(-1, *part.shape[-2:])
+        if parts and part.shape[1:] != parts[0].shape[1:]:
+            raise ValueError(
+                f"{file}: image of shape {part.shape[1:]}, but {files[0].name} in front of it "
+                f"has {parts[0].shape[1:]}; the images of a folder must share one shape"
+            )
+        parts.append(part)
+        names += [file.name] * len(part)
+    return ImageStack(np.concatenate(parts), tuple(names))
+
+
+def write_png(path: str | os.PathLike[str], image: npt.ArrayLike) -> None:
+    """Write an 8-bit grey PNG file, whole or not at all.
+
+    Parameters
+    ----------
+    path : path-like
+        The file; replaced if it is there.
+    image : array_like, shape (n_y, n_x)
+        Integers within 0..255, DN, of any number type.
+
+    Raises
+    ------
+    TypeError
+        If `image` does not hold real numbers.
+    ValueError
+        If `image` has not two axes, or values are not integers within 0..255.
+    """
+    levels = as_uint8(image, "image")
+    if levels.ndim != 2:
+        raise ValueError(f"image must have two axes (y, x), got shape {levels.shape}")
+    with atomic_write(path) as temporary:
+        Image.fromarray(levels).save(temporary, format="PNG")
+
+
+@contextmanager
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Write a file so that it is there in full or not at all.
+
+    Parameters
+    ----------
+    path : path-like
+        The file; replaced if it is there. Devices and pipes are written to directly.
+
+    Yields
+    ------
+    Path
+        A new name in the same folder, with the same ending, for the caller to write to. It
+        becomes `path` when the block ends and is removed when the block raises.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the folder does not exist.
+    IsADirectoryError
+        If `path` is a folder.
+
+    Examples
+    --------
+    >>> with atomic_write("targets.csv") as temporary:  # doctest: +SKIP
+    ...     table.to_csv(temporary)
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not path.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, "No such folder", str(path.parent))
+    if path.exists() and not path.is_file():
+        yield path
+        return
+    temporary = path.with_name(f".{secrets.token_hex(4)}.{path.name}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def natural_key(name: str) -> tuple[tuple[str | int, ...], str]:
+    """Sort key that orders numbers in names by value: ``image_2`` before ``image_10``.
+
+    Parameters
+    ----------
+    name : str
+        A file name.
+
+    Returns
+    -------
+    tuple
+        To be handed to ``sorted(names, key=natural_key)``; names that differ only in leading
+        zeros or case have a fixed order too.
+    """
+    parts = re.split(r"([0-9]+)", name.casefold())
+    return tuple(int(part) if i % 2 else part for i, part in enumerate(parts)), name
+
+
+def as_uint8(images: npt.ArrayLike, name: str = "images") -> npt.NDArray[np.uint8]:
+    """Return `images` as 8-bit integers after checking that this changes no value.
+
+    Parameters
+    ----------
+    images : array_like, shape (..., n_y, n_x)
+        Integers within 0..255, DN, of any number type.
+    name : str
+        The name of the argument, for the message.
+
+    Returns
+    -------
+    ndarray of uint8, shape (..., n_y, n_x)
+
+    Raises
+    ------
+    TypeError
+        If the values are not real numbers.
+    ValueError
+        If a value is not an integer within 0..255; the message names the first one.
+    """
+    values = as_images(images, name)
+    bad = (values < 0) | (values > 255) | (values != np.rint(values))
+    if bad.any():
+        where = tuple(int(i) for i in np.argwhere(bad)[0])
+        raise ValueError(
+            f"{name} must be integers within 0..255 to be stored in 8 bit, "
+            f"got {values[where]:g} at index {where}"
+        )
+    return values.astype(np.uint8)
+
+
+def _split_name(path: str | os.PathLike[str], array: str | None) -> tuple[Path, str | None]:
+    """An existing path and the array meant; reads ``FILE:NAME`` where no file is called so."""
+    text = os.fspath(path)
+    if not os.path.exists(text) and array is None:
+        file, _, name = text.rpartition(":")
+        if name and os.path.isfile(file):
+            text, array = file, name
+    if not os.path.exists(text):
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), text)
+    return Path(text), array
+
+
+def _image_files(folder: Path) -> list[Path]:
+    """The image files of a folder, in natural order; hidden ones are not meant."""
+    names = [
+        entry.name
+        for entry in os.scandir(folder)
+        if entry.name.lower().endswith((*_RASTER, *_FITS))
+        and not entry.name.startswith(".")
+        and entry.is_file()
+    ]
+    if not names:
+        raise ValueError(f"{folder}: the folder has no images ({', '.join((*_RASTER, *_FITS))})")
+    return [folder / name for name in sorted(names, key=natural_key)]
+
+
+def _read_array(path: Path, array: str | None, *, ndim: tuple[int, ...], prefix: str = "") -> Array:
+    """The one array of a file that can be meant, in native byte order."""
+    name = path.name.lower()
+    if name.endswith(".npz"):
+        values = _read_npz(path, array, ndim, prefix)
+    elif name.endswith(_FITS):
+        values = _read_fits(path, array, ndim, prefix)
+    elif array is not None:
+        raise ValueError(f"{path}: array={array!r} is given, but this is no NPZ or FITS file")
+    elif name.endswith(".npy"):
+        values = _read_npy(path)
+    elif name.endswith(_RASTER):
+        values = _read_raster(path)
+    else:
+        raise ValueError(f"{path}: unknown kind of file, expected one of {', '.join(_SUFFIXES)}")
+    what = f"{path}" if array is None else f"{path}: {array}"
+    if values.dtype.kind not in "iuf":
+        raise ValueError(f"{what}: must hold real numbers, got dtype {values.dtype}")
+    if values.ndim not in ndim:
+        axes = " or ".join({2: "two axes (y, x)", 3: "three (n, y, x)"}[n] for n in ndim)
+        raise ValueError(f"{what}: must have {axes}, got shape {values.shape}")
+    if 0 in values.shape:
+        raise ValueError(f"{what}: must not be empty, got shape {values.shape}")
+    return values.astype(values.dtype.newbyteorder("="), copy=False)
+
+
+def _read_npy(path: Path) -> Array:
+    with _decoding(path, "NPY file"):
+        return np.lib.format.open_memmap(path, mode="r")  # refuses objects
+
+
+def _read_npz(path: Path, array: str | None, ndim: tuple[int, ...], prefix: str) -> Array:
+    # by the headers, so that only the array that is meant is loaded
+    with _decoding(path, "NPZ file"), zipfile.ZipFile(path) as archive:
+        members = (name for name in archive.namelist() if name.endswith(".npy"))
+        headers = {name.removesuffix(".npy"): _npy_header(archive, name) for name in members}
+    numeric = {name: shape for name, (shape, dtype) in headers.items() if dtype.kind in "iuf"}
+    name = _choose(path, array, list(headers), numeric, ndim, prefix)
+    with (
+        _decoding(path, f"NPZ file: {name}"),
+        zipfile.ZipFile(path) as archive,
+        archive.open(f"{name}.npy") as file,
+    ):
+        values: Array = np.lib.format.read_array(file, allow_pickle=False)
+        return values
+
+
+def _npy_header(archive: zipfile.ZipFile, name: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Shape and dtype of a member of an NPZ file."""
+    with archive.open(name) as file:
+        if np.lib.format.read_magic(file) == (1, 0):
+            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        else:
+            shape, _, dtype = np.lib.format.read_array_header_2_0(file)
+    return shape, dtype
+
+
+def _read_fits(path: Path, array: str | None, ndim: tuple[int, ...], prefix: str) -> Array:
+    try:
+        from astropy.io import fits
+    except ImportError:
+        raise ValueError(f"{path}: FITS files need astropy: pip install 'csunmix[fits]'") from None
+    values: dict[str, Array] = {}
+    with (
+        _decoding(path, "FITS file"),
+        path.open("rb") as file,  # astropy leaves it open where it fails
+        fits.open(file, memmap=False) as units,
+    ):
+        for i, unit in enumerate(units):
+            if unit.is_image and unit.shape:
+                name = unit.name if unit.name and unit.name not in values else str(i)
+                values[name] = np.asarray(unit.data)
+    shapes = {name: data.shape for name, data in values.items()}
+    return values[_choose(path, array, list(values), shapes, ndim, prefix)]
+
+
+def _choose(
+    path: Path,
+    array: str | None,
+    names: Sequence[str],
+    numeric: Mapping[str, tuple[int, ...]],
+    ndim: tuple[int, ...],
+    prefix: str,
+) -> str:
+    """The array that is named, or the only one that can be meant."""
+    if array is not None:
+        if array not in names:
+            raise ValueError(f"{path}: has no array {array!r}, it has {', '.join(names)}")
+        return array
+    fitting = [name for name, shape in numeric.items() if len(shape) in ndim]
+    if len(fitting) == 1:
+        return fitting[0]
+    if prefix:
+        preferred = [name for name in fitting if name.lower().startswith(prefix)]
+        if len(preferred) == 1:
+            return preferred[0]
+    axes = " or ".join(str(n) for n in ndim)
+    if not fitting:
+        raise ValueError(f"{path}: has no array of numbers with {axes} axes, it has {list(names)}")
+    listing = ", ".join(f"{name} {numeric[name]}" for name in fitting)
+    raise ValueError(f"{path}: several arrays may be meant, name one with array: {listing}")
+
+
+def _read_raster(path: Path) -> Array:
+    """Page ``(y, x)`` or pages ``(n, y, x)`` of a PNG or TIFF file."""
+    with _decoding(path, "PNG or TIFF image"):
+        with Image.open(path, formats=("PNG", "TIFF")) as image:
+            if image.format == "PNG" and getattr(image, "n_frames", 1) > 1:
+                raise ValueError("animated images are not read")
+            pages = [_grey(page) for page in ImageSequence.Iterator(image)]
+        if len({page.shape for page in pages}) > 1:
+            raise ValueError(f"its pages differ in shape: {[page.shape for page in pages]}")
+    return pages[0] if len(pages) == 1 else np.stack(pages)
+
+
+def _grey(page: Image.Image) -> Array:
+    """Grey levels of a page as they are stored, shape (y, x)."""
+    coloured = page.mode in ("RGB", "RGBA", "LA")
+    if coloured and ";16" in str(getattr(page, "tile", "")):
+        raise ValueError("16-bit colour or alpha would lose its low bits; save it as 16-bit grey")
+    if not coloured and page.mode not in ("L", "I", "F") and not page.mode.startswith("I;16"):
+        kind = {"P": "a palette", "1": "1 bit per pixel"}.get(page.mode, f"mode {page.mode}")
+        raise ValueError(f"it has {kind} instead of grey levels; save it in 8- or 16-bit grey")
+    values = np.array(page)
+    if not coloured:
+        return _as_stored(values, page)
+    if page.mode in ("LA", "RGBA"):
+        if (values[..., -1] != 255).any():
+            raise ValueError("it has transparent pixels; save it without an alpha channel")
+        values = values[..., :-1]
+    if (values != values[..., :1]).any():
+        raise ValueError("it is coloured: its channels differ; save one channel in grey")
+    return values[..., 0]
+
+
+def _as_stored(values: Array, page: Image.Image) -> Array:
+    """`values` with the sign that a TIFF file declares: Pillow has no int8 and no uint32."""
+    tags: Mapping[int, Any] = getattr(page, "tag_v2", {})
+    bits, sign = tags.get(258, (1,))[0], tags.get(339, (1,))[0]  # BitsPerSample, SampleFormat
+    stored = {("L", 8, 2): np.int8, ("I", 32, 1): np.uint32}.get((page.mode, bits, sign))
+    return values if stored is None else values.view(stored)
+
+
+@contextmanager
+def _decoding(path: Path, kind: str) -> Iterator[None]:
+    """Turn whatever a decoder does on a bad file into one error; hold back its other remarks."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        warnings.filterwarnings("error", message=".*truncated")
+        try:
+            yield
+        except Exception as error:
+            raise ValueError(f"{path}: not a readable {kind}: {error}") from None

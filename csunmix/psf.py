@@ -1,0 +1,330 @@
+"""Point spread functions, integrated over the detector's pixels.
+
+Every PSF here is shift-invariant and has unit volume: `PSF.kernel` gives the share of a target's
+energy that a pixel receives, as a function of the offset from the target to the pixel's centre.
+To add a PSF of your own, derive from `PSF` (or from `SeparablePSF`, where the response is a product
+of one factor in y and one in x) and write its kernel and the kernel's gradient.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from scipy.special import erf, j1, jvp
+
+from csunmix._validation import FloatArray, as_images, as_number, as_shape
+
+Axis = Literal["y", "x"]
+
+_RAYLEIGH_PER_SIGMA = 1.9  # Airy radius of a Gaussian of width sigma, by 84 % encircled energy
+_FIRST_ZERO_J1 = 3.8317059702075123
+
+
+class PSF(ABC):
+    """A pixel-integrated, shift-invariant point spread function of unit volume."""
+
+    separable: bool = False
+    """Whether the response is a product of a factor in y and a factor in x."""
+
+    @abstractmethod
+    def kernel(self, dy: npt.ArrayLike, dx: npt.ArrayLike) -> FloatArray:
+        """Share of the energy in a pixel whose centre lies `dy`, `dx` (px) from the target.
+
+        `dy` and `dx` broadcast against each other; the result has their common shape.
+        """
+
+    @abstractmethod
+    def kernel_gradient(
+        self, dy: npt.ArrayLike, dx: npt.ArrayLike
+    ) -> tuple[FloatArray, FloatArray]:
+        """Derivatives of `kernel` by `dy` and by `dx`, 1/px."""
+
+    def response(self, y: npt.ArrayLike, x: npt.ArrayLike, shape: tuple[int, int]) -> FloatArray:
+        """Image of a target of unit flux.
+
+        Parameters
+        ----------
+        y, x : array_like, shape (...)
+            Position of the targets, px.
+        shape : tuple of int
+            Image shape ``(n_y, n_x)``.
+
+        Returns
+        -------
+        ndarray, shape (..., n_y, n_x)
+            ``kernel(r - y, c - x)`` for every pixel ``(r, c)``.
+        """
+        return self.kernel(*_offsets(y, x, shape))
+
+    def gradient(
+        self, y: npt.ArrayLike, x: npt.ArrayLike, shape: tuple[int, int]
+    ) -> tuple[FloatArray, FloatArray]:
+        """Derivatives of `response` by the target's position ``y`` and ``x``, 1/px."""
+        by_dy, by_dx = self.kernel_gradient(*_offsets(y, x, shape))
+        return -by_dy, -by_dx
+
+
+class SeparablePSF(PSF):
+    """A PSF that is a product of one factor per axis: ``kernel(dy, dx) = k_y(dy) k_x(dx)``."""
+
+    separable = True
+
+    @abstractmethod
+    def axis_kernel(self, d: npt.ArrayLike, axis: Axis) -> FloatArray:
+        """Factor of the response along one axis at the offset `d` (px)."""
+
+    @abstractmethod
+    def axis_kernel_gradient(self, d: npt.ArrayLike, axis: Axis) -> FloatArray:
+        """Derivative of `axis_kernel` by `d`, 1/px."""
+
+    def axis_response(self, position: npt.ArrayLike, n: int, axis: Axis) -> FloatArray:
+        """Factor of the response in `n` pixels along one axis, shape (..., n)."""
+        return self.axis_kernel(_axis_offsets(position, n), axis)
+
+    def axis_gradient(self, position: npt.ArrayLike, n: int, axis: Axis) -> FloatArray:
+        """Derivative of `axis_response` by the target's position, 1/px, shape (..., n)."""
+        return -self.axis_kernel_gradient(_axis_offsets(position, n), axis)
+
+    def kernel(self, dy: npt.ArrayLike, dx: npt.ArrayLike) -> FloatArray:
+        """Share of the energy in a pixel whose centre lies `dy`, `dx` (px) from the target."""
+        return self.axis_kernel(dy, "y") * self.axis_kernel(dx, "x")
+
+    def kernel_gradient(
+        self, dy: npt.ArrayLike, dx: npt.ArrayLike
+    ) -> tuple[FloatArray, FloatArray]:
+        """Derivatives of `kernel` by `dy` and by `dx`, 1/px."""
+        k_y, k_x = self.axis_kernel(dy, "y"), self.axis_kernel(dx, "x")
+        return (
+            self.axis_kernel_gradient(dy, "y") * k_x,
+            k_y * self.axis_kernel_gradient(dx, "x"),
+        )
+
+
+@dataclass(frozen=True, init=False)
+class GaussianPSF(SeparablePSF):
+    r"""A Gaussian PSF integrated exactly over each pixel.
+
+    .. math:: k(d) = \tfrac12\Big[\operatorname{erf}\frac{d + 1/2}{\sqrt2\,\sigma}
+              - \operatorname{erf}\frac{d - 1/2}{\sqrt2\,\sigma}\Big]
+
+    along each axis; the response is the product of both.
+
+    Parameters
+    ----------
+    sigma : float, optional
+        Standard deviation along both axes, px.
+    sigma_x, sigma_y : float, optional
+        Standard deviation along x and y, px; each defaults to `sigma`.
+
+    Raises
+    ------
+    TypeError
+        If a width is not a real number or none is given.
+    ValueError
+        If a width is not positive and finite.
+    """
+
+    sigma_x: float
+    sigma_y: float
+
+    def __init__(
+        self,
+        sigma: float | None = None,
+        *,
+        sigma_x: float | None = None,
+        sigma_y: float | None = None,
+    ) -> None:
+        if sigma is None and (sigma_x is None or sigma_y is None):
+            raise TypeError("GaussianPSF needs sigma, or both sigma_x and sigma_y")
+        for name, given in (("sigma_x", sigma_x), ("sigma_y", sigma_y)):
+            value, label = (sigma, "sigma") if given is None else (given, name)
+            object.__setattr__(self, name, as_number(value, label, above=0.0))
+
+    @property
+    def rayleigh(self) -> float:
+        """Rayleigh unit: ``1.9 sigma``, px, of the geometric mean width."""
+        return _RAYLEIGH_PER_SIGMA * float(np.sqrt(self.sigma_x * self.sigma_y))
+
+    def axis_kernel(self, d: npt.ArrayLike, axis: Axis) -> FloatArray:
+        """Gaussian factor integrated over a pixel at the offset `d` (px)."""
+        scale = np.sqrt(2.0) * self._sigma(axis)
+        d = np.asarray(d, dtype=np.float64)
+        return np.asarray(0.5 * (erf((d + 0.5) / scale) - erf((d - 0.5) / scale)))
+
+    def axis_kernel_gradient(self, d: npt.ArrayLike, axis: Axis) -> FloatArray:
+        """Derivative of `axis_kernel` by `d`, 1/px."""
+        sigma = self._sigma(axis)
+        d = np.asarray(d, dtype=np.float64)
+        edges = np.exp(-0.5 * ((d + 0.5) / sigma) ** 2) - np.exp(-0.5 * ((d - 0.5) / sigma) ** 2)
+        return np.asarray(edges / (np.sqrt(2.0 * np.pi) * sigma))
+
+    def _sigma(self, axis: Axis) -> float:
+        return self.sigma_y if axis == "y" else self.sigma_x
+
+
+@dataclass(frozen=True)
+class AiryPSF(PSF):
+    r"""Diffraction pattern of a circular aperture, integrated over each pixel.
+
+    .. math:: f(r) = \frac{a^2}{4\pi}\Big[\frac{2 J_1(a r)}{a r}\Big]^2,
+              \qquad a = 3.8317 / \text{radius}
+
+    (Born & Wolf, Principles of Optics, section 8.5.2), integrated over the pixel by
+    Gauss-Legendre quadrature. It is not separable.
+
+    Parameters
+    ----------
+    radius : float
+        Radius of the first dark ring (the Rayleigh unit), px.
+
+    Raises
+    ------
+    ValueError
+        If `radius` is not positive and finite.
+    """
+
+    radius: float
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "radius", as_number(self.radius, "radius", above=0.0))
+
+    @property
+    def rayleigh(self) -> float:
+        """Rayleigh unit: the radius of the first dark ring, px."""
+        return self.radius
+
+    def kernel(self, dy: npt.ArrayLike, dx: npt.ArrayLike) -> FloatArray:
+        """Share of the energy in a pixel whose centre lies `dy`, `dx` (px) from the target."""
+        y, x, weights = self._nodes(dy, dx)
+        return np.asarray((self._profile(y, x) * weights).sum(axis=(-2, -1)))
+
+    def kernel_gradient(
+        self, dy: npt.ArrayLike, dx: npt.ArrayLike
+    ) -> tuple[FloatArray, FloatArray]:
+        """Derivatives of `kernel` by `dy` and by `dx`, 1/px."""
+        y, x, weights = self._nodes(dy, dx)
+        slope = self._slope_over_r(y, x) * weights
+        return (
+            np.asarray((slope * y).sum(axis=(-2, -1))),
+            np.asarray((slope * x).sum(axis=(-2, -1))),
+        )
+
+    @property
+    def _scale(self) -> float:
+        return _FIRST_ZERO_J1 / self.radius
+
+    def _nodes(
+        self, dy: npt.ArrayLike, dx: npt.ArrayLike
+    ) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Quadrature nodes inside each pixel, shape (..., q, 1) and (..., 1, q), and weights."""
+        # The integrand oscillates with a period of about 0.8 radius: resolve it well.
+        q = 6 + int(np.ceil(6.0 / self.radius))
+        node, weight = np.polynomial.legendre.leggauss(q)
+        dy, dx = np.broadcast_arrays(np.asarray(dy, np.float64), np.asarray(dx, np.float64))
+        y = dy[..., None, None] + 0.5 * node[:, None]
+        x = dx[..., None, None] + 0.5 * node[None, :]
+        return y, x, 0.25 * weight[:, None] * weight[None, :]
+
+    def _profile(self, y: FloatArray, x: FloatArray) -> FloatArray:
+        """Intensity ``f(r)``, 1/px^2."""
+        v = self._scale * np.hypot(y, x)
+        amplitude = np.where(v < 1e-6, 1.0, 2.0 * j1(v) / np.maximum(v, 1e-6))
+        return np.asarray(self._scale**2 / (4.0 * np.pi) * amplitude**2)
+
+    def _slope_over_r(self, y: FloatArray, x: FloatArray) -> FloatArray:
+        """``f'(r)/r``, so that ``df/dy = y f'(r)/r``; 1/px^4."""
+        v = np.maximum(self._scale * np.hypot(y, x), 1e-4)
+        # d/dv (2 J1/v)^2 = -8 J1 J2 / v^2
+        slope = -8.0 * j1(v) * (j1(v) / v - jvp(1, v)) / v**3
+        return np.asarray(self._scale**4 / (4.0 * np.pi) * slope)
+
+
+@dataclass(frozen=True, eq=False)
+class SampledPSF(PSF):
+    """A measured PSF: samples of the pixel response, joined by a cubic spline.
+
+    The samples are those of an *effective* PSF (Anderson & King 2000, PASP 112, 1360): the value
+    at an offset is what a pixel whose centre lies there receives, so pixel integration is already
+    in it. Between samples the kernel is the interpolating bicubic spline, outside of them zero.
+    The kernel is scaled to unit volume, ``sum(kernel) = oversampling**2``.
+
+    Parameters
+    ----------
+    values : array_like, shape (k_y, k_x)
+        Samples, at least 4 along each axis; their middle ``((k_y - 1)/2, (k_x - 1)/2)`` is the
+        target's position.
+    oversampling : float
+        Samples per pixel along each axis.
+
+    Raises
+    ------
+    ValueError
+        If the samples are not a finite 2-D array, too few, or do not sum to a positive number.
+    """
+
+    values: FloatArray = field(repr=False)
+    oversampling: float = 1
+
+    def __post_init__(self) -> None:
+        values = as_images(self.values, "values").astype(np.float64)
+        if values.ndim != 2 or min(values.shape) < 4:
+            raise ValueError(
+                f"values must be a 2-D array of at least 4 x 4 samples, got shape {values.shape}"
+            )
+        if values.sum() <= 0:
+            raise ValueError(f"values must sum to a positive number, got {values.sum():g}")
+        oversampling = as_number(self.oversampling, "oversampling", above=0.0)
+        object.__setattr__(self, "values", values * (oversampling**2 / values.sum()))
+        object.__setattr__(self, "oversampling", oversampling)
+
+    def kernel(self, dy: npt.ArrayLike, dx: npt.ArrayLike) -> FloatArray:
+        """Share of the energy in a pixel whose centre lies `dy`, `dx` (px) from the target."""
+        return self._evaluate(dy, dx)
+
+    def kernel_gradient(
+        self, dy: npt.ArrayLike, dx: npt.ArrayLike
+    ) -> tuple[FloatArray, FloatArray]:
+        """Derivatives of `kernel` by `dy` and by `dx`, 1/px."""
+        return self._evaluate(dy, dx, by_dy=1), self._evaluate(dy, dx, by_dx=1)
+
+    @cached_property
+    def _axes(self) -> tuple[FloatArray, FloatArray]:
+        k_y, k_x = self.values.shape
+        return (
+            (np.arange(k_y) - (k_y - 1) / 2) / self.oversampling,
+            (np.arange(k_x) - (k_x - 1) / 2) / self.oversampling,
+        )
+
+    @cached_property
+    def _spline(self) -> Any:
+        from scipy.interpolate import RectBivariateSpline
+
+        return RectBivariateSpline(*self._axes, self.values, kx=3, ky=3, s=0)
+
+    def _evaluate(
+        self, dy: npt.ArrayLike, dx: npt.ArrayLike, by_dy: int = 0, by_dx: int = 0
+    ) -> FloatArray:
+        dy, dx = np.broadcast_arrays(np.asarray(dy, np.float64), np.asarray(dx, np.float64))
+        edge_y, edge_x = self._axes[0][-1], self._axes[1][-1]
+        inside = (np.abs(dy) <= edge_y) & (np.abs(dx) <= edge_x)
+        out = np.zeros(dy.shape)
+        out[inside] = self._spline.ev(dy[inside], dx[inside], dx=by_dy, dy=by_dx)
+        return out
+
+
+def _axis_offsets(position: npt.ArrayLike, n: int) -> FloatArray:
+    """Offsets from positions (...) to the centres of `n` pixels, shape (..., n)."""
+    return np.arange(n) - np.asarray(position, dtype=np.float64)[..., None]
+
+
+def _offsets(
+    y: npt.ArrayLike, x: npt.ArrayLike, shape: tuple[int, int]
+) -> tuple[FloatArray, FloatArray]:
+    """Offsets from targets (...) to all pixels, shapes (..., n_y, 1) and (..., 1, n_x)."""
+    n_y, n_x = as_shape(shape)
+    return _axis_offsets(y, n_y)[..., :, None], _axis_offsets(x, n_x)[..., None, :]

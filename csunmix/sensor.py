@@ -1,0 +1,131 @@
+"""What the detector does to the light: noise, rounding, saturation, bad pixels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from csunmix._validation import BoolArray, FloatArray, as_images, as_number
+
+_ROUNDING_VARIANCE = 1.0 / 12.0  # of a uniform error of one DN
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Sensor:
+    """A detector.
+
+    The recorded value of a pixel that receives the light ``v`` (DN) is
+    ``offset + v + noise``, rounded to integers and clipped to ``[0, saturation]`` where declared,
+    with the noise variance ``read_noise**2 + v / gain``.
+
+    Parameters
+    ----------
+    read_noise : float
+        Standard deviation of the signal-independent noise, DN.
+    gain : float, optional
+        Electrons per DN; None for no shot noise.
+    offset : float
+        Value of a pixel without light, DN.
+    rounding : bool
+        Whether values are rounded to integers.
+    saturation : float, optional
+        Largest value, DN; pixels at or above it are saturated. None for no limit.
+    bad_pixels : array_like of bool, shape (n_y, n_x), optional
+        Pixels that carry no information.
+
+    Raises
+    ------
+    ValueError
+        If a number is out of range; the message names it.
+    """
+
+    read_noise: float = 0.0
+    gain: float | None = None
+    offset: float = 0.0
+    rounding: bool = False
+    saturation: float | None = None
+    bad_pixels: npt.ArrayLike | None = None
+
+    def __post_init__(self) -> None:
+        as_number(self.read_noise, "read_noise", minimum=0.0)
+        as_number(self.offset, "offset")
+        if self.gain is not None:
+            as_number(self.gain, "gain", above=0.0)
+        if self.saturation is not None:
+            as_number(self.saturation, "saturation", above=0.0)
+        if self.bad_pixels is not None:
+            bad = np.asarray(self.bad_pixels)
+            if bad.dtype != np.bool_ or bad.ndim != 2:
+                raise TypeError(
+                    "bad_pixels must be a 2-D array of bool, "
+                    f"got dtype {bad.dtype} and shape {bad.shape}"
+                )
+            object.__setattr__(self, "bad_pixels", bad)
+
+    def variance(self, images: npt.ArrayLike) -> FloatArray:
+        """Noise variance of every pixel, DN^2, its light estimated by the pixel itself.
+
+        ``read_noise**2 + max(image - offset, 0)/gain``, plus 1/12 where values are rounded.
+        """
+        images = as_images(images)
+        variance = np.full(images.shape, self.read_noise**2)
+        if self.gain is not None:
+            variance += np.maximum(images - self.offset, 0.0) / self.gain
+        if self.rounding:
+            variance += _ROUNDING_VARIANCE
+        return variance
+
+    def censored(self, images: npt.ArrayLike) -> BoolArray:
+        """Saturated pixels: the true value is at least the recorded one."""
+        images = as_images(images)
+        if self.saturation is None:
+            return np.zeros(images.shape, dtype=bool)
+        return np.asarray(images >= self.saturation) & self._good(images)
+
+    def valid(self, images: npt.ArrayLike) -> BoolArray:
+        """Pixels that carry information: not declared bad (saturated ones do, as a bound)."""
+        images = as_images(images)
+        return np.broadcast_to(self._good(images), images.shape)
+
+    @property
+    def noise(self) -> float:
+        """Standard deviation of the noise of a dark pixel, DN."""
+        return float(np.sqrt(self.read_noise**2 + _ROUNDING_VARIANCE * self.rounding))
+
+    def expose(self, light: npt.ArrayLike, rng: np.random.Generator) -> FloatArray:
+        """Record noise-free light as the detector would.
+
+        Parameters
+        ----------
+        light : array_like, shape (..., n_y, n_x)
+            Expected light in each pixel, DN above `offset`.
+        rng : numpy.random.Generator
+            Source of the noise.
+
+        Returns
+        -------
+        ndarray of float64, shape (..., n_y, n_x)
+            The recorded values, DN; bad pixels read 0.
+        """
+        value = as_images(light, "light").astype(np.float64)
+        if self.gain is not None:
+            value = rng.poisson(np.maximum(value, 0.0) * self.gain) / self.gain
+        value = value + self.offset
+        if self.read_noise > 0:
+            value += rng.normal(0.0, self.read_noise, value.shape)
+        if self.rounding:
+            value = np.rint(value)
+        if self.saturation is not None:
+            value = np.clip(value, 0.0, self.saturation)
+        value[~np.broadcast_to(self._good(value), value.shape)] = 0.0
+        return value
+
+    def _good(self, images: FloatArray) -> BoolArray:
+        if self.bad_pixels is None:
+            return np.ones(images.shape[-2:], dtype=bool)
+        bad = np.asarray(self.bad_pixels)
+        if bad.shape != images.shape[-2:]:
+            raise ValueError(f"bad_pixels has shape {bad.shape}, the images {images.shape[-2:]}")
+        return ~bad

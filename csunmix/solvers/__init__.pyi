@@ -1,0 +1,13 @@
+from .active_set import ActiveSet as ActiveSet
+from .base import IterationStats as IterationStats
+from .base import Solver as Solver
+from .base import SolveResult as SolveResult
+from .base import duality_gap as duality_gap
+from .base import kkt_violation as kkt_violation
+from .base import objective as objective
+from .bregman import SplitBregman as SplitBregman
+from .proximal import FISTA as FISTA
+from .proximal import ISTA as ISTA
+from .pursuit import OMP as OMP
+from .pursuit import MatchingPursuit as MatchingPursuit
+from .reference import CvxpyLasso as CvxpyLasso

@@ -1,0 +1,484 @@
+r"""What all solvers share: the protocol, the result, and the certificates of optimality.
+
+Every l1 solver minimises, for each image ``y`` by itself,
+
+.. math:: P(x) = \tfrac12 \sum_p w_p\, r_p(x)^2 + \lambda \|x\|_1, \qquad x \ge 0
+          \text{ unless told otherwise,}
+
+with ``r = y - A x``, and for censored (saturated) pixels ``r = max(y - A x, 0)``: a fit above the
+recorded bound costs nothing. The weights ``w`` are 1 by default; 0 ignores a pixel. There is no
+factor 1/n.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+from csunmix._validation import BoolArray, FloatArray, as_images, as_integer, as_number
+
+if TYPE_CHECKING:
+    from csunmix.dictionary import Dictionary
+
+Lam = float | Literal["auto"]
+
+
+class IterationStats(NamedTuple):
+    """State of a solver when it last looked at its progress.
+
+    Attributes
+    ----------
+    iteration : int
+        Iterations done.
+    time : float
+        Seconds since the start.
+    objective : ndarray, shape (n,)
+        Objective ``P`` of every image.
+    gap : ndarray, shape (n,)
+        Relative duality gap of every image; NaN for greedy solvers.
+    """
+
+    iteration: int
+    time: float
+    objective: FloatArray
+    gap: FloatArray
+
+
+Callback = Callable[[IterationStats], "bool | None"]
+"""Called with the progress; returning True stops the solver."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SolveResult:
+    """Answer of a solver. Leading axes ``(...)`` are those of the images.
+
+    Attributes
+    ----------
+    x : ndarray, shape (..., m_y, m_x)
+        Coefficients; fluxes in DN where the dictionary is not normalised.
+    n_iter : ndarray of int, shape (...)
+        Iterations done.
+    converged : ndarray of bool, shape (...)
+        Whether the solver's own criterion was met.
+    gap : ndarray, shape (...)
+        Relative duality gap ``(P - D)/P``, an upper bound of the relative error of the objective;
+        NaN for greedy solvers.
+    objective : ndarray, shape (...)
+        ``P(x)``; for greedy solvers its data term.
+    residual_norm : ndarray, shape (...)
+        ``sqrt(sum w r^2)``, DN.
+    history : tuple of IterationStats
+        Progress at the times the solver looked, the last entry being the end.
+    """
+
+    x: FloatArray
+    n_iter: npt.NDArray[np.int64]
+    converged: BoolArray
+    gap: FloatArray
+    objective: FloatArray
+    residual_norm: FloatArray
+    history: tuple[IterationStats, ...]
+
+
+@runtime_checkable
+class Solver(Protocol):
+    """Anything that turns images into coefficient maps; no inheritance needed."""
+
+    def solve(
+        self,
+        dictionary: Dictionary,
+        images: npt.ArrayLike,
+        *,
+        weights: npt.ArrayLike | None = None,
+        censored: npt.ArrayLike | None = None,
+        x0: npt.ArrayLike | None = None,
+        callback: Callback | None = None,
+    ) -> SolveResult:
+        """Solve for a batch of images.
+
+        Parameters
+        ----------
+        dictionary : Dictionary
+            The linear map ``A``.
+        images : array_like, shape (..., n_y, n_x)
+            Images ``y``, DN.
+        weights : array_like, broadcasting to the images, optional
+            Pixel weights ``w >= 0``; 0 ignores a pixel.
+        censored : array_like of bool, broadcasting to the images, optional
+            Pixels whose recorded value is a lower bound.
+        x0 : array_like, shape (..., m_y, m_x), optional
+            Coefficients to start from.
+        callback : callable, optional
+            Called with `IterationStats`; returning True stops the solver.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A batch of images, checked and laid out for the factors of a dictionary.
+
+    Images are ``(b, p, q)`` and maps ``(b, k, l)`` with factors ``a_y`` (p, k), ``a_x`` (q, l);
+    a dense dictionary has ``q = l = 1``.
+    """
+
+    a_y: FloatArray
+    a_x: FloatArray
+    y: FloatArray
+    weights: FloatArray
+    censored: BoolArray
+    lam: FloatArray
+    positive: bool
+    start: FloatArray | None
+    batch_shape: tuple[int, ...]
+    map_shape: tuple[int, int]
+
+    @classmethod
+    def make(
+        cls,
+        dictionary: Dictionary,
+        images: npt.ArrayLike,
+        *,
+        lam: Lam = 0.0,
+        positive: bool = True,
+        weights: npt.ArrayLike | None = None,
+        censored: npt.ArrayLike | None = None,
+        x0: npt.ArrayLike | None = None,
+    ) -> Problem:
+        """Check what a solver was given; see `Solver.solve`."""
+        y = as_images(images, shape=dictionary.image_shape)
+        a_y, a_x = (np.asarray(a, dtype=y.dtype) for a in dictionary.factors)
+        stack = (-1, a_y.shape[0], a_x.shape[0])
+        w = np.ones((), y.dtype) if weights is None else np.asarray(weights, dtype=y.dtype)
+        if not np.isfinite(w).all() or (w < 0).any():
+            raise ValueError("weights must be finite and not negative")
+        c = np.zeros((), bool) if censored is None else np.asarray(censored)
+        if c.dtype != np.bool_:
+            raise TypeError(f"censored must be an array of bool, got dtype {c.dtype}")
+        w, c = _broadcast(w, y.shape, "weights"), _broadcast(c, y.shape, "censored")
+        start = None
+        if x0 is not None:
+            x = as_images(x0, "x0", shape=dictionary.map_shape).astype(y.dtype)
+            x = _broadcast(x, (*y.shape[:-2], *dictionary.map_shape), "x0")
+            start = x.reshape(-1, a_y.shape[1], a_x.shape[1])
+            if positive and (start < 0).any():
+                raise ValueError("x0 must not be negative where x >= 0 is asked for")
+        batch = int(np.prod(y.shape[:-2], dtype=np.int64))
+        return cls(
+            a_y=a_y,
+            a_x=a_x,
+            y=y.reshape(stack),
+            weights=w.reshape(stack),
+            censored=c.reshape(stack),
+            lam=np.broadcast_to(_resolve_lam(lam, dictionary, y), (batch,)).astype(np.float64),
+            positive=positive,
+            start=start,
+            batch_shape=y.shape[:-2],
+            map_shape=dictionary.map_shape,
+        )
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def take(self, index: npt.NDArray[np.int64] | slice) -> Problem:
+        """The same problem for some of the images."""
+        return replace(
+            self,
+            y=self.y[index],
+            weights=self.weights[index],
+            censored=self.censored[index],
+            lam=self.lam[index],
+            start=None if self.start is None else self.start[index],
+            batch_shape=(len(self.y[index]),),
+        )
+
+    def as_double(self) -> Problem:
+        """The same problem in double precision, for solvers that need it."""
+        double = {
+            name: np.ascontiguousarray(getattr(self, name), np.float64)
+            for name in ("a_y", "a_x", "y", "weights")
+        }
+        start = None if self.start is None else self.start.astype(np.float64)
+        return replace(self, start=start, **double)
+
+    def initial(self) -> FloatArray:
+        """Coefficients to start from: a copy of ``x0``, or zeros."""
+        if self.start is not None:
+            return np.array(self.start)
+        return np.zeros((len(self), self.a_y.shape[1], self.a_x.shape[1]), self.y.dtype)
+
+    @property
+    def lipschitz(self) -> FloatArray:
+        """Upper bound of the Lipschitz constant of the data term's gradient, shape (b,)."""
+        norm = np.linalg.norm(self.a_y, 2) * np.linalg.norm(self.a_x, 2)
+        return np.asarray(norm**2 * np.maximum(self.weights.max(axis=(1, 2)), 1e-300))
+
+    def forward(self, x: FloatArray) -> FloatArray:
+        """``A x``."""
+        return np.asarray(self.a_y @ (x @ self.a_x.T))
+
+    def adjoint(self, r: FloatArray) -> FloatArray:
+        """``A^T r``."""
+        return np.asarray((self.a_y.T @ r) @ self.a_x)
+
+    def residual(self, x: FloatArray) -> FloatArray:
+        """``y - A x``; not below 0 in censored pixels."""
+        r = self.y - self.forward(x)
+        return np.where(self.censored, np.maximum(r, 0), r)
+
+    def penalty(self, x: FloatArray) -> FloatArray:
+        """``lam ||x||_1``, shape (b,), in double precision."""
+        return np.asarray(self.lam * np.abs(x).sum(axis=(1, 2), dtype=np.float64))
+
+    def evaluate(self, x: FloatArray) -> tuple[FloatArray, FloatArray]:
+        r"""Objective and relative duality gap, shape (b,).
+
+        The dual point is the best multiple ``s nu`` of ``nu = w r`` that is feasible,
+
+        .. math:: D(s\nu) = s \langle\nu, y\rangle - \tfrac12 s^2 \sum_p w_p r_p^2,
+                  \qquad s\, a_j^T \nu \le \lambda \ \forall j
+
+        (``|a_j^T nu|`` without the sign constraint). At ``lam = 0`` only ``s = 0`` is feasible in
+        general and the gap says nothing.
+        """
+        r = self.residual(x)
+        nu = self.weights * r
+        correlation = self.adjoint(nu)
+        return self.certify(x, r, nu, correlation, self.penalty(x))
+
+    def certify(
+        self,
+        x: FloatArray,
+        r: FloatArray,
+        nu: FloatArray,
+        correlation: FloatArray,
+        penalty: FloatArray,
+    ) -> tuple[FloatArray, FloatArray]:
+        """Objective and relative gap from a residual, a dual direction and its correlation."""
+        energy = _inner(nu, r)
+        primal = 0.5 * energy + penalty
+        largest = correlation if self.positive else np.abs(correlation)
+        limit = largest.max(axis=(1, 2)).astype(np.float64)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            feasible = np.where(limit > 0, self.lam / limit, np.inf)
+            best = np.where(energy > 0, _inner(nu, self.y) / energy, 0.0)
+        s = np.clip(best, 0.0, feasible)
+        dual = s * _inner(nu, self.y) - 0.5 * s**2 * energy
+        gap = np.maximum(primal - dual, 0.0) / np.where(primal > 0, primal, 1.0)
+        return primal, gap
+
+    def result(
+        self,
+        x: FloatArray,
+        *,
+        n_iter: npt.NDArray[np.int64],
+        converged: BoolArray,
+        objective: FloatArray,
+        gap: FloatArray,
+        history: list[IterationStats],
+    ) -> SolveResult:
+        """Bring the answer back into the shape of the caller's images."""
+        r = self.residual(x)
+        shape = self.batch_shape
+        return SolveResult(
+            x=x.reshape(*shape, *self.map_shape),
+            n_iter=n_iter.reshape(shape),
+            converged=converged.reshape(shape),
+            gap=gap.reshape(shape),
+            objective=objective.reshape(shape),
+            residual_norm=np.sqrt(_inner(self.weights * r, r)).reshape(shape),
+            history=tuple(history),
+        )
+
+
+class Monitor:
+    """Collects the history of a run and asks the callback whether to stop."""
+
+    def __init__(self, callback: Callback | None) -> None:
+        self.history: list[IterationStats] = []
+        self._callback = callback
+        self.watched = callback is not None
+        self._start = time.perf_counter()
+
+    def report(self, iteration: int, objective: FloatArray, gap: FloatArray) -> bool:
+        """Record the progress; True if the callback wants to stop."""
+        elapsed = time.perf_counter() - self._start
+        stats = IterationStats(iteration, elapsed, objective.copy(), gap.copy())
+        self.history.append(stats)
+        return self._callback is not None and bool(self._callback(stats))
+
+
+@dataclass(frozen=True, kw_only=True)
+class L1Solver(ABC):
+    """Parameters and front door that the l1 solvers of this package have in common.
+
+    Parameters
+    ----------
+    lam : float or "auto"
+        Weight of the l1 norm, DN; "auto" takes it from the images' noise, see `universal_lam`.
+    positive : bool
+        Require ``x >= 0``.
+    max_iter : int
+        Most iterations.
+    tol : float
+        Relative duality gap at which an image is done.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a parameter is of the wrong type or out of range; the message names it.
+    """
+
+    lam: Lam
+    positive: bool = True
+    max_iter: int = 10_000
+    tol: float = 1e-6
+
+    def __post_init__(self) -> None:
+        check_lam(self.lam)
+        as_integer(self.max_iter, "max_iter", minimum=1)
+        as_number(self.tol, "tol", minimum=0.0)
+
+    def solve(
+        self,
+        dictionary: Dictionary,
+        images: npt.ArrayLike,
+        *,
+        weights: npt.ArrayLike | None = None,
+        censored: npt.ArrayLike | None = None,
+        x0: npt.ArrayLike | None = None,
+        callback: Callback | None = None,
+    ) -> SolveResult:
+        """Solve for a batch of images, see `Solver.solve`."""
+        problem = Problem.make(
+            dictionary,
+            images,
+            lam=self.lam,
+            positive=self.positive,
+            weights=weights,
+            censored=censored,
+            x0=x0,
+        )
+        return self._run(problem, Monitor(callback))
+
+    @abstractmethod
+    def _run(self, problem: Problem, monitor: Monitor) -> SolveResult:
+        """Solve a problem that has been checked."""
+
+
+def objective(
+    dictionary: Dictionary,
+    images: npt.ArrayLike,
+    x: npt.ArrayLike,
+    *,
+    lam: float,
+    weights: npt.ArrayLike | None = None,
+    censored: npt.ArrayLike | None = None,
+) -> FloatArray:
+    """Objective ``P(x) = 1/2 sum w r^2 + lam ||x||_1`` of each image, shape (...)."""
+    problem, stack = _posed(dictionary, images, x, lam, False, weights, censored)
+    return problem.evaluate(stack)[0].reshape(problem.batch_shape)
+
+
+def duality_gap(
+    dictionary: Dictionary,
+    images: npt.ArrayLike,
+    x: npt.ArrayLike,
+    *,
+    lam: float,
+    positive: bool = True,
+    weights: npt.ArrayLike | None = None,
+    censored: npt.ArrayLike | None = None,
+) -> FloatArray:
+    """Relative duality gap ``(P - D)/P`` of each image, shape (...), from `x` alone.
+
+    It bounds the relative error of the objective: ``P(x) - P* <= gap P(x)``. The dual point is the
+    best feasible multiple of the weighted residual (Kim et al. 2007, IEEE JSTSP 1(4), section II).
+    """
+    problem, stack = _posed(dictionary, images, x, lam, positive, weights, censored)
+    return problem.evaluate(stack)[1].reshape(problem.batch_shape)
+
+
+def kkt_violation(
+    dictionary: Dictionary,
+    images: npt.ArrayLike,
+    x: npt.ArrayLike,
+    *,
+    lam: float,
+    positive: bool = True,
+    weights: npt.ArrayLike | None = None,
+    censored: npt.ArrayLike | None = None,
+) -> FloatArray:
+    r"""Largest violation of the optimality conditions of each image, shape (...), DN.
+
+    With ``g = A^T (w r)``: ``g_j = lam sign(x_j)`` where ``x_j != 0``; elsewhere ``g_j <= lam``
+    (``|g_j| <= lam`` without the sign constraint).
+    """
+    problem, stack = _posed(dictionary, images, x, lam, positive, weights, censored)
+    g = problem.adjoint(problem.weights * problem.residual(stack))
+    excess = g if positive else np.abs(g)
+    active = np.abs(g - lam * np.sign(stack))
+    violation = np.where(stack != 0, active, np.maximum(excess - lam, 0.0))
+    return np.asarray(violation.max(axis=(1, 2)).reshape(problem.batch_shape))
+
+
+def check_lam(lam: Any) -> Lam:
+    """Return `lam` if it is ``"auto"`` or a number not below 0."""
+    if isinstance(lam, str):
+        if lam != "auto":
+            raise ValueError(f"lam must be a number or 'auto', got {lam!r}")
+        return "auto"
+    return as_number(lam, "lam", minimum=0.0)
+
+
+def universal_lam(dictionary: Dictionary, noise: float | FloatArray) -> FloatArray:
+    """``lam = noise max_j ||a_j|| sqrt(2 log N)``: above what noise alone correlates to.
+
+    The universal threshold of Donoho & Johnstone (1994, Biometrika 81, 425), ``N`` atoms,
+    `noise` the standard deviation of a pixel, DN.
+    """
+    scale = float(dictionary.norms.max()) * np.sqrt(2.0 * np.log(dictionary.shape[1]))
+    return np.asarray(noise * scale)
+
+
+def _resolve_lam(lam: Lam, dictionary: Dictionary, images: FloatArray) -> FloatArray:
+    if lam != "auto":
+        return np.asarray(lam, dtype=np.float64)
+    from csunmix.background import noise_level
+
+    return universal_lam(dictionary, noise_level(images).reshape(-1))
+
+
+def _posed(
+    dictionary: Dictionary,
+    images: npt.ArrayLike,
+    x: npt.ArrayLike,
+    lam: float,
+    positive: bool,
+    weights: npt.ArrayLike | None,
+    censored: npt.ArrayLike | None,
+) -> tuple[Problem, FloatArray]:
+    as_number(lam, "lam", minimum=0.0)
+    problem = Problem.make(
+        dictionary, images, lam=lam, positive=positive, weights=weights, censored=censored
+    )
+    stack = as_images(x, "x", shape=dictionary.map_shape)
+    return problem, stack.reshape(len(problem), problem.a_y.shape[1], problem.a_x.shape[1])
+
+
+def _broadcast(array: Any, shape: tuple[int, ...], name: str) -> Any:
+    try:
+        return np.broadcast_to(array, shape)
+    except ValueError:
+        raise ValueError(f"{name} of shape {array.shape} does not fit {shape}") from None
+
+
+def _inner(a: FloatArray, b: FloatArray) -> FloatArray:
+    """Inner product of each image, in double precision."""
+    return np.asarray(np.einsum("bpq,bpq->b", a, b, dtype=np.float64))

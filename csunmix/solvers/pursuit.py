@@ -1,0 +1,223 @@
+"""Greedy pursuits: matching pursuit and orthogonal matching pursuit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from csunmix._validation import FloatArray, as_integer, as_number
+from csunmix.solvers.base import Callback, Monitor, Problem, SolveResult
+
+if TYPE_CHECKING:
+    from csunmix.dictionary import Dictionary
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatchingPursuit:
+    r"""Matching pursuit: one atom at a time, its coefficient added to what it has.
+
+    Each step takes the atom of the largest normalised correlation with the residual,
+
+    .. math:: j = \arg\max_j \frac{a_j^T w r}{\|a_j\|_w}, \qquad
+              x_j \leftarrow x_j + \frac{a_j^T w r}{\|a_j\|_w^2}
+
+    (Mallat & Zhang 1993, IEEE Trans. Signal Process. 41, 3397). Atoms are normalised internally,
+    whatever the dictionary. Censored pixels are ignored.
+
+    Parameters
+    ----------
+    n_nonzero : int
+        Most distinct atoms; later steps go on refining those.
+    residual_tol : float
+        Stop when ``sqrt(sum w r^2)`` is at most this, DN.
+    max_iter : int
+        Most steps.
+    positive : bool
+        Take only atoms of positive correlation.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a parameter is of the wrong type or out of range; the message names it.
+    """
+
+    n_nonzero: int = 5
+    residual_tol: float = 0.0
+    max_iter: int = 100
+    positive: bool = True
+
+    def __post_init__(self) -> None:
+        as_integer(self.n_nonzero, "n_nonzero", minimum=1)
+        as_number(self.residual_tol, "residual_tol", minimum=0.0)
+        as_integer(self.max_iter, "max_iter", minimum=1)
+
+    def solve(
+        self,
+        dictionary: Dictionary,
+        images: npt.ArrayLike,
+        *,
+        weights: npt.ArrayLike | None = None,
+        censored: npt.ArrayLike | None = None,
+        x0: npt.ArrayLike | None = None,
+        callback: Callback | None = None,
+    ) -> SolveResult:
+        """Solve for a batch of images, see `csunmix.solvers.base.Solver.solve`."""
+        from csunmix._kernels.pursuit import matching_pursuit
+
+        problem = _problem(dictionary, images, weights, censored, x0, self.positive)
+
+        def pursue(x: FloatArray, n_iter: npt.NDArray[np.int64], limit: int) -> None:
+            matching_pursuit(
+                problem.a_y,
+                problem.a_x,
+                problem.y,
+                problem.weights,
+                self.n_nonzero,
+                self.residual_tol,
+                limit,
+                self.positive,
+                x,
+                n_iter,
+            )
+
+        return _greedy(problem, pursue, self.max_iter, self.residual_tol, Monitor(callback))
+
+
+@dataclass(frozen=True, kw_only=True)
+class OMP:
+    r"""Orthogonal matching pursuit, with what makes it work on a coherent dictionary.
+
+    Each step takes the atom of the largest normalised correlation with the residual and refits all
+    chosen atoms by least squares (Pati, Rezaiifar & Krishnaprasad 1993, Asilomar 27, 40). Atoms
+    are normalised internally, whatever the dictionary. Censored pixels are ignored.
+
+    A sub-pixel dictionary is coherent: the best single atom lies *between* two targets, and plain
+    OMP never leaves it. ``locally_optimised`` moves, after each step, every atom in turn to the
+    cell nearby that leaves the least residual of the joint fit, until none moves; band exclusion
+    keeps a new atom away from those chosen (Fannjiang & Liao 2012, SIAM J. Imaging Sci. 5, 179,
+    algorithms 2-4; the bands are given here in px rather than by coherence).
+
+    Parameters
+    ----------
+    n_nonzero : int
+        Most atoms.
+    residual_tol : float
+        Stop when ``sqrt(sum w r^2)`` is at most this, DN.
+    min_coefficient : float
+        Stop before an atom whose arrival leaves a coefficient smaller than this; 0 for no limit.
+    locally_optimised : bool
+        Move the chosen atoms after each step.
+    search_radius : float
+        How far an atom may move at once, px.
+    exclusion_radius : float
+        Smallest distance between two atoms, px; keep it below the targets' separation.
+    positive : bool
+        Take only atoms of positive correlation, and drop atoms that the fit turns negative.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a parameter is of the wrong type or out of range; the message names it.
+    """
+
+    n_nonzero: int = 5
+    residual_tol: float = 0.0
+    min_coefficient: float = 0.0
+    locally_optimised: bool = False
+    search_radius: float = 0.5
+    exclusion_radius: float = 0.0
+    positive: bool = True
+
+    def __post_init__(self) -> None:
+        as_integer(self.n_nonzero, "n_nonzero", minimum=1)
+        as_number(self.residual_tol, "residual_tol", minimum=0.0)
+        as_number(self.min_coefficient, "min_coefficient", minimum=0.0)
+        as_number(self.search_radius, "search_radius", above=0.0)
+        as_number(self.exclusion_radius, "exclusion_radius", minimum=0.0)
+
+    def solve(
+        self,
+        dictionary: Dictionary,
+        images: npt.ArrayLike,
+        *,
+        weights: npt.ArrayLike | None = None,
+        censored: npt.ArrayLike | None = None,
+        x0: npt.ArrayLike | None = None,
+        callback: Callback | None = None,
+    ) -> SolveResult:
+        """Solve for a batch of images, see `csunmix.solvers.base.Solver.solve`."""
+        from csunmix._kernels.pursuit import orthogonal_matching_pursuit
+
+        problem = _problem(dictionary, images, weights, censored, x0, self.positive)
+        factor = dictionary.grid.factor
+
+        def pursue(x: FloatArray, n_iter: npt.NDArray[np.int64], limit: int) -> None:
+            orthogonal_matching_pursuit(
+                problem.a_y,
+                problem.a_x,
+                problem.y,
+                problem.weights,
+                dictionary.map_shape[1],
+                limit,
+                self.residual_tol,
+                self.min_coefficient,
+                self.positive,
+                self.exclusion_radius * factor,
+                self.search_radius * factor if self.locally_optimised else 0.0,
+                x,
+                n_iter,
+            )
+
+        return _greedy(problem, pursue, self.n_nonzero, self.residual_tol, Monitor(callback))
+
+
+def _problem(
+    dictionary: Dictionary,
+    images: npt.ArrayLike,
+    weights: npt.ArrayLike | None,
+    censored: npt.ArrayLike | None,
+    x0: npt.ArrayLike | None,
+    positive: bool,
+) -> Problem:
+    """Least-squares problem in double precision, the censored pixels ignored."""
+    problem = Problem.make(
+        dictionary, images, positive=positive, weights=weights, censored=censored, x0=x0
+    ).as_double()
+    return replace(
+        problem,
+        weights=np.where(problem.censored, 0.0, problem.weights),
+        censored=np.zeros_like(problem.censored),
+    )
+
+
+def _greedy(
+    problem: Problem,
+    pursue: Callable[[FloatArray, npt.NDArray[np.int64], int], None],
+    max_steps: int,
+    residual_tol: float,
+    monitor: Monitor,
+) -> SolveResult:
+    """Run a pursuit from the start to `max_steps` steps, or to 1, 2, ... where somebody watches."""
+    x = problem.initial()
+    n_iter = np.zeros(len(problem), np.int64)
+    no_gap = np.full(len(problem), np.nan)
+    for limit in range(1 if monitor.watched else max_steps, max_steps + 1):
+        before = n_iter.sum()
+        x[:], n_iter[:] = problem.initial(), 0
+        pursue(x, n_iter, limit)
+        objective = problem.evaluate(x)[0]
+        if monitor.report(limit, objective, no_gap) or n_iter.sum() == before:
+            break
+    reached = np.sqrt(2.0 * objective) <= residual_tol
+    return problem.result(
+        x,
+        n_iter=n_iter,
+        converged=reached | (residual_tol == 0.0),
+        objective=objective,
+        gap=no_gap,
+        history=monitor.history,
+    )
