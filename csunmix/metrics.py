@@ -543,6 +543,7 @@ def _hits(
         for limit in limits:
             yield as_hits(_first_claims(nearest, distance <= limit, len(true))[0])
     else:
+        # A Python float compares in float32 here: never fewer pairs than the loop lets through.
         i, j, distance = _neighbours(found, true, float(limits.max()))
         distance = distance.astype(precision)
         for limit in limits:

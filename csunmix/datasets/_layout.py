@@ -91,6 +91,7 @@ class Layout:
         start: int,
         one_based: bool,
         overwrite: bool,
+        progress: bool,
     ) -> None:
         """Write images and annotations numbered from `start`; checks come before the first file."""
         levels = as_uint8(images)
@@ -114,7 +115,8 @@ class Layout:
             )
         image_folder.mkdir(parents=True, exist_ok=True)
         annotation_folder.mkdir(exist_ok=True)
-        for k, (image, rows) in enumerate(zip(levels, objects, strict=True), start=start):
+        bar = tqdm(levels, desc="images", unit="image", disable=not progress)
+        for k, (image, rows) in enumerate(zip(bar, objects, strict=True), start=start):
             picture = image_folder / f"image_{k}.png"
             annotation = annotation_folder / f"{prefix}{k}.xml"
             write_png(picture, image)

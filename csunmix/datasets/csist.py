@@ -67,6 +67,7 @@ def write_csist(
     start: int = 0,
     one_based: bool = False,
     overwrite: bool = False,
+    progress: bool = False,
 ) -> None:
     """Write a data set in the layout of CSIST-100K.
 
@@ -93,6 +94,8 @@ def write_csist(
     overwrite : bool
         Whether to replace a data set that is there: its images and annotations are overwritten
         or removed.
+    progress : bool
+        Whether to show a progress bar.
 
     Raises
     ------
@@ -112,4 +115,5 @@ def write_csist(
         start=start,
         one_based=one_based,
         overwrite=overwrite,
+        progress=progress,
     )

@@ -105,6 +105,7 @@ def write_seq_csist(
     start: int = 0,
     one_based: bool = False,
     overwrite: bool = False,
+    progress: bool = False,
 ) -> None:
     """Write a data set in the layout of SeqCSIST.
 
@@ -118,7 +119,7 @@ def write_seq_csist(
         Target table; ``frame`` is the index in `images`.
     frames_per_track : int
         Frames of a track.
-    split, prefix, sigma, start, one_based, overwrite
+    split, prefix, sigma, start, one_based, overwrite, progress
         As in `write_csist`.
 
     Raises
@@ -139,6 +140,7 @@ def write_seq_csist(
         start=start,
         one_based=one_based,
         overwrite=overwrite,
+        progress=progress,
     )
 
 
