@@ -1,4 +1,4 @@
-"""Checks of what users pass in: every message names the argument, what it was and what it must be."""
+"""Checks of what users pass in: messages name the argument, what it was and what it must be."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 FloatArray = npt.NDArray[np.floating[Any]]
+IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 
 

@@ -155,9 +155,7 @@ def _neighbour_max(stack: FloatArray, neighbours: npt.NDArray[np.bool_]) -> Floa
     )
 
 
-def _at_cells(
-    stack: FloatArray, chosen: npt.NDArray[np.bool_], grid: SubpixelGrid
-) -> Candidates:
+def _at_cells(stack: FloatArray, chosen: npt.NDArray[np.bool_], grid: SubpixelGrid) -> Candidates:
     frame, i, j = np.nonzero(chosen)
     y, x = grid.position(i, j)
     return Candidates(frame, y, x, stack[frame, i, j].astype(np.float64))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numba
 import numpy as np
-import numpy.typing as npt
+
 
 from csunmix._kernels.linalg import (
     cholesky,
@@ -14,7 +14,7 @@ from csunmix._kernels.linalg import (
     residual,
     write_atom,
 )
-from csunmix._validation import BoolArray, FloatArray
+from csunmix._validation import BoolArray, FloatArray, IntArray
 
 _MAX_ROUNDS = 50  # of deciding which censored pixels pull
 
@@ -30,7 +30,7 @@ def active_set(
     max_iter: int,
     tol: float,
     x: FloatArray,
-    n_iter: npt.NDArray[np.int64],
+    n_iter: IntArray,
     optimal: BoolArray,
 ) -> None:
     """Solve each image; `x` holds the start and then the answer, `n_iter` is counted up."""
@@ -42,7 +42,9 @@ def active_set(
             changed = _choose_pixels(a_y, a_x, y[b], weights[b], censored[b], x[b], root, used == 0)
             if not changed:
                 break
-            steps, optimal[b] = _lasso(a_y, a_y_t, a_x, y[b], root, lam[b], max_iter - used, tol, x[b])
+            steps, optimal[b] = _lasso(
+                a_y, a_y_t, a_x, y[b], root, lam[b], max_iter - used, tol, x[b]
+            )
             used += steps
             if used >= max_iter or not optimal[b]:
                 break
@@ -102,7 +104,9 @@ def _lasso(
     k = 0
     for atom in range(n_atoms):
         if flat[atom] > 0 and k < capacity - 1:
-            k = _append(a_y, a_x, root, atom, flat[atom], target, lam, k, atoms, columns, gram, rhs, x)
+            k = _append(
+                a_y, a_x, root, atom, flat[atom], target, lam, k, atoms, columns, gram, rhs, x
+            )
     k = _refit(k, atoms, x, fit, columns, gram, rhs, lower)
 
     steps, optimal = 0, False
@@ -149,7 +153,7 @@ def _append(
     target: FloatArray,
     lam: float,
     k: int,
-    atoms: npt.NDArray[np.int64],
+    atoms: IntArray,
     columns: FloatArray,
     gram: FloatArray,
     rhs: FloatArray,
@@ -163,7 +167,7 @@ def _append(
 
 
 @numba.njit(cache=True, nogil=True)
-def _contains(atoms: npt.NDArray[np.int64], k: int, atom: int) -> bool:
+def _contains(atoms: IntArray, k: int, atom: int) -> bool:
     for m in range(k):
         if atoms[m] == atom:
             return True
@@ -173,7 +177,7 @@ def _contains(atoms: npt.NDArray[np.int64], k: int, atom: int) -> bool:
 @numba.njit(cache=True, nogil=True)
 def _refit(
     k: int,
-    atoms: npt.NDArray[np.int64],
+    atoms: IntArray,
     x: FloatArray,
     fit: FloatArray,
     columns: FloatArray,
@@ -203,7 +207,9 @@ def _refit(
 
 
 @numba.njit(cache=True, nogil=True)
-def _gap(r: FloatArray, target: FloatArray, largest: float, lam: float, x: FloatArray, k: int) -> float:
+def _gap(
+    r: FloatArray, target: FloatArray, largest: float, lam: float, x: FloatArray, k: int
+) -> float:
     """Relative duality gap; see `csunmix.solvers.base.Problem.evaluate`."""
     energy, inner = 0.0, 0.0
     for p in range(r.size):

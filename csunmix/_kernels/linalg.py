@@ -5,7 +5,7 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from csunmix._validation import FloatArray
+from csunmix._validation import FloatArray, IntArray
 
 _DEPENDENT = 1e-13  # a pivot below this share of its diagonal counts as linear dependence
 
@@ -43,7 +43,9 @@ def cholesky_solve(lower: FloatArray, k: int, rhs: FloatArray, out: FloatArray) 
 
 
 @numba.njit(cache=True, nogil=True)
-def write_atom(a_y: FloatArray, a_x: FloatArray, root: FloatArray, atom: int, out: FloatArray) -> None:
+def write_atom(
+    a_y: FloatArray, a_x: FloatArray, root: FloatArray, atom: int, out: FloatArray
+) -> None:
     """Column of one atom, weighted by `root`, as a flat vector."""
     i, j = atom // a_x.shape[1], atom % a_x.shape[1]
     n_q = a_x.shape[0]
@@ -53,7 +55,9 @@ def write_atom(a_y: FloatArray, a_x: FloatArray, root: FloatArray, atom: int, ou
 
 
 @numba.njit(cache=True, nogil=True)
-def residual(target: FloatArray, columns: FloatArray, x: FloatArray, k: int, out: FloatArray) -> None:
+def residual(
+    target: FloatArray, columns: FloatArray, x: FloatArray, k: int, out: FloatArray
+) -> None:
     """``out = target - sum_m x_m columns_m``."""
     out[:] = target
     for m in range(k):
@@ -62,7 +66,9 @@ def residual(target: FloatArray, columns: FloatArray, x: FloatArray, k: int, out
 
 
 @numba.njit(cache=True, nogil=True)
-def extend_gram(columns: FloatArray, target: FloatArray, k: int, gram: FloatArray, rhs: FloatArray) -> None:
+def extend_gram(
+    columns: FloatArray, target: FloatArray, k: int, gram: FloatArray, rhs: FloatArray
+) -> None:
     """Fill row and column `k` of the Gram matrix and entry `k` of the right-hand side."""
     for m in range(k + 1):
         s = 0.0
@@ -79,7 +85,7 @@ def extend_gram(columns: FloatArray, target: FloatArray, k: int, gram: FloatArra
 def drop(
     position: int,
     k: int,
-    atoms: FloatArray,
+    atoms: IntArray,
     x: FloatArray,
     columns: FloatArray,
     gram: FloatArray,

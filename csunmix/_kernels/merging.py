@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import numba
-import numpy as np
-import numpy.typing as npt
 
-from csunmix._validation import FloatArray
+from csunmix._validation import FloatArray, IntArray
 
 
 @numba.njit(cache=True, nogil=True)
-def merge_closest(mass: FloatArray, starts: npt.NDArray[np.int64], radius: float) -> None:
+def merge_closest(mass: FloatArray, starts: IntArray, radius: float) -> None:
     """Merge the closest pair of each group until none is within `radius`.
 
     Rows of `mass` are ``(y, x, flux)``; group ``g`` holds the rows from ``starts[g]`` to

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from csunmix._validation import FloatArray, as_integer, as_number
+from csunmix._validation import FloatArray, as_integer, as_number, as_range
 from csunmix.solvers.base import Callback, Monitor, Problem, SolveResult
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class MatchingPursuit:
                 self.n_nonzero,
                 self.residual_tol,
                 limit,
-                self.positive,
+                0.0 if self.positive else -np.inf,
                 x,
                 n_iter,
             )
@@ -97,9 +97,11 @@ class OMP:
 
     A sub-pixel dictionary is coherent: the best single atom lies *between* two targets, and plain
     OMP never leaves it. ``locally_optimised`` moves, after each step, every atom in turn to the
-    cell nearby that leaves the least residual of the joint fit, until none moves; band exclusion
-    keeps a new atom away from those chosen (Fannjiang & Liao 2012, SIAM J. Imaging Sci. 5, 179,
-    algorithms 2-4; the bands are given here in px rather than by coherence).
+    cell nearby that leaves the least residual, refits, and goes on until none moves; band exclusion
+    keeps atoms away from each other (Fannjiang & Liao 2012, SIAM J. Imaging Sci. 5, 179,
+    algorithms 2-4; the bands are given here in px rather than by coherence). Where no atom
+    moves alone, pairs are moved together by up to one cell each, which the paper does not do and
+    atoms as close as these need.
 
     Parameters
     ----------
@@ -107,8 +109,9 @@ class OMP:
         Most atoms.
     residual_tol : float
         Stop when ``sqrt(sum w r^2)`` is at most this, DN.
-    min_coefficient : float
-        Stop before an atom whose arrival leaves a coefficient smaller than this; 0 for no limit.
+    bounds : tuple of float, optional
+        Smallest and largest coefficient, such as the flux range of the prior; an atom that does
+        not lower the residual within them is not taken, which settles the count.
     locally_optimised : bool
         Move the chosen atoms after each step.
     search_radius : float
@@ -126,7 +129,7 @@ class OMP:
 
     n_nonzero: int = 5
     residual_tol: float = 0.0
-    min_coefficient: float = 0.0
+    bounds: tuple[float, float] | None = None
     locally_optimised: bool = False
     search_radius: float = 0.5
     exclusion_radius: float = 0.0
@@ -135,7 +138,10 @@ class OMP:
     def __post_init__(self) -> None:
         as_integer(self.n_nonzero, "n_nonzero", minimum=1)
         as_number(self.residual_tol, "residual_tol", minimum=0.0)
-        as_number(self.min_coefficient, "min_coefficient", minimum=0.0)
+        if self.bounds is not None:
+            as_range(self.bounds, "bounds", minimum=0.0)
+            if not self.positive:
+                raise ValueError("bounds need positive=True")
         as_number(self.search_radius, "search_radius", above=0.0)
         as_number(self.exclusion_radius, "exclusion_radius", minimum=0.0)
 
@@ -154,6 +160,7 @@ class OMP:
 
         problem = _problem(dictionary, images, weights, censored, x0, self.positive)
         factor = dictionary.grid.factor
+        low, high = self.bounds or (0.0 if self.positive else -np.inf, np.inf)
 
         def pursue(x: FloatArray, n_iter: npt.NDArray[np.int64], limit: int) -> None:
             orthogonal_matching_pursuit(
@@ -164,8 +171,8 @@ class OMP:
                 dictionary.map_shape[1],
                 limit,
                 self.residual_tol,
-                self.min_coefficient,
-                self.positive,
+                low,
+                high,
                 self.exclusion_radius * factor,
                 self.search_radius * factor if self.locally_optimised else 0.0,
                 x,
