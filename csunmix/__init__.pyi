@@ -3,9 +3,16 @@ from . import io as io
 from . import metrics as metrics
 from . import presets as presets
 from . import targets as targets
+from . import plots as plots
+from . import solvers as solvers
 from .dictionary import Dictionary as Dictionary
 from .dictionary import dot_test as dot_test
 from .grid import SubpixelGrid as SubpixelGrid
+from .methods import grid_unmixer as grid_unmixer
+from .metrics import compare as compare
+from .peaks import EveryCell as EveryCell
+from .peaks import LocalMaxima as LocalMaxima
+from .peaks import MassMerging as MassMerging
 from .prior import Prior as Prior
 from .psf import PSF as PSF
 from .psf import AiryPSF as AiryPSF
@@ -16,5 +23,13 @@ from .sensor import Sensor as Sensor
 from .simulate import Simulation as Simulation
 from .simulate import render as render
 from .simulate import simulate as simulate
+from .solvers.active_set import ActiveSet as ActiveSet
+from .solvers.bregman import SplitBregman as SplitBregman
+from .solvers.proximal import FISTA as FISTA
+from .solvers.proximal import ISTA as ISTA
+from .solvers.pursuit import OMP as OMP
+from .solvers.pursuit import MatchingPursuit as MatchingPursuit
+from .solvers.reference import CvxpyLasso as CvxpyLasso
+from .unmixer import GridUnmixer as GridUnmixer
 
 __version__: str

@@ -44,6 +44,15 @@ class PSF(ABC):
     ) -> tuple[FloatArray, FloatArray]:
         """Derivatives of `kernel` by `dy` and by `dx`, 1/px."""
 
+    @property
+    def width(self) -> float:
+        """Equivalent Gaussian width of the pixel response, ``1/sqrt(4 pi sum kernel^2)``, px.
+
+        The sum runs over the pixels of a target at a pixel's centre.
+        """
+        d = np.arange(-20, 21)
+        return float(1.0 / np.sqrt(4.0 * np.pi * np.square(self.kernel(d[:, None], d)).sum()))
+
     def response(self, y: npt.ArrayLike, x: npt.ArrayLike, shape: tuple[int, int]) -> FloatArray:
         """Image of a target of unit flux.
 

@@ -1,1 +1,318 @@
-class SplitBregman: ...
+"""Split Bregman: l1, with wavelet and total-variation terms if asked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from scipy.fft import dctn, idctn
+
+from csunmix._validation import FloatArray, as_integer, as_number
+from csunmix.solvers.base import L1Solver, Monitor, Problem, SolveResult
+
+_CHECK_EVERY = 10  # iterations between two looks at the gap
+_RELAXATION = 1.8  # over-relaxation, Boyd et al. 2011, section 3.4.3
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitBregman(L1Solver):
+    r"""Split Bregman (ADMM) for l1 with optional wavelet and total-variation terms.
+
+    Minimises
+
+    .. math:: \tfrac12 \sum_p w_p r_p^2 + \lambda\|x\|_1 + \lambda_w\|\Psi x\|_1
+              + \lambda_{tv} (\|D_y x\|_1 + \|D_x x\|_1), \qquad x \ge 0,
+
+    with ``Psi`` the detail coefficients of an orthogonal wavelet transform of the map and ``D`` its
+    first differences (Goldstein & Osher 2009, SIAM J. Imaging Sci. 2, 323; for closely spaced
+    infrared targets Zuo 2020, Telecommunication Engineering). Each term has a copy of its own of
+    what it acts on; the quadratic steps are solved exactly, by the singular values of the
+    dictionary's factors and by a cosine transform. The gap is that of the whole objective, its dual
+    point built from the residual and the multipliers of the wavelet and difference terms.
+
+    Parameters
+    ----------
+    lam : float or "auto"
+        Weight of the l1 norm, DN; "auto" takes it from the images' noise, see
+        `csunmix.solvers.base.universal_lam`. Must be above 0.
+    positive : bool
+        Require ``x >= 0``.
+    max_iter : int
+        Most iterations.
+    tol : float
+        Relative duality gap at which an image is done.
+    lam_wavelet, lam_tv : float
+        Weights of the wavelet and total-variation terms, DN; 0 leaves the term out.
+    wavelet : str
+        An orthogonal wavelet of PyWavelets.
+    level : int
+        Levels of the wavelet transform.
+    penalty : float
+        Weight of the splitting, relative to ``lam`` over the flux that the brightest matched filter
+        sees: it changes the speed, not the answer.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a parameter is of the wrong type or out of range; the message names it.
+    """
+
+    max_iter: int = 20_000
+    lam_wavelet: float = 0.0
+    lam_tv: float = 0.0
+    wavelet: str = "haar"
+    level: int = 2
+    penalty: float = 5.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.lam == 0:
+            raise ValueError("lam must be above 0 for SplitBregman, got 0")
+        as_number(self.lam_wavelet, "lam_wavelet", minimum=0.0)
+        as_number(self.lam_tv, "lam_tv", minimum=0.0)
+        as_integer(self.level, "level", minimum=1)
+        as_number(self.penalty, "penalty", above=0.0)
+        _check_wavelet(self.wavelet)
+
+    def _run(self, problem: Problem, monitor: Monitor) -> SolveResult:
+        problem = problem.as_double()
+        state = _State.start(problem, self)
+        n_iter = np.zeros(len(problem), np.int64)
+        x = state.z.copy()
+        objective, gap = state.evaluate()
+        todo = np.flatnonzero(gap > self.tol)
+        stopped = monitor.report(0, objective, gap)
+        done = 0
+        state = state.take(gap > self.tol)
+        while todo.size and done < self.max_iter and not stopped:
+            n_steps = min(_CHECK_EVERY, self.max_iter - done)
+            for _ in range(n_steps):
+                state.step()
+            done += n_steps
+            n_iter[todo], x[todo] = done, state.z
+            objective[todo], gap[todo] = state.evaluate()
+            going = gap[todo] > self.tol
+            if not going.all():
+                todo, state = todo[going], state.take(going)
+            stopped = monitor.report(done, objective, gap)
+        return problem.result(
+            x,
+            n_iter=n_iter,
+            converged=gap <= self.tol,
+            objective=objective,
+            gap=gap,
+            history=monitor.history,
+        )
+
+
+@dataclass
+class _State:
+    """Copies and scaled multipliers of a batch: what changes from step to step."""
+
+    problem: Problem
+    solver: SplitBregman
+    spectrum: _Spectrum
+    wavelet: _WaveletTerm | None
+    rho: FloatArray
+    z: FloatArray  # copy of x, for the l1 norm and the sign
+    b_z: FloatArray
+    u: FloatArray  # copy of A x, for the data
+    b_u: FloatArray
+    v: FloatArray  # copy of Psi x
+    b_v: FloatArray
+    s: FloatArray  # copy of x, for the differences
+    b_s: FloatArray
+    d: FloatArray  # copy of D s
+    b_d: FloatArray
+
+    @classmethod
+    def start(cls, problem: Problem, solver: SplitBregman) -> _State:
+        """State at the caller's start, or at zero."""
+        x = problem.initial()
+        maps = x.reshape(-1, *problem.map_shape)
+        matched = problem.adjoint(problem.weights * problem.y).max(axis=(1, 2))
+        brightest = matched / max(float(np.square(problem.a_y).sum(0).max()), 1e-300)
+        brightest /= max(float(np.square(problem.a_x).sum(0).max()), 1e-300)
+        rho = solver.penalty * problem.lam / np.maximum(brightest, problem.lam)
+        u = problem.forward(x)
+        wavelet = None
+        if solver.lam_wavelet:
+            wavelet = _WaveletTerm(solver.wavelet, solver.level, problem.map_shape)
+        v = maps[:, :0, :0] if wavelet is None else wavelet.forward(maps)
+        d = _differences(maps) if solver.lam_tv else maps[:, None, :0, :0]
+        s = maps.copy() if solver.lam_tv else maps[:, :0, :0]
+        zeros = [np.zeros_like(a) for a in (x, u, v, s, d)]
+        return cls(
+            problem=problem,
+            solver=solver,
+            spectrum=_Spectrum(problem.a_y, problem.a_x),
+            wavelet=wavelet,
+            rho=rho[:, None, None],
+            z=x,
+            b_z=zeros[0],
+            u=u,
+            b_u=zeros[1],
+            v=v,
+            b_v=zeros[2],
+            s=s,
+            b_s=zeros[3],
+            d=d,
+            b_d=zeros[4],
+        )
+
+    def take(self, keep: Any) -> _State:
+        """The state of some of the images."""
+        arrays = {k: a[keep] for k, a in vars(self).items() if isinstance(a, np.ndarray)}
+        return replace(self, problem=self.problem.take(np.flatnonzero(keep)), **arrays)
+
+    def step(self) -> None:
+        """One round: the quadratic problem in x, then every copy and its multiplier."""
+        problem, solver, rho = self.problem, self.solver, self.rho
+        shape = self.z.shape
+        q = problem.adjoint(self.u - self.b_u) + rho * (self.z - self.b_z)
+        if self.wavelet is not None:
+            q += rho * self.wavelet.adjoint(self.v - self.b_v).reshape(shape)
+        if solver.lam_tv:
+            q += rho * (self.s - self.b_s).reshape(shape)
+        n_copies = 1 + bool(solver.lam_wavelet) + bool(solver.lam_tv)
+        x = self.spectrum.solve(rho * n_copies, q)
+        if solver.lam_tv:
+            self._step_differences(x.reshape(self.s.shape))
+        if self.wavelet is not None:
+            h = self.wavelet.forward(x.reshape(-1, *problem.map_shape))
+            h = _relax(h, self.v) + self.b_v
+            self.v = _shrink(h, solver.lam_wavelet * self.wavelet.details / rho)
+            self.b_v = h - self.v
+        h = _relax(problem.forward(x), self.u) + self.b_u
+        pulled = (problem.weights * problem.y + h) / (1.0 + problem.weights)
+        self.u = np.where(problem.censored & (h >= problem.y), h, pulled)
+        self.b_u = h - self.u
+        h = _relax(x, self.z) + self.b_z
+        threshold = problem.lam[:, None, None] / rho
+        self.z = np.maximum(h - threshold, 0.0) if problem.positive else _shrink(h, threshold)
+        self.b_z = h - self.z
+
+    def _step_differences(self, x: FloatArray) -> None:
+        rho = self.rho[:, None]
+        before = _differences(self.s)
+        self.d = _shrink(before + self.b_d, self.solver.lam_tv / rho)
+        d = _relax(self.d, before)
+        h = _relax(x, self.s) + self.b_s
+        self.s = _solve_smooth(h + _differences_adjoint(d - self.b_d))
+        self.b_s = h - self.s
+        self.b_d = self.b_d + _differences(self.s) - d
+
+    def evaluate(self) -> tuple[FloatArray, FloatArray]:
+        """Objective of the whole problem at ``z``, and its relative gap."""
+        problem, solver, z = self.problem, self.solver, self.z
+        maps = z.reshape(-1, *problem.map_shape)
+        r = problem.residual(z)
+        nu = problem.weights * r
+        correlation, penalty = problem.adjoint(nu), problem.penalty(z)
+        if self.wavelet is not None:
+            multiplier = self.wavelet.adjoint(self.rho * self.b_v)
+            correlation = correlation - multiplier.reshape(z.shape)
+            size = np.abs(self.wavelet.forward(maps)) * self.wavelet.details
+            penalty = penalty + solver.lam_wavelet * size.sum(axis=(1, 2))
+        if solver.lam_tv:
+            limit = solver.lam_tv
+            multiplier = np.clip(self.rho[:, None] * self.b_d, -limit, limit)
+            correlation = correlation - _differences_adjoint(multiplier).reshape(z.shape)
+            penalty = penalty + limit * np.abs(_differences(maps)).sum(axis=(1, 2, 3))
+        return problem.certify(z, r, nu, correlation, penalty)
+
+
+def _relax(new: FloatArray, old: FloatArray) -> FloatArray:
+    return _RELAXATION * new + (1.0 - _RELAXATION) * old
+
+
+def _shrink(a: FloatArray, threshold: Any) -> FloatArray:
+    return np.asarray(np.sign(a) * np.maximum(np.abs(a) - threshold, 0.0))
+
+
+class _Spectrum:
+    """Solves ``(A^T A + c I) x = q`` by the singular values of the factors of ``A``."""
+
+    def __init__(self, a_y: FloatArray, a_x: FloatArray) -> None:
+        _, s_y, self._v_y = np.linalg.svd(a_y, full_matrices=False)
+        _, s_x, self._v_x = np.linalg.svd(a_x, full_matrices=False)
+        self._eigenvalues = np.outer(s_y**2, s_x**2)
+
+    def solve(self, c: FloatArray, q: FloatArray) -> FloatArray:
+        """Solve for a batch, ``c`` (b, 1, 1) and ``q`` (b, k, l)."""
+        # Outside the row space the system is c I; inside, its eigenvalues differ.
+        inside = self._v_y @ q @ self._v_x.T
+        correction = (1.0 / (self._eigenvalues + c) - 1.0 / c) * inside
+        return np.asarray(q / c + self._v_y.T @ correction @ self._v_x)
+
+
+class _WaveletTerm:
+    """``Psi``: an orthogonal wavelet transform of zero-padded maps, as one array per map."""
+
+    def __init__(self, wavelet: str, level: int, map_shape: tuple[int, int]) -> None:
+        self._wavelet, self._level, self._map_shape = wavelet, level, map_shape
+        block = 2**level
+        self._pad = tuple((0, -n % block) for n in map_shape)
+        coefficients, self._slices = self._transform(np.zeros((1, *map_shape)))
+        self.details = np.ones(coefficients.shape[1:], bool)
+        rows, cols = (n // block for n in coefficients.shape[1:])
+        self.details[:rows, :cols] = False
+
+    def forward(self, maps: FloatArray) -> FloatArray:
+        """``Psi x`` for maps (b, m_y, m_x)."""
+        return self._transform(maps)[0]
+
+    def adjoint(self, coefficients: FloatArray) -> FloatArray:
+        """``Psi^T v``, maps (b, m_y, m_x)."""
+        import pywt
+
+        slices = [tuple(slice(None) if i == 0 else s for i, s in enumerate(self._slices[0]))]
+        slices += [
+            {k: (slice(None), *s[1:]) for k, s in level.items()} for level in self._slices[1:]
+        ]
+        parts = pywt.array_to_coeffs(coefficients, slices, output_format="wavedec2")
+        maps = pywt.waverec2(parts, self._wavelet, mode="periodization", axes=(-2, -1))
+        return np.asarray(maps[:, : self._map_shape[0], : self._map_shape[1]])
+
+    def _transform(self, maps: FloatArray) -> tuple[FloatArray, Any]:
+        import pywt
+
+        padded = np.pad(maps, ((0, 0), *self._pad))
+        parts = pywt.wavedec2(
+            padded, self._wavelet, mode="periodization", level=self._level, axes=(-2, -1)
+        )
+        return pywt.coeffs_to_array(parts, axes=(-2, -1))
+
+
+def _check_wavelet(name: Any) -> None:
+    import pywt
+
+    if name not in pywt.wavelist(kind="discrete") or not pywt.Wavelet(name).orthogonal:
+        raise ValueError(f"wavelet must be an orthogonal wavelet of PyWavelets, got {name!r}")
+
+
+def _differences(maps: FloatArray) -> FloatArray:
+    """``D x``: first differences along y and x, shape (b, 2, m_y, m_x), the last ones 0."""
+    out = np.zeros((len(maps), 2, *maps.shape[1:]))
+    out[:, 0, :-1] = maps[:, 1:] - maps[:, :-1]
+    out[:, 1, :, :-1] = maps[:, :, 1:] - maps[:, :, :-1]
+    return out
+
+
+def _differences_adjoint(d: FloatArray) -> FloatArray:
+    """``D^T d``."""
+    out = np.zeros((len(d), *d.shape[2:]))
+    out[:, 1:] += d[:, 0, :-1]
+    out[:, :-1] -= d[:, 0, :-1]
+    out[:, :, 1:] += d[:, 1, :, :-1]
+    out[:, :, :-1] -= d[:, 1, :, :-1]
+    return out
+
+
+def _solve_smooth(q: FloatArray) -> FloatArray:
+    """Solve ``(I + D^T D) s = q``: the cosine transform makes it diagonal."""
+    eigenvalues = [2.0 - 2.0 * np.cos(np.pi * np.arange(n) / n) for n in q.shape[1:]]
+    diagonal = 1.0 + eigenvalues[0][:, None] + eigenvalues[1][None, :]
+    spectrum = dctn(q, axes=(1, 2), norm="ortho") / diagonal
+    return np.asarray(idctn(spectrum, axes=(1, 2), norm="ortho"))

@@ -1,0 +1,171 @@
+"""Methods by name, with settings that suit the optics and the prior: what the command line runs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from csunmix._validation import as_integer, as_number
+from csunmix.dictionary import Dictionary
+from csunmix.peaks import EveryCell, LocalMaxima, MassMerging, PeakRule
+from csunmix.prior import Prior
+from csunmix.psf import PSF
+from csunmix.sensor import Sensor
+from csunmix.solvers.base import Lam, Solver
+from csunmix.unmixer import Background, GridUnmixer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+Method = Literal["ista", "fista", "active-set", "split-bregman", "matching-pursuit", "omp"]
+Peaks = Literal["every-cell", "local-maxima", "mass-merging"]
+
+GRID_METHODS: tuple[str, ...] = (
+    "ista",
+    "fista",
+    "active-set",
+    "split-bregman",
+    "matching-pursuit",
+    "omp",
+)
+"""Names of the grid methods."""
+
+PEAK_RULES: tuple[str, ...] = ("every-cell", "local-maxima", "mass-merging")
+"""Names of the peak rules."""
+
+DEFAULT_METHOD = "active-set"
+"""The most accurate method that exists."""
+
+# Tuned with benchmarks/accuracy/tune.py on seeds that no table uses, for sigma = 0.5 px (a width
+# of 0.55 px with the pixel); lengths scale with the width.
+_CELLS_PER_WIDTH = 3.8
+_MERGING_RADIUS = 0.64  # widths
+_SEARCH_RADIUS = 1.8  # widths
+_EXCLUSION_RADIUS = 0.55  # widths
+_LAM_PER_NOISE = 0.07
+
+
+def grid_unmixer(
+    method: str = DEFAULT_METHOD,
+    *,
+    psf: PSF,
+    shape: tuple[int, int],
+    sensor: Sensor | None = None,
+    prior: Prior | None = None,
+    factor: int | None = None,
+    lam: Lam | None = None,
+    n_nonzero: int | None = None,
+    peaks: str | None = None,
+    threshold: float | None = None,
+    background: Background = 0.0,
+) -> GridUnmixer:
+    """Compose a `GridUnmixer` from a method's name; what is not given is chosen.
+
+    Parameters
+    ----------
+    method : str
+        One of `GRID_METHODS`.
+    psf : PSF
+        The optics.
+    shape : tuple of int
+        Image shape ``(n_y, n_x)``, px.
+    sensor : Sensor, optional
+        The detector.
+    prior : Prior, optional
+        Its largest count limits pursuits; its flux range bounds the coefficients of "omp" and
+        sets the default threshold.
+    factor : int, optional
+        Cells per pixel; by default about 3.8 per width of the PSF, 2 at least.
+    lam : float or "auto", optional
+        Weight of the l1 norm, DN; by default 0.07 times the sensor's noise (DN), or "auto" where
+        that is not known.
+    n_nonzero : int, optional
+        Most atoms of a pursuit; by default the prior's largest count, or 5.
+    peaks : str, optional
+        One of `PEAK_RULES`; by default "mass-merging" for the l1 methods and "every-cell" for the
+        pursuits.
+    threshold : float, optional
+        Smallest flux of a target, DN; by default a fifth of the prior's smallest flux, or 5 times
+        the flux error of a lone target where there is no flux prior.
+    background : float or "border"
+        See `GridUnmixer`.
+
+    Returns
+    -------
+    GridUnmixer
+
+    Raises
+    ------
+    ValueError
+        If a name is not known or a number is out of range.
+
+    Examples
+    --------
+    >>> import csunmix as cu
+    >>> setup = cu.presets.csist_100k()
+    >>> unmix = cu.grid_unmixer(
+    ...     "omp", psf=setup.psf, shape=setup.shape, sensor=setup.sensor, prior=setup.prior
+    ... )
+    """
+    sensor, prior = sensor or Sensor(), prior or Prior()
+    width = psf.width
+    if factor is None:
+        factor = int(np.clip(round(_CELLS_PER_WIDTH / width), 2, 15))
+    if lam is None:
+        lam = _LAM_PER_NOISE * sensor.noise if sensor.noise > 0 else "auto"
+    if n_nonzero is None:
+        n_nonzero = prior.count[1] if prior.count is not None else 5
+    if threshold is None:
+        threshold = _default_threshold(psf, sensor, prior)
+    if peaks is None:
+        peaks = "every-cell" if method in ("matching-pursuit", "omp") else "mass-merging"
+    return GridUnmixer(
+        Dictionary(psf, shape, factor),
+        solver=_solver(method, lam, n_nonzero, prior, width),
+        peaks=_peak_rule(peaks, threshold, width),
+        sensor=sensor,
+        background=background,
+    )
+
+
+def _default_threshold(psf: PSF, sensor: Sensor, prior: Prior) -> float:
+    if prior.flux is not None:
+        return 0.2 * prior.flux[0]
+    # Matched filter: the flux error of a lone target is noise / ||response||.
+    norm = float(np.linalg.norm(psf.response(20.0, 20.0, (41, 41))))
+    return 5.0 * max(sensor.noise, np.sqrt(1.0 / 12.0)) / norm
+
+
+def _solver(method: str, lam: Lam, n_nonzero: int, prior: Prior, width: float) -> Solver:
+    from csunmix import solvers
+
+    l1: dict[str, Callable[..., Solver]] = {
+        "ista": solvers.ISTA,
+        "fista": solvers.FISTA,
+        "active-set": solvers.ActiveSet,
+        "split-bregman": solvers.SplitBregman,
+    }
+    if method in l1:
+        return l1[method](lam=lam)
+    if method == "matching-pursuit":
+        return solvers.MatchingPursuit(n_nonzero=n_nonzero)
+    if method == "omp":
+        return solvers.OMP(
+            n_nonzero=n_nonzero,
+            bounds=prior.flux,
+            locally_optimised=True,
+            search_radius=_SEARCH_RADIUS * width,
+            exclusion_radius=_EXCLUSION_RADIUS * width,
+        )
+    raise ValueError(f"method must be one of {', '.join(GRID_METHODS)}, got {method!r}")
+
+
+def _peak_rule(name: str, threshold: float, width: float) -> PeakRule:
+    if name == "every-cell":
+        return EveryCell(threshold=threshold)
+    if name == "local-maxima":
+        return LocalMaxima(threshold=threshold)
+    if name == "mass-merging":
+        return MassMerging(threshold=threshold, radius=_MERGING_RADIUS * width)
+    raise ValueError(f"peaks must be one of {', '.join(PEAK_RULES)}, got {name!r}")

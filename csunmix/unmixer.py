@@ -1,0 +1,200 @@
+"""Images to target tables: dictionary, solver and peak rule composed."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import KW_ONLY, dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from csunmix._validation import BoolArray, FloatArray, as_images, as_integer, as_number
+from csunmix.background import border_level
+from csunmix.dictionary import Dictionary
+from csunmix.peaks import Candidates, PeakRule
+from csunmix.sensor import Sensor
+from csunmix.solvers.base import Solver, SolveResult, universal_lam
+from csunmix.targets import Flag, make_table
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Background = float | Literal["border"]
+
+logger = logging.getLogger("csunmix")
+
+
+@dataclass(frozen=True)
+class GridUnmixer:
+    """Unmix images on a sub-pixel grid.
+
+    Parameters
+    ----------
+    dictionary : Dictionary
+        Optics, image shape and grid.
+    solver : Solver
+        Turns images into coefficient maps. With ``lam="auto"`` and a sensor that has noise, the
+        sensor's noise is used.
+    peaks : PeakRule
+        Turns flux maps into targets.
+    sensor : Sensor, optional
+        Its bad pixels are ignored, its saturated pixels are lower bounds, its offset is taken off.
+    background : float or "border"
+        Constant level taken off each image beside the sensor's offset, DN; "border" takes the
+        median of the image's outermost ring of pixels instead of both.
+
+    Raises
+    ------
+    TypeError
+        If a part lacks the method it is needed for.
+    ValueError
+        If `background` is neither a number nor "border".
+
+    Examples
+    --------
+    >>> import csunmix as cu
+    >>> setup = cu.presets.csist_100k()
+    >>> image = cu.simulate(
+    ...     setup.psf, setup.sensor, setup.scene, shape=setup.shape, n=1, rng=0
+    ... ).images[0]
+    >>> dictionary = cu.Dictionary(setup.psf, shape=(11, 11), factor=7)
+    >>> unmix = cu.GridUnmixer(dictionary, solver=cu.ActiveSet(lam=0.1), peaks=cu.MassMerging())
+    >>> list(unmix(image).columns)
+    ['frame', 'y', 'x', 'flux', 'y_err', 'x_err', 'flux_err', 'score', 'flags']
+    """
+
+    dictionary: Dictionary
+    _: KW_ONLY
+    solver: Solver
+    peaks: PeakRule
+    sensor: Sensor | None = None
+    background: Background = 0.0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.dictionary, Dictionary):
+            raise TypeError(f"dictionary must be a Dictionary, got {self.dictionary!r}")
+        if not isinstance(self.solver, Solver):
+            raise TypeError(f"solver must have a method solve(), got {self.solver!r}")
+        if not isinstance(self.peaks, PeakRule):
+            raise TypeError(f"peaks must have a method find(), got {self.peaks!r}")
+        if isinstance(self.background, str):
+            if self.background != "border":
+                raise ValueError(
+                    f"background must be a number or 'border', got {self.background!r}"
+                )
+        else:
+            as_number(self.background, "background")
+
+    def __call__(
+        self, images: npt.ArrayLike, *, progress: bool = False, batch_size: int = 1000
+    ) -> pd.DataFrame:
+        """Unmix images.
+
+        Parameters
+        ----------
+        images : array_like, shape (..., n_y, n_x)
+            One image or any number of them, DN; ``frame`` counts them in row-major order.
+        progress : bool
+            Show a progress bar.
+        batch_size : int
+            Images worked on at a time; bounds the memory.
+
+        Returns
+        -------
+        pandas.DataFrame
+            Target table. Errors and scores are NaN: a grid method does not know them. Images with
+            NaN or infinite pixels yield no targets and the flag ``NOT_FINITE`` in
+            ``attrs["frame_flags"]``, and the log names them.
+
+        Raises
+        ------
+        TypeError
+            If the images are not real numbers.
+        ValueError
+            If the images have another shape than the dictionary's, are empty, or none is finite.
+        """
+        batch_size = as_integer(batch_size, "batch_size", minimum=1)
+        images = as_images(images, shape=self.dictionary.image_shape, finite=False)
+        stack = images.reshape(-1, *self.dictionary.image_shape)
+        finite = np.isfinite(stack).all(axis=(1, 2))
+        if not finite.any():
+            as_images(images)  # says where
+        found, flags = [], np.zeros(len(stack), np.int64)
+        flags[~finite] = Flag.NOT_FINITE
+        if not finite.all():
+            bad = np.flatnonzero(~finite)
+            logger.warning("%d image(s) not finite, first frame %d: skipped", bad.size, bad[0])
+        for part in _batches(np.flatnonzero(finite), batch_size, progress):
+            candidates, flags[part] = self._unmix(stack[part])
+            found.append(candidates._replace(frame=part[candidates.frame]))
+        every = Candidates(*(np.concatenate(column) for column in zip(*found, strict=True)))
+        flags[np.bincount(every.frame, minlength=len(stack)) == 0] |= Flag.NO_TARGET
+        return make_table(
+            *every,
+            flags=flags[every.frame] | self._border_flag(every),
+            n_frames=len(stack),
+            frame_flags={int(i): int(flags[i]) for i in np.flatnonzero(flags)},
+            attrs={"method": repr(self), "image_shape": self.dictionary.image_shape},
+        )
+
+    def solve(self, images: npt.ArrayLike) -> SolveResult:
+        """Coefficient maps of `images` (..., n_y, n_x), background taken off; see `Solver`."""
+        images = as_images(images, shape=self.dictionary.image_shape)
+        sensor = self.sensor or Sensor()
+        level = self._level(images)
+        return self._solver.solve(
+            self.dictionary,
+            images - level.astype(images.dtype),
+            weights=sensor.valid(images).astype(images.dtype),
+            censored=sensor.censored(images),
+        )
+
+    @cached_property
+    def _solver(self) -> Any:
+        """The solver, with ``lam="auto"`` settled where the sensor's noise is known."""
+        noise = self.sensor.noise if self.sensor is not None else 0.0
+        if getattr(self.solver, "lam", None) != "auto" or noise == 0:
+            return self.solver
+        lam = float(universal_lam(self.dictionary, noise))
+        return replace(self.solver, lam=lam)  # type: ignore[type-var]
+
+    def _level(self, images: FloatArray) -> FloatArray:
+        if self.background == "border":
+            return border_level(images)[..., None, None]
+        offset = self.sensor.offset if self.sensor is not None else 0.0
+        return np.asarray(self.background + offset)
+
+    def _unmix(self, images: FloatArray) -> tuple[Candidates, npt.NDArray[np.int64]]:
+        """Targets of a batch of finite images (n, n_y, n_x), and the flags of each."""
+        result = self.solve(images)
+        flags = np.where(result.converged, 0, int(Flag.NOT_CONVERGED))
+        if self.sensor is not None:
+            flags |= _any_pixel(self.sensor.censored(images)) * Flag.SATURATED
+            flags |= _any_pixel(~self.sensor.valid(images)) * Flag.BAD_PIXELS
+        maps = self.dictionary.to_flux(result.x)
+        return self.peaks.find(maps, self.dictionary.grid), flags
+
+    def _border_flag(self, found: Candidates) -> npt.NDArray[np.int64]:
+        n_y, n_x = self.dictionary.image_shape
+        inside = (found.y >= 0.5) & (found.y <= n_y - 1.5)
+        inside &= (found.x >= 0.5) & (found.x <= n_x - 1.5)
+        return np.where(inside, 0, int(Flag.BORDER))
+
+
+def _any_pixel(mask: BoolArray) -> npt.NDArray[np.int64]:
+    return np.asarray(mask.any(axis=(1, 2)), dtype=np.int64)
+
+
+def _batches(
+    index: npt.NDArray[np.int64], batch_size: int, progress: bool
+) -> Iterator[npt.NDArray[np.int64]]:
+    from tqdm.auto import tqdm
+
+    with tqdm(total=index.size, unit="image", disable=not progress) as bar:
+        for start in range(0, index.size, batch_size):
+            part = index[start : start + batch_size]
+            yield part
+            bar.update(part.size)
