@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numbers
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -13,9 +13,11 @@ FloatArray = npt.NDArray[np.floating[Any]]
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 
+_T = TypeVar("_T")
+
 
 def as_real(value: npt.ArrayLike, name: str) -> FloatArray:
-    """Return `value` as a real floating array; float32 stays float32, all else becomes float64."""
+    """Return `value` as a real floating array in native byte order: float32, or else float64."""
     if np.ma.isMaskedArray(value) and np.ma.getmaskarray(value).any():
         raise TypeError(
             f"{name} is a masked array with masked entries; "
@@ -27,9 +29,16 @@ def as_real(value: npt.ArrayLike, name: str) -> FloatArray:
         raise TypeError(f"{name} cannot be made into an array: {error}") from None
     if array.dtype.kind not in "biuf":
         raise TypeError(f"{name} must hold real numbers, got dtype {array.dtype}")
-    if array.dtype == np.float32:
-        return array
-    return array.astype(np.float64, copy=False)
+    single = array.dtype.newbyteorder("=") == np.float32
+    with np.errstate(over="ignore"):  # a long double beyond float64 becomes infinite
+        return array.astype(np.float32 if single else np.float64, copy=False)
+
+
+def as_finite(value: npt.ArrayLike, name: str) -> FloatArray:
+    """Return `value` as a real floating array (see `as_real`) without NaN and infinite values."""
+    array = as_real(value, name)
+    _require_finite(array, name)
+    return array
 
 
 def as_images(
@@ -71,13 +80,8 @@ def as_images(
         raise ValueError(
             f"{name} must end in the image shape {tuple(shape)}, got shape {array.shape}"
         )
-    if finite and not np.isfinite(array).all():
-        bad = np.argwhere(~np.isfinite(array))
-        where = tuple(int(i) for i in bad[0])
-        raise ValueError(
-            f"{name} must be finite, got {len(bad)} NaN or infinite value(s), "
-            f"the first at index {where}"
-        )
+    if finite:
+        _require_finite(array, name)
     return array
 
 
@@ -91,7 +95,10 @@ def as_number(
     """Return `value` as a finite float, at least `minimum` or strictly above `above`."""
     if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a real number, got {value!r}")
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:
+        number = np.inf
     if not np.isfinite(number):
         raise ValueError(f"{name} must be finite, got {value!r}")
     if minimum is not None and number < minimum:
@@ -110,28 +117,49 @@ def as_integer(value: Any, name: str, *, minimum: int | None = None) -> int:
     return int(value)
 
 
+def as_bool(value: Any, name: str) -> bool:
+    """Return `value` as a bool; nothing else passes for one."""
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+    return bool(value)
+
+
+def as_instance(value: _T, kind: type, name: str) -> _T:
+    """Return `value` after checking that it is an instance of `kind`."""
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} must be of type {kind.__name__}, got {value!r}")
+    return value
+
+
 def as_shape(value: Any, name: str = "shape") -> tuple[int, int]:
     """Return `value` as an image shape ``(n_y, n_x)`` of two positive integers."""
-    try:
-        sizes = tuple(value)
-    except TypeError:
-        raise TypeError(f"{name} must be a pair (n_y, n_x), got {value!r}") from None
-    if len(sizes) != 2:
-        raise ValueError(f"{name} must be a pair (n_y, n_x), got {value!r}")
-    return (
-        as_integer(sizes[0], f"{name}[0]", minimum=1),
-        as_integer(sizes[1], f"{name}[1]", minimum=1),
-    )
+    sizes = _as_pair(value, name, "(n_y, n_x)")
+    n_y, n_x = (as_integer(size, f"{name}[{k}]", minimum=1) for k, size in enumerate(sizes))
+    return n_y, n_x
 
 
 def as_range(value: Any, name: str, *, minimum: float) -> tuple[float, float]:
     """Return `value` as an interval ``(low, high)`` with ``minimum <= low <= high``."""
-    try:
-        low, high = value
-    except (TypeError, ValueError):
-        raise ValueError(f"{name} must be a pair (low, high), got {value!r}") from None
-    low = as_number(low, f"{name}[0]", minimum=minimum)
-    high = as_number(high, f"{name}[1]", minimum=minimum)
+    ends = _as_pair(value, name, "(low, high)")
+    low, high = (as_number(end, f"{name}[{k}]", minimum=minimum) for k, end in enumerate(ends))
     if high < low:
         raise ValueError(f"{name} must be ordered (low, high), got {value!r}")
     return low, high
+
+
+def _require_finite(array: FloatArray, name: str) -> None:
+    finite = np.isfinite(array)
+    if not finite.all():
+        bad = np.argwhere(~finite)
+        where = f", the first at index {tuple(bad[0].tolist())}" if array.ndim else ""
+        raise ValueError(f"{name} must be finite, got {len(bad)} NaN or infinite value(s){where}")
+
+
+def _as_pair(value: Any, name: str, form: str) -> tuple[Any, Any]:
+    try:
+        pair = tuple(value)
+    except TypeError:
+        raise TypeError(f"{name} must be a pair {form}, got {value!r}") from None
+    if len(pair) != 2:
+        raise ValueError(f"{name} must be a pair {form}, got {value!r}")
+    return pair

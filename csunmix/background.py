@@ -38,16 +38,26 @@ def noise_level(images: npt.ArrayLike) -> FloatArray:
     Parameters
     ----------
     images : array_like, shape (..., n_y, n_x)
-        Images, at least 2 x 2 pixels.
+        Images, at least 2 x 2 pixels; the last row or column of an odd number is left out.
 
     Returns
     -------
     ndarray, shape (...)
+
+    Raises
+    ------
+    ValueError
+        If the images have less than 2 x 2 pixels.
     """
     import pywt
 
     images = as_images(images)
-    detail = pywt.dwt2(images, "haar", axes=(-2, -1))[1][2]
+    n_y, n_x = images.shape[-2:]
+    if min(n_y, n_x) < 2:
+        raise ValueError(f"images must have at least 2 x 2 pixels, got shape {images.shape}")
+    # Filling an odd number up would repeat pixels, whose details are zero without any noise.
+    even = images[..., : n_y - n_y % 2, : n_x - n_x % 2]
+    detail = pywt.dwt2(even, "haar", axes=(-2, -1))[1][2]
     sigma = _MAD_TO_SIGMA * np.median(np.abs(detail), axis=(-2, -1))
     rounded = (images == np.rint(images)).all(axis=(-2, -1))
-    return np.maximum(sigma, np.where(rounded, np.sqrt(1.0 / 12.0), 0.0))
+    return np.asarray(np.maximum(sigma, np.where(rounded, np.sqrt(1.0 / 12.0), 0.0)))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from csunmix._validation import FloatArray, as_images
+from csunmix._validation import FloatArray, as_bool, as_images, as_instance
 from csunmix.grid import SubpixelGrid
 from csunmix.psf import PSF, SeparablePSF
 
@@ -51,16 +51,25 @@ class Dictionary:
         If `psf` is not a PSF or `factor` is not an integer.
     ValueError
         If `shape` or `factor` is not positive.
+
+    Examples
+    --------
+    >>> import csunmix as cu
+    >>> import numpy as np
+    >>> dictionary = cu.Dictionary(cu.GaussianPSF(sigma=0.5), shape=(11, 11), factor=3)
+    >>> x = np.zeros(dictionary.map_shape)
+    >>> x[dictionary.grid.cell(y=5.0, x=5.0)] = 230.0  # one target of 230 DN in the middle
+    >>> image = dictionary.forward(x)
+    >>> image.shape, round(float(image.sum()), 6), round(float(image[5, 5] / 230), 3)
+    ((11, 11), 230.0, 0.466)
     """
 
     def __init__(
         self, psf: PSF, shape: tuple[int, int], factor: int, *, normalised: bool = False
     ) -> None:
-        if not isinstance(psf, PSF):
-            raise TypeError(f"psf must be a csunmix PSF, got {psf!r}")
-        self.psf = psf
+        self.psf = as_instance(psf, PSF, "psf")
         self.grid = SubpixelGrid(shape, factor)
-        self.normalised = bool(normalised)
+        self.normalised = as_bool(normalised, "normalised")
 
     def __repr__(self) -> str:
         return (
@@ -91,37 +100,42 @@ class Dictionary:
         """Whether ``A`` is applied one axis at a time."""
         return isinstance(self.psf, SeparablePSF)
 
-    @cached_property
+    @property
     def factors(self) -> tuple[FloatArray, FloatArray]:
         """Matrices ``(A_y, A_x)`` with ``A = A_y (x) A_x`` on row-major images and maps.
 
         For a PSF that is not separable, ``A_y`` is the dense matrix itself and ``A_x = [[1]]``,
         so that whatever is written for the factors serves both cases.
         """
+        return self._factors_and_norms[0]
+
+    @cached_property
+    def _factors_and_norms(self) -> tuple[tuple[FloatArray, FloatArray], FloatArray]:
+        """The factors, and the norms of the atoms before any normalisation."""
         if isinstance(self.psf, SeparablePSF):
             n_y, n_x = self.image_shape
             a_y = self.psf.axis_response(self.grid.y, n_y, "y").T
             a_x = self.psf.axis_response(self.grid.x, n_x, "x").T
         else:
             a_y, a_x = self._dense_response(), np.ones((1, 1))
+        norms_y, norms_x = _column_norms(a_y), _column_norms(a_x)
         if self.normalised:
-            a_y, a_x = a_y / np.linalg.norm(a_y, axis=0), a_x / np.linalg.norm(a_x, axis=0)
+            a_y, a_x = a_y / norms_y, a_x / norms_x
         a_y, a_x = np.ascontiguousarray(a_y), np.ascontiguousarray(a_x)
         a_y.flags.writeable = a_x.flags.writeable = False
-        return a_y, a_x
+        return (a_y, a_x), np.outer(norms_y, norms_x).reshape(self.map_shape)
 
     @cached_property
     def norms(self) -> FloatArray:
         """Euclidean norm of every atom as it is used, shape (m_y, m_x)."""
-        a_y, a_x = self.factors
-        norms = np.outer(np.linalg.norm(a_y, axis=0), np.linalg.norm(a_x, axis=0))
-        return norms.reshape(self.map_shape)
+        a_y, a_x = (np.linalg.norm(a, axis=0) for a in self.factors)
+        return np.outer(a_y, a_x).reshape(self.map_shape)
 
     @cached_property
     def lipschitz(self) -> float:
         """Largest eigenvalue of ``A^T A``: the Lipschitz constant of the data term's gradient."""
         a_y, a_x = self.factors
-        return float((np.linalg.norm(a_y, 2) * np.linalg.norm(a_x, 2)) ** 2)
+        return _largest_eigenvalue(a_y) * _largest_eigenvalue(a_x)
 
     @cached_property
     def gram(self) -> tuple[FloatArray, FloatArray]:
@@ -134,14 +148,14 @@ class Dictionary:
         x = as_images(x, "x", shape=self.map_shape, finite=False)
         a_y, a_x = self._factors_as(x.dtype)
         stack = x.reshape(-1, a_y.shape[1], a_x.shape[1])
-        return (a_y @ (stack @ a_x.T)).reshape(*x.shape[:-2], *self.image_shape)
+        return np.asarray((a_y @ (stack @ a_x.T)).reshape(*x.shape[:-2], *self.image_shape))
 
     def adjoint(self, images: npt.ArrayLike) -> FloatArray:
         """``A^T r``: images (..., n_y, n_x) to maps (..., m_y, m_x); keeps float32."""
         images = as_images(images, shape=self.image_shape, finite=False)
         a_y, a_x = self._factors_as(images.dtype)
         stack = images.reshape(-1, a_y.shape[0], a_x.shape[0])
-        return ((a_y.T @ stack) @ a_x).reshape(*images.shape[:-2], *self.map_shape)
+        return np.asarray(((a_y.T @ stack) @ a_x).reshape(*images.shape[:-2], *self.map_shape))
 
     def lam_max(self, images: npt.ArrayLike) -> FloatArray:
         """Smallest ``lam`` for which ``x = 0`` is optimal with ``x >= 0``.
@@ -150,14 +164,15 @@ class Dictionary:
         the largest absolute value instead.
         """
         correlation = self.adjoint(as_images(images, shape=self.image_shape))
-        return np.maximum(correlation.max(axis=(-2, -1)), 0.0)
+        largest: FloatArray = correlation.max(axis=(-2, -1))
+        return np.maximum(largest, 0.0)
 
     def to_flux(self, x: npt.ArrayLike) -> FloatArray:
         """Flux (DN) of coefficients `x`: itself, or ``x / norm`` where atoms are normalised."""
         x = as_images(x, "x", shape=self.map_shape, finite=False)
         if not self.normalised:
             return x
-        return x / self._response_norms.astype(x.dtype)
+        return np.asarray(x / self._factors_and_norms[1].astype(x.dtype))
 
     def to_dense(self) -> FloatArray:
         """The matrix ``A``, shape (n_y n_x, m_y m_x), row-major on both sides.
@@ -168,7 +183,7 @@ class Dictionary:
             If it would take more than 4 GiB.
         """
         self._check_dense_size()
-        return np.kron(*self.factors)
+        return np.asarray(np.kron(*self.factors))
 
     def as_linear_operator(self) -> LinearOperator:
         """``A`` as a `scipy.sparse.linalg.LinearOperator` on flattened images and maps."""
@@ -180,11 +195,6 @@ class Dictionary:
             matvec=lambda x: self.forward(x.reshape(self.map_shape)).ravel(),
             rmatvec=lambda r: self.adjoint(r.reshape(self.image_shape)).ravel(),
         )
-
-    @cached_property
-    def _response_norms(self) -> FloatArray:
-        """Norms of the atoms before normalisation."""
-        return Dictionary(self.psf, self.image_shape, self.grid.factor).norms
 
     def _factors_as(self, dtype: npt.DTypeLike) -> tuple[FloatArray, FloatArray]:
         a_y, a_x = self.factors
@@ -202,8 +212,8 @@ class Dictionary:
     def _dense_response(self) -> FloatArray:
         """Dense matrix of a PSF that is not separable.
 
-        The response depends on pixel and cell only through their offset, a multiple of half a
-        cell: the PSF is evaluated once for each offset, and the matrix gathered from that table.
+        The response depends on pixel and cell only through their offset: the PSF is evaluated
+        once for each offset that occurs, and the matrix gathered from that table.
         """
         self._check_dense_size()
         (n_y, n_x), c = self.image_shape, self.grid.factor
@@ -213,7 +223,20 @@ class Dictionary:
         table = self.psf.kernel((rows[:, None] + half) / c, (cols[None, :] + half) / c)
         i = (c * np.arange(n_y)[:, None] - np.arange(n_y * c)) - rows[0]
         j = (c * np.arange(n_x)[:, None] - np.arange(n_x * c)) - cols[0]
-        return table[i[:, None, :, None], j[None, :, None, :]].reshape(self.shape)
+        matrix: FloatArray = table[i[:, None, :, None], j[None, :, None, :]]
+        return matrix.reshape(self.shape)
+
+
+def _column_norms(a: FloatArray) -> FloatArray:
+    """Norms to divide by: 1 for the zero column of an atom that no pixel sees."""
+    norms = np.linalg.norm(a, axis=0)
+    return np.asarray(np.where(norms > 0, norms, 1.0))
+
+
+def _largest_eigenvalue(a: FloatArray) -> float:
+    """Largest eigenvalue of ``a^T a``."""
+    gram = a @ a.T if a.shape[0] < a.shape[1] else a.T @ a
+    return float(np.linalg.eigvalsh(gram)[-1])
 
 
 def dot_test(

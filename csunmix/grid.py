@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from csunmix._validation import FloatArray, as_integer, as_shape
+from csunmix._validation import FloatArray, as_finite, as_integer, as_shape
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,19 @@ class SubpixelGrid:
         Image shape ``(n_y, n_x)``, px.
     factor : int
         Cells per pixel along each axis.
+
+    Raises
+    ------
+    TypeError
+        If `shape` is not a pair of integers or `factor` is not an integer.
+    ValueError
+        If `shape` or `factor` is not positive.
+
+    Examples
+    --------
+    >>> import csunmix as cu
+    >>> cu.SubpixelGrid(shape=(1, 2), factor=2).x
+    array([-0.25,  0.25,  0.75,  1.25])
     """
 
     shape: tuple[int, int]
@@ -56,8 +69,8 @@ class SubpixelGrid:
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Cells ``(i, j)`` that hold the positions `y`, `x` (px); may lie outside the grid."""
         half = (self.factor - 1) / 2
-        i = np.rint(np.asarray(y, dtype=np.float64) * self.factor + half)
-        j = np.rint(np.asarray(x, dtype=np.float64) * self.factor + half)
+        i = np.rint(as_finite(y, "y").astype(np.float64) * self.factor + half)
+        j = np.rint(as_finite(x, "x").astype(np.float64) * self.factor + half)
         return i.astype(np.int64), j.astype(np.int64)
 
     def _centres(self, index: npt.NDArray[np.integer]) -> FloatArray:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from csunmix._validation import as_integer, as_number
 from csunmix.dictionary import Dictionary
 from csunmix.peaks import EveryCell, LocalMaxima, MassMerging, PeakRule
 from csunmix.prior import Prior
@@ -44,6 +43,7 @@ _MERGING_RADIUS = 0.64  # widths
 _SEARCH_RADIUS = 1.8  # widths
 _EXCLUSION_RADIUS = 0.55  # widths
 _LAM_PER_NOISE = 0.07
+_MIN_SHARE = 0.06
 
 
 def grid_unmixer(
@@ -58,6 +58,7 @@ def grid_unmixer(
     n_nonzero: int | None = None,
     peaks: str | None = None,
     threshold: float | None = None,
+    min_share: float | None = None,
     background: Background = 0.0,
 ) -> GridUnmixer:
     """Compose a `GridUnmixer` from a method's name; what is not given is chosen.
@@ -78,8 +79,8 @@ def grid_unmixer(
     factor : int, optional
         Cells per pixel; by default about 3.8 per width of the PSF, 2 at least.
     lam : float or "auto", optional
-        Weight of the l1 norm, DN; by default 0.07 times the sensor's noise (DN), or "auto" where
-        that is not known.
+        Weight of the l1 norm, DN; by default "auto", or 0.07 times the sensor's noise (DN) where
+        the sensor saturates.
     n_nonzero : int, optional
         Most atoms of a pursuit; by default the prior's largest count, or 5.
     peaks : str, optional
@@ -88,6 +89,9 @@ def grid_unmixer(
     threshold : float, optional
         Smallest flux of a target, DN; by default a fifth of the prior's smallest flux, or 5 times
         the flux error of a lone target where there is no flux prior.
+    min_share : float, optional
+        Smallest flux as a share of the image's brightest target; by default 0 with a flux prior
+        and 0.06 without, since an imperfect PSF leaves false targets in proportion to the true.
     background : float or "border"
         See `GridUnmixer`.
 
@@ -113,17 +117,22 @@ def grid_unmixer(
     if factor is None:
         factor = int(np.clip(round(_CELLS_PER_WIDTH / width), 2, 15))
     if lam is None:
-        lam = _LAM_PER_NOISE * sensor.noise if sensor.noise > 0 else "auto"
+        # A saturated pixel holds its targets by a bound only: shrinkage takes their flux away.
+        bounded = sensor.saturation is not None and sensor.noise > 0
+        lam = _LAM_PER_NOISE * sensor.noise if bounded else "auto"
     if n_nonzero is None:
         n_nonzero = prior.count[1] if prior.count is not None else 5
     if threshold is None:
         threshold = _default_threshold(psf, sensor, prior)
+    if min_share is None:
+        min_share = 0.0 if prior.flux is not None else _MIN_SHARE
     if peaks is None:
         peaks = "every-cell" if method in ("matching-pursuit", "omp") else "mass-merging"
+    residual_tol = sensor.noise * float(np.sqrt(shape[0] * shape[1]))
     return GridUnmixer(
         Dictionary(psf, shape, factor),
-        solver=_solver(method, lam, n_nonzero, prior, width),
-        peaks=_peak_rule(peaks, threshold, width),
+        solver=_solver(method, lam, n_nonzero, residual_tol, prior, width),
+        peaks=_peak_rule(peaks, threshold, min_share, width),
         sensor=sensor,
         background=background,
     )
@@ -137,7 +146,9 @@ def _default_threshold(psf: PSF, sensor: Sensor, prior: Prior) -> float:
     return 5.0 * max(sensor.noise, np.sqrt(1.0 / 12.0)) / norm
 
 
-def _solver(method: str, lam: Lam, n_nonzero: int, prior: Prior, width: float) -> Solver:
+def _solver(
+    method: str, lam: Lam, n_nonzero: int, residual_tol: float, prior: Prior, width: float
+) -> Solver:
     from csunmix import solvers
 
     l1: dict[str, Callable[..., Solver]] = {
@@ -149,10 +160,11 @@ def _solver(method: str, lam: Lam, n_nonzero: int, prior: Prior, width: float) -
     if method in l1:
         return l1[method](lam=lam)
     if method == "matching-pursuit":
-        return solvers.MatchingPursuit(n_nonzero=n_nonzero)
+        return solvers.MatchingPursuit(n_nonzero=n_nonzero, residual_tol=residual_tol)
     if method == "omp":
         return solvers.OMP(
             n_nonzero=n_nonzero,
+            residual_tol=residual_tol,
             bounds=prior.flux,
             locally_optimised=True,
             search_radius=_SEARCH_RADIUS * width,
@@ -161,11 +173,11 @@ def _solver(method: str, lam: Lam, n_nonzero: int, prior: Prior, width: float) -
     raise ValueError(f"method must be one of {', '.join(GRID_METHODS)}, got {method!r}")
 
 
-def _peak_rule(name: str, threshold: float, width: float) -> PeakRule:
+def _peak_rule(name: str, threshold: float, min_share: float, width: float) -> PeakRule:
     if name == "every-cell":
-        return EveryCell(threshold=threshold)
+        return EveryCell(threshold=threshold, min_share=min_share)
     if name == "local-maxima":
-        return LocalMaxima(threshold=threshold)
+        return LocalMaxima(threshold=threshold, min_share=min_share)
     if name == "mass-merging":
-        return MassMerging(threshold=threshold, radius=_MERGING_RADIUS * width)
+        return MassMerging(threshold=threshold, min_share=min_share, radius=_MERGING_RADIUS * width)
     raise ValueError(f"peaks must be one of {', '.join(PEAK_RULES)}, got {name!r}")

@@ -49,17 +49,21 @@ class EveryCell:
     ----------
     threshold : float
         Smallest flux of a cell, DN (published: 50 for CSIST-100K, 70 for SeqCSIST).
+    min_share : float
+        Smallest flux as a share of the image's brightest target; 0 for no such limit.
     """
 
     threshold: float = 50.0
+    min_share: float = 0.0
 
     def __post_init__(self) -> None:
-        as_number(self.threshold, "threshold", above=0.0)
+        _check_limits(self.threshold, self.min_share)
 
     def find(self, maps: npt.ArrayLike, grid: SubpixelGrid) -> Candidates:
         """Read the targets of flux maps (n, m_y, m_x) or (m_y, m_x)."""
         stack = _stack(maps, grid)
-        return _at_cells(stack, stack >= self.threshold, grid)
+        cells = _at_cells(stack, stack >= self.threshold, grid)
+        return _bright(cells, self.threshold, self.min_share)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,13 +78,16 @@ class LocalMaxima:
         Smallest flux of a cell, DN.
     size : int
         Neighbourhood, odd number of cells along each axis.
+    min_share : float
+        Smallest flux as a share of the image's brightest target; 0 for no such limit.
     """
 
     threshold: float = 50.0
     size: int = 3
+    min_share: float = 0.0
 
     def __post_init__(self) -> None:
-        as_number(self.threshold, "threshold", above=0.0)
+        _check_limits(self.threshold, self.min_share)
         as_integer(self.size, "size", minimum=1)
         if self.size % 2 == 0:
             raise ValueError(f"size must be odd, got {self.size}")
@@ -95,7 +102,8 @@ class LocalMaxima:
         later.ravel()[: middle + 1] = False
         above_earlier = stack > _neighbour_max(stack, earlier)
         above_later = stack >= _neighbour_max(stack, later)
-        return _at_cells(stack, above_earlier & above_later & (stack >= self.threshold), grid)
+        maxima = above_earlier & above_later & (stack >= self.threshold)
+        return _bright(_at_cells(stack, maxima, grid), self.threshold, self.min_share)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,36 +123,49 @@ class MassMerging:
         Largest distance of two that merge, px.
     threshold : float
         Smallest flux of a merged target, DN.
+    min_share : float
+        Smallest flux as a share of the image's brightest target; 0 for no such limit.
     """
 
     radius: float = 0.25
     threshold: float = 50.0
+    min_share: float = 0.0
 
     def __post_init__(self) -> None:
         as_number(self.radius, "radius", above=0.0)
-        as_number(self.threshold, "threshold", above=0.0)
+        _check_limits(self.threshold, self.min_share)
 
     def find(self, maps: npt.ArrayLike, grid: SubpixelGrid) -> Candidates:
         """Read the targets of flux maps (n, m_y, m_x) or (m_y, m_x)."""
         from csunmix._kernels.merging import merge_closest
 
-        cells = _at_cells(*_positive(_stack(maps, grid)), grid)
+        stack = _stack(maps, grid)
+        cells = _at_cells(stack, stack > 0, grid)
         mass = np.column_stack([cells.y, cells.x, cells.flux])
         starts = np.flatnonzero(np.diff(cells.frame, prepend=-1, append=-1))
         if cells.frame.size:
             merge_closest(mass, starts, self.radius)
-        keep = mass[:, 2] >= self.threshold
-        y, x, flux = mass[keep].T
-        return Candidates(cells.frame[keep], y, x, flux)
+        y, x, flux = mass.T
+        return _bright(Candidates(cells.frame, y, x, flux), self.threshold, self.min_share)
+
+
+def _check_limits(threshold: float, min_share: float) -> None:
+    as_number(threshold, "threshold", above=0.0)
+    if as_number(min_share, "min_share", minimum=0.0) > 1:
+        raise ValueError(f"min_share must be at most 1, got {min_share!r}")
+
+
+def _bright(found: Candidates, threshold: float, min_share: float) -> Candidates:
+    """Those that reach the threshold and their share of the brightest of their frame."""
+    brightest = np.zeros(found.frame.max(initial=-1) + 1)
+    np.maximum.at(brightest, found.frame, found.flux)
+    keep = (found.flux >= threshold) & (found.flux >= min_share * brightest[found.frame])
+    return Candidates(*(column[keep] for column in found))
 
 
 def _stack(maps: npt.ArrayLike, grid: SubpixelGrid) -> FloatArray:
     stack = as_images(maps, "maps", shape=grid.map_shape)
     return stack.reshape(-1, *grid.map_shape)
-
-
-def _positive(stack: FloatArray) -> tuple[FloatArray, npt.NDArray[np.bool_]]:
-    return stack, stack > 0
 
 
 def _neighbour_max(stack: FloatArray, neighbours: npt.NDArray[np.bool_]) -> FloatArray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from csunmix._validation import as_integer, as_number, as_range
+from csunmix._validation import as_bool, as_integer, as_number, as_range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,8 +27,17 @@ class Prior:
 
     Raises
     ------
+    TypeError
+        If a part is of the wrong type; the message names it.
     ValueError
         If a range is empty or a number out of range, or both `extent` and `cell` are given.
+
+    Examples
+    --------
+    >>> import csunmix as cu
+    >>> prior = cu.Prior(count=(1, 5), flux=(220, 250), min_separation=0.494, extent=1.2)
+    >>> prior.flux
+    (220.0, 250.0)
     """
 
     count: tuple[int, int] | None = None
@@ -39,15 +48,15 @@ class Prior:
 
     def __post_init__(self) -> None:
         if self.count is not None:
-            low, high = as_range(self.count, "count", minimum=0)
-            count = as_integer(self.count[0], "count[0]"), as_integer(self.count[1], "count[1]")
-            if not low <= high:
-                raise ValueError(f"count must be ordered, got {self.count!r}")
-            object.__setattr__(self, "count", count)
+            as_range(self.count, "count", minimum=0)
+            low, high = (as_integer(end, f"count[{k}]") for k, end in enumerate(self.count))
+            object.__setattr__(self, "count", (low, high))
         if self.flux is not None:
             object.__setattr__(self, "flux", as_range(self.flux, "flux", minimum=0.0))
-        as_number(self.min_separation, "min_separation", minimum=0.0)
+        separation = as_number(self.min_separation, "min_separation", minimum=0.0)
+        object.__setattr__(self, "min_separation", separation)
+        object.__setattr__(self, "cell", as_bool(self.cell, "cell"))
         if self.extent is not None:
-            as_number(self.extent, "extent", above=0.0)
+            object.__setattr__(self, "extent", as_number(self.extent, "extent", above=0.0))
             if self.cell:
                 raise ValueError("extent and cell exclude each other; give one of them")

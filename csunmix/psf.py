@@ -15,9 +15,9 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import erf, j1, jvp
+from scipy.special import erf, j1
 
-from csunmix._validation import FloatArray, as_images, as_number, as_shape
+from csunmix._validation import FloatArray, as_finite, as_images, as_number, as_shape
 
 Axis = Literal["y", "x"]
 
@@ -59,7 +59,7 @@ class PSF(ABC):
         Parameters
         ----------
         y, x : array_like, shape (...)
-            Position of the targets, px.
+            Position of the targets, px; they broadcast against each other.
         shape : tuple of int
             Image shape ``(n_y, n_x)``.
 
@@ -67,6 +67,11 @@ class PSF(ABC):
         -------
         ndarray, shape (..., n_y, n_x)
             ``kernel(r - y, c - x)`` for every pixel ``(r, c)``.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If `y` or `x` are not finite numbers or do not broadcast, or `shape` is no image shape.
         """
         return self.kernel(*_offsets(y, x, shape))
 
@@ -136,6 +141,15 @@ class GaussianPSF(SeparablePSF):
         If a width is not a real number or none is given.
     ValueError
         If a width is not positive and finite.
+
+    Examples
+    --------
+    >>> import csunmix as cu
+    >>> psf = cu.GaussianPSF(sigma=0.5)
+    >>> psf.response(y=1.0, x=1.0, shape=(3, 3)).round(3)
+    array([[0.025, 0.107, 0.025],
+           [0.107, 0.466, 0.107],
+           [0.025, 0.107, 0.025]])
     """
 
     sigma_x: float
@@ -189,18 +203,30 @@ class AiryPSF(PSF):
     Parameters
     ----------
     radius : float
-        Radius of the first dark ring (the Rayleigh unit), px.
+        Radius of the first dark ring (the Rayleigh unit), px; at least 0.05, below which the
+        pattern is too fine for the quadrature.
 
     Raises
     ------
+    TypeError
+        If `radius` is not a real number.
     ValueError
-        If `radius` is not positive and finite.
+        If `radius` is below 0.05 or not finite.
+
+    Examples
+    --------
+    >>> import csunmix as cu
+    >>> psf = cu.AiryPSF(radius=0.95)
+    >>> psf.response(y=1.0, x=1.0, shape=(3, 3)).round(3)
+    array([[0.01 , 0.045, 0.01 ],
+           [0.045, 0.688, 0.045],
+           [0.01 , 0.045, 0.01 ]])
     """
 
     radius: float
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "radius", as_number(self.radius, "radius", above=0.0))
+        object.__setattr__(self, "radius", as_number(self.radius, "radius", minimum=0.05))
 
     @property
     def rayleigh(self) -> float:
@@ -209,48 +235,41 @@ class AiryPSF(PSF):
 
     def kernel(self, dy: npt.ArrayLike, dx: npt.ArrayLike) -> FloatArray:
         """Share of the energy in a pixel whose centre lies `dy`, `dx` (px) from the target."""
-        y, x, weights = self._nodes(dy, dx)
-        return np.asarray((self._profile(y, x) * weights).sum(axis=(-2, -1)))
+        dy, dx = np.asarray(dy, np.float64), np.asarray(dx, np.float64)
+        nodes = zip(*self._rule, strict=True)
+        return np.asarray(sum(weight * self._line(dy + node, dx) for node, weight in nodes))
 
     def kernel_gradient(
         self, dy: npt.ArrayLike, dx: npt.ArrayLike
     ) -> tuple[FloatArray, FloatArray]:
         """Derivatives of `kernel` by `dy` and by `dx`, 1/px."""
-        y, x, weights = self._nodes(dy, dx)
-        slope = self._slope_over_r(y, x) * weights
+        # Moving a pixel adds the light along its front edge and drops that along its back edge.
+        dy, dx = np.asarray(dy, np.float64), np.asarray(dx, np.float64)
         return (
-            np.asarray((slope * y).sum(axis=(-2, -1))),
-            np.asarray((slope * x).sum(axis=(-2, -1))),
+            self._line(dy + 0.5, dx) - self._line(dy - 0.5, dx),
+            self._line(dx + 0.5, dy) - self._line(dx - 0.5, dy),
         )
 
-    @property
-    def _scale(self) -> float:
-        return _FIRST_ZERO_J1 / self.radius
-
-    def _nodes(
-        self, dy: npt.ArrayLike, dx: npt.ArrayLike
-    ) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """Quadrature nodes inside each pixel, shape (..., q, 1) and (..., 1, q), and weights."""
+    @cached_property
+    def _rule(self) -> tuple[FloatArray, FloatArray]:
+        """Nodes and weights of the quadrature over ``[-1/2, 1/2]``."""
         # The integrand oscillates with a period of about 0.8 radius: resolve it well.
-        q = 6 + int(np.ceil(6.0 / self.radius))
-        node, weight = np.polynomial.legendre.leggauss(q)
-        dy, dx = np.broadcast_arrays(np.asarray(dy, np.float64), np.asarray(dx, np.float64))
-        y = dy[..., None, None] + 0.5 * node[:, None]
-        x = dx[..., None, None] + 0.5 * node[None, :]
-        return y, x, 0.25 * weight[:, None] * weight[None, :]
+        node, weight = np.polynomial.legendre.leggauss(6 + int(np.ceil(6.0 / self.radius)))
+        return 0.5 * node, 0.5 * weight
+
+    def _line(self, across: FloatArray, along: FloatArray) -> FloatArray:
+        """Intensity integrated along a line of one pixel's length, 1/px.
+
+        The line runs from `along` - 1/2 to `along` + 1/2 on one axis, at `across` on the other.
+        """
+        node, weight = self._rule
+        return np.asarray(self._profile(across[..., None], along[..., None] + node) @ weight)
 
     def _profile(self, y: FloatArray, x: FloatArray) -> FloatArray:
         """Intensity ``f(r)``, 1/px^2."""
-        v = self._scale * np.hypot(y, x)
-        amplitude = np.where(v < 1e-6, 1.0, 2.0 * j1(v) / np.maximum(v, 1e-6))
-        return np.asarray(self._scale**2 / (4.0 * np.pi) * amplitude**2)
-
-    def _slope_over_r(self, y: FloatArray, x: FloatArray) -> FloatArray:
-        """``f'(r)/r``, so that ``df/dy = y f'(r)/r``; 1/px^4."""
-        v = np.maximum(self._scale * np.hypot(y, x), 1e-4)
-        # d/dv (2 J1/v)^2 = -8 J1 J2 / v^2
-        slope = -8.0 * j1(v) * (j1(v) / v - jvp(1, v)) / v**3
-        return np.asarray(self._scale**4 / (4.0 * np.pi) * slope)
+        a = _FIRST_ZERO_J1 / self.radius
+        v = np.maximum(a * np.hypot(y, x), 1e-9)
+        return np.asarray(a**2 / np.pi * (j1(v) / v) ** 2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -272,8 +291,23 @@ class SampledPSF(PSF):
 
     Raises
     ------
+    TypeError
+        If the samples or `oversampling` are not real numbers.
     ValueError
-        If the samples are not a finite 2-D array, too few, or do not sum to a positive number.
+        If the samples are not a finite 2-D array, too few, or do not sum to a positive number,
+        or `oversampling` is not positive and finite.
+
+    Examples
+    --------
+    >>> import csunmix as cu
+    >>> import numpy as np
+    >>> offset = np.arange(-12, 13) / 4  # px, four samples per pixel
+    >>> measured = cu.GaussianPSF(sigma=0.5).kernel(offset[:, None], offset)
+    >>> psf = cu.SampledPSF(measured, oversampling=4)
+    >>> psf.response(y=1.0, x=1.0, shape=(3, 3)).round(3)
+    array([[0.025, 0.107, 0.025],
+           [0.107, 0.466, 0.107],
+           [0.025, 0.107, 0.025]])
     """
 
     values: FloatArray = field(repr=False)
@@ -288,7 +322,9 @@ class SampledPSF(PSF):
         if values.sum() <= 0:
             raise ValueError(f"values must sum to a positive number, got {values.sum():g}")
         oversampling = as_number(self.oversampling, "oversampling", above=0.0)
-        object.__setattr__(self, "values", values * (oversampling**2 / values.sum()))
+        values = values * (oversampling**2 / values.sum())
+        values.flags.writeable = False
+        object.__setattr__(self, "values", values)
         object.__setattr__(self, "oversampling", oversampling)
 
     def kernel(self, dy: npt.ArrayLike, dx: npt.ArrayLike) -> FloatArray:
@@ -336,4 +372,9 @@ def _offsets(
 ) -> tuple[FloatArray, FloatArray]:
     """Offsets from targets (...) to all pixels, shapes (..., n_y, 1) and (..., 1, n_x)."""
     n_y, n_x = as_shape(shape)
+    y, x = as_finite(y, "y"), as_finite(x, "x")
+    try:
+        np.broadcast_shapes(y.shape, x.shape)
+    except ValueError:
+        raise ValueError(f"y and x must broadcast, got shapes {y.shape} and {x.shape}") from None
     return _axis_offsets(y, n_y)[..., :, None], _axis_offsets(x, n_x)[..., None, :]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from csunmix._validation import BoolArray, FloatArray, as_images, as_number
+from csunmix._validation import BoolArray, FloatArray, as_bool, as_images, as_number
 
 _ROUNDING_VARIANCE = 1.0 / 12.0  # of a uniform error of one DN
 
@@ -37,8 +37,20 @@ class Sensor:
 
     Raises
     ------
+    TypeError
+        If an argument is of the wrong type; the message names it.
     ValueError
         If a number is out of range; the message names it.
+
+    Examples
+    --------
+    >>> import csunmix as cu
+    >>> sensor = cu.Sensor(rounding=True, saturation=255)
+    >>> recorded = sensor.expose([[12.3, 301.7]], rng=0)
+    >>> recorded
+    array([[ 12., 255.]])
+    >>> sensor.censored(recorded)
+    array([[False,  True]])
     """
 
     read_noise: float = 0.0
@@ -49,20 +61,26 @@ class Sensor:
     bad_pixels: npt.ArrayLike | None = None
 
     def __post_init__(self) -> None:
-        as_number(self.read_noise, "read_noise", minimum=0.0)
-        as_number(self.offset, "offset")
+        checked: dict[str, object] = {
+            "read_noise": as_number(self.read_noise, "read_noise", minimum=0.0),
+            "offset": as_number(self.offset, "offset"),
+            "rounding": as_bool(self.rounding, "rounding"),
+        }
         if self.gain is not None:
-            as_number(self.gain, "gain", above=0.0)
+            checked["gain"] = as_number(self.gain, "gain", above=0.0)
         if self.saturation is not None:
-            as_number(self.saturation, "saturation", above=0.0)
+            checked["saturation"] = as_number(self.saturation, "saturation", above=0.0)
         if self.bad_pixels is not None:
-            bad = np.asarray(self.bad_pixels)
+            bad = np.array(self.bad_pixels)
             if bad.dtype != np.bool_ or bad.ndim != 2:
                 raise TypeError(
                     "bad_pixels must be a 2-D array of bool, "
                     f"got dtype {bad.dtype} and shape {bad.shape}"
                 )
-            object.__setattr__(self, "bad_pixels", bad)
+            bad.flags.writeable = False
+            checked["bad_pixels"] = bad
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
 
     def variance(self, images: npt.ArrayLike) -> FloatArray:
         """Noise variance of every pixel, DN^2, its light estimated by the pixel itself.
@@ -87,28 +105,29 @@ class Sensor:
     def valid(self, images: npt.ArrayLike) -> BoolArray:
         """Pixels that carry information: not declared bad (saturated ones do, as a bound)."""
         images = as_images(images)
-        return np.broadcast_to(self._good(images), images.shape)
+        return np.broadcast_to(self._good(images), images.shape).copy()
 
     @property
     def noise(self) -> float:
         """Standard deviation of the noise of a dark pixel, DN."""
         return float(np.sqrt(self.read_noise**2 + _ROUNDING_VARIANCE * self.rounding))
 
-    def expose(self, light: npt.ArrayLike, rng: np.random.Generator) -> FloatArray:
+    def expose(self, light: npt.ArrayLike, rng: np.random.Generator | int) -> FloatArray:
         """Record noise-free light as the detector would.
 
         Parameters
         ----------
         light : array_like, shape (..., n_y, n_x)
             Expected light in each pixel, DN above `offset`.
-        rng : numpy.random.Generator
-            Source of the noise.
+        rng : numpy.random.Generator or int
+            Source of the noise, or a seed.
 
         Returns
         -------
         ndarray of float64, shape (..., n_y, n_x)
             The recorded values, DN; bad pixels read 0.
         """
+        rng = np.random.default_rng(rng)
         value = as_images(light, "light").astype(np.float64)
         if self.gain is not None:
             value = rng.poisson(np.maximum(value, 0.0) * self.gain) / self.gain

@@ -8,21 +8,23 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import numpy.typing as npt
 
-from csunmix._validation import FloatArray, as_integer, as_shape
+from csunmix._validation import FloatArray, as_instance, as_integer, as_shape
 from csunmix.prior import Prior
 from csunmix.psf import PSF
 from csunmix.sensor import Sensor
-from csunmix.targets import make_table
+from csunmix.targets import check_table, make_table, n_frames
 
 if TYPE_CHECKING:
     import pandas as pd
 
 CountModel = Literal["uniform", "normal"]
 
-_MAX_TRIES = 10_000_000
+# Drawing gives up when fewer than one in a million sets of targets keep their separation.
+_MIN_TRIES, _MIN_ACCEPTANCE = 5_000_000, 1e-6
+_MAX_BLOCK = 2**16  # sets drawn at once
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Simulation:
     """Simulated images and what is in them.
 
@@ -57,8 +59,8 @@ def simulate(
     The number of targets is uniform in ``scene.count`` (or ``round(N(3, 1))`` clipped to that
     range: ``count_model="normal"``), fluxes are uniform in ``scene.flux``, and positions uniform
     in the window, given that all targets are at least ``scene.min_separation`` apart. The window
-    is a pixel cell at least `margin` pixels from the border (``scene.cell``), a box of size
-    ``scene.extent`` around a point uniform in such a cell, or the whole area of these cells.
+    is a pixel cell at least `margin` pixels from the border (``scene.cell``), or a box of size
+    ``scene.extent`` placed uniformly in the area of these cells, or that whole area.
 
     Parameters
     ----------
@@ -73,7 +75,7 @@ def simulate(
     count_model : {"uniform", "normal"}
         Distribution of the number of targets.
     margin : int
-        Pixels between the window's pixel and the border of the image.
+        Pixels between the window and the border of the image.
 
     Returns
     -------
@@ -81,10 +83,26 @@ def simulate(
 
     Raises
     ------
+    TypeError
+        If an argument is of the wrong type.
     ValueError
-        If `scene` lacks a count or flux range, the image is too small for `margin`, or targets
-        do not fit into the window at their separation.
+        If `scene` lacks a count or flux range, the image is too small for `margin` or the extent,
+        or targets do not fit into the window at their separation (fewer than one in a million
+        sets drawn would keep it).
+
+    Examples
+    --------
+    >>> import csunmix as cu
+    >>> setup = cu.presets.csist_100k()
+    >>> made = cu.simulate(setup.psf, setup.sensor, setup.scene, shape=setup.shape, n=100, rng=0)
+    >>> made.images.shape, float(made.images.max())
+    ((100, 11, 11), 255.0)
+    >>> bool(made.truth["flux"].between(220, 250).all())
+    True
     """
+    as_instance(psf, PSF, "psf")
+    as_instance(sensor, Sensor, "sensor")
+    as_instance(scene, Prior, "scene")
     if scene.count is None or scene.flux is None:
         raise ValueError(f"scene must have a count range and a flux range, got {scene!r}")
     if count_model not in ("uniform", "normal"):
@@ -127,16 +145,35 @@ def render(
     -------
     ndarray, shape (n, n_y, n_x)
         ``sum_k flux_k response(y_k, x_k)`` for each frame, DN.
-    """
-    from csunmix.targets import n_frames
 
-    frame = targets["frame"].to_numpy()
-    images = np.zeros((n_frames(targets) if n is None else n, *as_shape(shape)))
-    flux = targets["flux"].to_numpy()
-    block = 10_000  # bounds the memory of the single responses
+    Raises
+    ------
+    TypeError
+        If `psf` is not a PSF or `targets` not a DataFrame.
+    ValueError
+        If `targets` is no target table or has targets in frames beyond `n`.
+
+    Examples
+    --------
+    >>> import csunmix as cu
+    >>> pair = cu.targets.make_table(frame=0, y=[2.0, 2.0], x=[1.75, 2.25], flux=[240, 230])
+    >>> image = cu.render(cu.GaussianPSF(sigma=0.5), pair, shape=(5, 5))[0]
+    >>> round(float(image.sum()), 1)
+    470.0
+    """
+    as_instance(psf, PSF, "psf")
+    shape = as_shape(shape)
+    known = n_frames(check_table(targets))
+    n = known if n is None else as_integer(n, "n", minimum=0)
+    frame = targets["frame"].to_numpy(dtype=np.int64)
+    if frame.size and frame.max() >= n:
+        raise ValueError(f"n must be above the last frame of the targets, {frame.max()}, got {n}")
+    y, x, flux = (targets[name].to_numpy(dtype=np.float64) for name in ("y", "x", "flux"))
+    images = np.zeros((n, *shape))
+    block = max(1, 2**21 // (shape[0] * shape[1]))  # bounds the memory of the single responses
     for start in range(0, frame.size, block):
         part = slice(start, start + block)
-        single = psf.response(targets["y"].to_numpy()[part], targets["x"].to_numpy()[part], shape)
+        single = psf.response(y[part], x[part], shape)
         np.add.at(images, frame[part], flux[part, None, None] * single)
     return images
 
@@ -165,14 +202,17 @@ def _draw_windows(
     scene: Prior, shape: tuple[int, int], n: int, margin: int, rng: np.random.Generator
 ) -> tuple[FloatArray, FloatArray]:
     """Centres (n, 2) and common size (2,) of the windows that hold the targets, px."""
-    low = np.full(2, margin)
-    high = np.array(shape) - 1 - margin
-    if not scene.cell and scene.extent is None:
-        return np.broadcast_to((low + high) / 2, (n, 2)), high - low + 1.0
-    pixel = rng.integers(low, high + 1, (n, 2)).astype(np.float64)
-    if scene.extent is None:
-        return pixel, np.ones(2)
-    return pixel + rng.uniform(-0.5, 0.5, (n, 2)), np.full(2, scene.extent)
+    area = np.array(shape) - 2.0 * margin  # a border of `margin` pixels stays free
+    middle = (np.array(shape) - 1) / 2
+    if scene.cell:
+        return rng.integers(margin, np.array(shape) - margin, (n, 2)).astype(np.float64), np.ones(2)
+    size = area if scene.extent is None else np.full(2, scene.extent)
+    if (size > area).any():
+        raise ValueError(
+            f"scene.extent {scene.extent:g} px does not fit into the image shape {shape} "
+            f"{margin} px from the border"
+        )
+    return middle + (area - size) * rng.uniform(-0.5, 0.5, (n, 2)), size
 
 
 def _draw_separated(
@@ -183,19 +223,19 @@ def _draw_separated(
     Plain rejection, one point at a time: a set is dropped at the first pair that is too close.
     """
     found: list[FloatArray] = []
-    missing, tries, block = n, 0, max(4 * n, 1024)
-    while missing > 0:
-        if tries > _MAX_TRIES and missing == n:
+    accepted, tries, block = 0, 0, min(max(4 * n, 1024), _MAX_BLOCK)
+    while accepted < n:
+        if tries >= _MIN_TRIES and accepted < tries * _MIN_ACCEPTANCE:
             raise ValueError(
                 f"{count} targets {min_separation:g} px apart do not fit into a window of "
-                f"{size[0]:g} x {size[1]:g} px ({tries} tries)"
+                f"{size[0]:g} x {size[1]:g} px: {accepted} of {tries} sets drawn keep the distance"
             )
-        sets = rng.uniform(-0.5, 0.5, (block, 1, 2)) * size
+        sets = rng.uniform(-0.5, 0.5, (2, 1, block)) * size[:, None, None]
         for _ in range(count - 1):
-            point = rng.uniform(-0.5, 0.5, (len(sets), 1, 2)) * size
-            apart = ((sets - point) ** 2).sum(-1).min(-1) >= min_separation**2
-            sets = np.concatenate([sets[apart], point[apart]], axis=1)
-        found.append(sets[:missing])
-        missing -= len(found[-1])
-        tries, block = tries + block, min(2 * block, 2**18)
-    return np.concatenate(found)
+            point = rng.uniform(-0.5, 0.5, (2, 1, sets.shape[-1])) * size[:, None, None]
+            apart = (((sets - point) ** 2).sum(axis=0) >= min_separation**2).all(axis=0)
+            sets = np.concatenate([sets, point], axis=1).compress(apart, axis=-1)
+        found.append(sets)
+        accepted, tries = accepted + sets.shape[-1], tries + block
+        block = min(2 * block, _MAX_BLOCK)
+    return np.concatenate(found, axis=-1)[..., :n].transpose(2, 1, 0)

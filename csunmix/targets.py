@@ -8,6 +8,7 @@ run stands in ``df.attrs``: ``n_frames`` (frames without targets count too), ``f
 from __future__ import annotations
 
 import enum
+import math
 import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -15,13 +16,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from csunmix._validation import as_integer, as_number, as_real
+from csunmix._validation import FloatArray, as_finite, as_integer, as_number, as_real, as_shape
 from csunmix.grid import SubpixelGrid
 
 if TYPE_CHECKING:
     import pandas as pd
 
 COLUMNS = ("frame", "y", "x", "flux", "y_err", "x_err", "flux_err", "score", "flags")
+_REQUIRED = COLUMNS[:4]
+_WHOLE = ("frame", "flags")
 
 
 class Flag(enum.IntFlag):
@@ -59,7 +62,8 @@ def make_table(
     Parameters
     ----------
     frame : array_like of int, shape (n,)
-        Index of the image that each target is in.
+        Index of the image that each target is in. Here and below a single number stands for all
+        rows.
     y, x : array_like, shape (n,)
         Position: row and column, px, integers at pixel centres.
     flux : array_like, shape (n,)
@@ -81,61 +85,100 @@ def make_table(
     Raises
     ------
     TypeError
-        If an unknown column is given.
+        If an unknown column is given, or a column that does not hold real numbers.
     ValueError
-        If the columns differ in length.
-    """
-    import pandas as pd
+        If the columns differ in length, a frame or a flag is not a whole number from 0, a
+        position or flux is not finite, or `n_frames` does not reach the last frame.
 
+    Examples
+    --------
+    >>> import csunmix as cu
+    >>> table = cu.targets.make_table(frame=0, y=[4.8, 5.2], x=[5.0, 5.1], flux=[231.0, 244.0])
+    >>> table[["frame", "y", "x", "flux"]]
+       frame    y    x   flux
+    0      0  4.8  5.0  231.0
+    1      0  5.2  5.1  244.0
+    """
     unknown = set(columns) - set(COLUMNS)
     if unknown:
         raise TypeError(f"unknown column(s) {sorted(unknown)}; the table has {list(COLUMNS)}")
-    frame = np.atleast_1d(np.asarray(frame)).astype(np.int64)
-    given = {"y": y, "x": x, "flux": flux, **columns}
-    data: dict[str, npt.NDArray[Any]] = {"frame": frame}
-    for name in COLUMNS[1:-1]:
-        values = np.atleast_1d(np.asarray(given.get(name, np.nan), dtype=np.float64))
-        data[name] = values if name in given else np.broadcast_to(values, frame.shape).copy()
-    flags = np.asarray(given.get("flags", 0), dtype=np.int64)
-    data["flags"] = np.broadcast_to(flags, frame.shape).copy()
-    for name, values in data.items():
-        if values.shape != frame.shape:
-            raise ValueError(f"{name} must have shape {frame.shape}, got {values.shape}")
-    table = pd.DataFrame(data, columns=list(COLUMNS))
+    given = {"frame": frame, "y": y, "x": x, "flux": flux, **columns}
+    table = _assemble(given)
+    last = table.attrs["n_frames"] - 1
     table.attrs.update(attrs or {})
-    if n_frames is None:
-        n_frames = int(frame.max()) + 1 if frame.size else 0
-    table.attrs["n_frames"] = n_frames
+    if n_frames is not None:
+        table.attrs["n_frames"] = as_integer(n_frames, "n_frames", minimum=0)
+        if n_frames <= last:
+            raise ValueError(f"n_frames must be above the last frame, {last}, got {n_frames}")
     table.attrs["frame_flags"] = {int(k): int(v) for k, v in (frame_flags or {}).items()}
     return table
 
 
+def _assemble(given: Mapping[str, npt.ArrayLike]) -> pd.DataFrame:
+    """Make a target table of the columns given, the absent ones filled up."""
+    import pandas as pd
+
+    arrays = {name: as_real(values, name) for name, values in given.items()}
+    shape = next((array.shape for array in arrays.values() if array.ndim), (1,))
+    data: dict[str, FloatArray] = {}
+    for name in COLUMNS:
+        default = 0.0 if name == "flags" else np.nan
+        column = arrays.get(name, np.array(default)).astype(np.float64)
+        if column.shape not in ((), shape) or len(shape) != 1:
+            raise ValueError(f"{name} must have shape ({shape[0]},), got {column.shape}")
+        data[name] = np.broadcast_to(column, shape).copy()
+    table = check_table(pd.DataFrame(data), "table").astype(dict.fromkeys(_WHOLE, np.int64))
+    table.attrs["n_frames"] = int(table["frame"].max()) + 1 if len(table) else 0
+    table.attrs["frame_flags"] = {}
+    return table
+
+
 def check_table(table: pd.DataFrame, name: str = "targets") -> pd.DataFrame:
-    """Return `table` after checking that it has finite ``frame, y, x, flux``.
+    """Return `table` after checking what every user of a target table relies on.
+
+    Positions and fluxes are finite, frames and flags are whole numbers from 0; ``flags`` and the
+    other columns may be absent.
 
     Raises
     ------
     TypeError
         If `table` is not a DataFrame.
     ValueError
-        If a column is missing, not numeric, or not finite; the message names column and row.
+        If ``frame``, ``y``, ``x`` or ``flux`` is missing, a column is not numeric, or a value is
+        not what it must be; the message names the column and the row (by its index label).
     """
     import pandas as pd
 
     if not isinstance(table, pd.DataFrame):
         raise TypeError(f"{name} must be a pandas.DataFrame, got {type(table).__name__}")
-    missing = [column for column in ("frame", "y", "x", "flux") if column not in table.columns]
+    missing = [column for column in _REQUIRED if column not in table.columns]
     if missing:
         raise ValueError(f"{name} lacks the column(s) {missing}; it has {list(table.columns)}")
-    for column in ("frame", "y", "x", "flux"):
-        values = pd.to_numeric(table[column], errors="coerce").to_numpy(dtype=np.float64)
-        bad = np.flatnonzero(~np.isfinite(values))
-        if bad.size:
-            value = table[column].iloc[int(bad[0])]
-            raise ValueError(
-                f"{name}: column {column!r} must be finite numbers, row {int(bad[0])} has {value!r}"
-            )
+    for column in COLUMNS:
+        if column in table.columns:
+            _check_column(table[column], f"{name}: column {column!r}")
     return table
+
+
+def _check_column(column: pd.Series[Any], name: str) -> None:
+    import pandas as pd
+
+    values = pd.to_numeric(column, errors="coerce").to_numpy(np.float64, na_value=np.nan)
+    if column.name in _WHOLE:
+        wanted = "whole numbers from 0"
+        good = np.isfinite(values) & (values >= 0) & (values == np.floor(values))
+    elif column.name in _REQUIRED:
+        wanted = "finite numbers"
+        good = np.isfinite(values)
+    else:
+        wanted = "numbers or NaN"
+        good = ~np.isnan(values) | column.isna().to_numpy()
+    if not good.all():
+        k = int(np.argmin(good))
+        where = f"{column.index.name or 'row'} {column.index[k]}"
+        raise ValueError(f"{name} must be {wanted}, {where} has {column.iloc[k]}")
+    if len(column) and not pd.api.types.is_numeric_dtype(column):
+        raise ValueError(f"{name} must be {wanted}, got dtype {column.dtype}")
 
 
 def n_frames(table: pd.DataFrame) -> int:
@@ -148,31 +191,56 @@ def read_csv(path: str | os.PathLike[str]) -> pd.DataFrame:
     """Read a target table that `write_csv` or the command line wrote.
 
     Columns beyond `COLUMNS` (such as ``image``) are kept; ``y_err, x_err, flux_err, score,
-    flags`` may be absent.
+    flags`` may be absent. What the file does not hold (``df.attrs``) is not restored: where the
+    last images have no targets, set ``df.attrs["n_frames"]``.
 
     Raises
     ------
+    OSError
+        If the file cannot be opened.
     ValueError
-        If the file is not a CSV table or lacks ``frame, y, x, flux``; the message names the file.
+        If the file is not a CSV table, lacks ``frame, y, x, flux``, or holds a value that
+        `make_table` would refuse; the message names the file, the column and the line.
     """
     import pandas as pd
 
+    file = os.fspath(path)
     try:
-        raw = pd.read_csv(path)
+        raw = pd.read_csv(
+            path,
+            float_precision="round_trip",
+            dtype={"image": str},
+            keep_default_na=False,  # an image may be called "NA"
+            na_values=["", "nan", "NaN"],
+            skip_blank_lines=False,  # so that rows count lines
+            low_memory=False,
+        )
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise ValueError(f"{os.fspath(path)}: not a CSV table: {str(error).strip()}") from None
-    check_table(raw, os.fspath(path))
-    given = {name: raw[name].to_numpy() for name in COLUMNS if name in raw.columns}
-    table = make_table(**given)
-    for name in raw.columns:
-        if name not in COLUMNS:
-            table[name] = raw[name].to_numpy()
+        raise ValueError(f"{file}: not a CSV table: {str(error).strip()}") from None
+    if not isinstance(raw.index, pd.RangeIndex):
+        raise ValueError(f"{file}: not a CSV table: rows have more fields than the header")
+    raw.index = pd.RangeIndex(2, len(raw) + 2, name="line")
+    raw = check_table(raw.dropna(how="all"), file)
+    known = [name for name in COLUMNS if name in raw.columns]
+    table = _assemble({name: raw[name].to_numpy(dtype=np.float64) for name in known})
+    for name in raw.columns.difference(list(COLUMNS), sort=False):
+        table[name] = raw[name].to_numpy()
     return table
 
 
 def write_csv(table: pd.DataFrame, path: str | os.PathLike[str]) -> None:
-    """Write a target table as CSV; positions and fluxes keep every digit."""
-    check_table(table).to_csv(path, index=False)
+    """Write a target table as CSV, whole or not at all; numbers keep every digit.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `table` is no target table, see `check_table`.
+    """
+    from csunmix.io import atomic_write
+
+    check_table(table, "table")
+    with atomic_write(path) as file:
+        table.to_csv(file, index=False)
 
 
 def from_grid(
@@ -197,7 +265,8 @@ def from_grid(
     threshold : float
         Smallest value that counts as a target, DN.
     shape : tuple of int, optional
-        Image shape ``(n_y, n_x)``; square images by default where the maps are flat.
+        Image shape ``(n_y, n_x)``. Without it, two axes are taken for flat maps of square images
+        where the last one has such a length, else for one map.
 
     Returns
     -------
@@ -206,28 +275,56 @@ def from_grid(
 
     Raises
     ------
+    TypeError
+        If an argument is of the wrong type.
     ValueError
-        If the maps do not fit `factor` and `shape`, or hold NaN or infinite values.
+        If the maps do not fit `factor` and `shape`, can be read in two ways, are empty, or hold
+        NaN or infinite values.
+
+    Examples
+    --------
+    >>> import csunmix as cu
+    >>> import numpy as np
+    >>> maps = np.zeros((1, 33 * 33))  # what a network returns for one image at factor 3
+    >>> maps[0, 33 * 16 + 18] = 231.0  # cell (16, 18)
+    >>> cu.targets.from_grid(maps, factor=3, threshold=50)[["frame", "y", "x", "flux"]].round(3)
+       frame    y      x   flux
+    0      0  5.0  5.667  231.0
     """
     factor = as_integer(factor, "factor", minimum=1)
     threshold = as_number(threshold, "threshold")
-    array = as_real(maps, "maps")
-    if not np.isfinite(array).all():
-        raise ValueError("maps must be finite, got NaN or infinite values")
-    if shape is None:
-        side = round(array.shape[-1] ** 0.5) if array.ndim and array.shape[-1] else 0
-        flat_square = array.ndim == 2 and side**2 == array.shape[-1] and side % factor == 0
-        sizes = (side, side) if flat_square else array.shape[-2:]
-        shape = (sizes[0] // factor, sizes[1] // factor) if len(sizes) == 2 else (0, 0)
-    m_y, m_x = shape[0] * factor, shape[1] * factor
-    fits = array.ndim in (2, 3) and m_y * m_x > 0
-    fits = fits and (array.shape[-2:] == (m_y, m_x) or array.shape[-1] == m_y * m_x)
-    if not fits:
-        raise ValueError(
-            f"maps of shape {array.shape} do not fit factor {factor}: "
-            "expected (n, m_y * m_x), (n, m_y, m_x) or (m_y, m_x) with m = factor * pixels"
-        )
-    stack = array.reshape(-1, m_y, m_x)
+    array = as_finite(maps, "maps")
+    grid = _grid_of(array.shape, factor, None if shape is None else as_shape(shape))
+    stack = array.reshape(-1, *grid.map_shape)
     frame, i, j = np.nonzero(stack >= threshold)
-    y, x = SubpixelGrid(shape, factor).position(i, j)
+    y, x = grid.position(i, j)
     return make_table(frame, y, x, stack[frame, i, j], n_frames=len(stack))
+
+
+def _grid_of(layout: tuple[int, ...], factor: int, shape: tuple[int, int] | None) -> SubpixelGrid:
+    """Find the grid of maps in an array of shape `layout`, for images of `shape` where given."""
+    if len(layout) in (2, 3) and 0 not in layout:
+        n_y, n_x = shape or (size // factor for size in _map_sizes(layout, factor))
+        m_y, m_x = n_y * factor, n_x * factor
+        flat = len(layout) == 2 and layout[1] == m_y * m_x
+        if (flat or layout[-2:] == (m_y, m_x)) and m_y * m_x > 0:
+            return SubpixelGrid((n_y, n_x), factor)
+    images = "" if shape is None else f" and image shape {shape}"
+    raise ValueError(
+        f"maps of shape {layout} do not fit factor {factor}{images}: "
+        "expected (n, m_y * m_x), (n, m_y, m_x) or (m_y, m_x) with m = factor * pixels"
+    )
+
+
+def _map_sizes(layout: tuple[int, ...], factor: int) -> tuple[int, int]:
+    """Cells along y and x, by the array's shape alone."""
+    n, m = layout[-2:]
+    side = math.isqrt(m)
+    if len(layout) == 3 or side * side != m or side % factor:
+        return n, m
+    if n == m > 1:
+        raise ValueError(
+            f"maps of shape {layout} may be {n} flat maps of {side} x {side} cells or one map of "
+            f"{n} x {m}; give shape, the image shape (n_y, n_x)"
+        )
+    return side, side

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-
 from csunmix._kernels.linalg import (
     cholesky,
     cholesky_solve,
@@ -131,7 +130,7 @@ def _lasso(
         before = k
         k = _append(a_y, a_x, root, best, 0.0, target, lam, k, atoms, columns, gram, rhs, x)
         k = _refit(k, atoms, x, fit, columns, gram, rhs, lower)
-        if k == before and not _contains(atoms, k, best):
+        if k == before and not np.any(atoms[:k] == best):
             blocked[best] = True  # rounding: it cannot enter now
         else:
             blocked[:] = False
@@ -164,14 +163,6 @@ def _append(
     extend_gram(columns, target, k, gram, rhs)
     rhs[k] -= lam
     return k + 1
-
-
-@numba.njit(cache=True, nogil=True)
-def _contains(atoms: IntArray, k: int, atom: int) -> bool:
-    for m in range(k):
-        if atoms[m] == atom:
-            return True
-    return False
 
 
 @numba.njit(cache=True, nogil=True)

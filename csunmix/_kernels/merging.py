@@ -25,9 +25,8 @@ def merge_closest(mass: FloatArray, starts: IntArray, radius: float) -> None:
                     if mass[n, 2] <= 0.0:
                         continue
                     d = (mass[m, 0] - mass[n, 0]) ** 2 + (mass[m, 1] - mass[n, 1]) ** 2
-                    if d <= closest:
-                        if d < closest or a < 0:
-                            a, b, closest = m, n, d
+                    if d < closest or (a < 0 and d == closest):
+                        a, b, closest = m, n, d
             if a < 0:
                 break
             total = mass[a, 2] + mass[b, 2]

@@ -190,7 +190,7 @@ def _near(
 ) -> bool:
     """Whether the atom is one of those chosen, or closer to one than `exclusion` cells."""
     for m in range(k):
-        if m == skip or m == skip_too:
+        if m in (skip, skip_too):
             continue
         if atom == atoms[m] or _distance2(atom, atoms[m], width) < exclusion * exclusion:
             return True

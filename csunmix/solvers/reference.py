@@ -15,8 +15,8 @@ from csunmix.solvers.base import L1Solver, Monitor, Problem, SolveResult
 class CvxpyLasso(L1Solver):
     """The l1 problem handed to CVXPY and its interior-point solver Clarabel, image by image.
 
-    Minimises ``1/2 sum w r^2 + lam ||x||_1`` on the dense matrix (Diamond & Boyd 2016, JMLR 17(83)).
-    Slow, independent of everything else here, and meant for checking the other solvers.
+    Minimises ``1/2 sum w r^2 + lam ||x||_1`` on the dense matrix (Diamond & Boyd 2016,
+    JMLR 17(83)). Slow, independent of everything else here, and meant for checking the other solvers.
     A start `x0` is not used.
 
     Parameters

@@ -1,0 +1,276 @@
+"""The options of the command line, and the unmixer that those of ``csunmix unmix`` describe."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from csunmix import __version__
+
+if TYPE_CHECKING:
+    from csunmix.psf import PSF
+    from csunmix.unmixer import GridUnmixer
+
+# Names that the library knows, written out here because importing them takes a second.
+PRESETS = ("csist-100k", "seq-csist")
+METHODS = ("ista", "fista", "active-set", "split-bregman", "matching-pursuit", "omp")
+FUTURE_METHODS = ("continuous", "posterior")
+DEFAULT_METHOD = "active-set"
+PEAKS = ("every-cell", "local-maxima", "mass-merging")
+
+_ABSENT = argparse.SUPPRESS  # so that "not given" differs from None, which means "none"
+_NONE: dict[str, Any] = {"action": "store_const", "const": None, "default": _ABSENT}
+
+
+# Parsing
+
+
+def make_parser(
+    commands: Sequence[Callable[[argparse.Namespace], None]],
+) -> argparse.ArgumentParser:
+    """The parser; each command stands in ``options.command``, its docstring is its help."""
+    main = _Parser(
+        prog="csunmix",
+        description="Unmix closely-spaced infrared small targets.",
+        allow_abbrev=False,
+    )
+    main.add_argument("--version", action="version", version=f"csunmix {__version__}")
+    subparsers = main.add_subparsers(metavar="COMMAND", required=True)
+    for command in commands:
+        name, text = command.__name__, (command.__doc__ or "").strip()
+        sub = subparsers.add_parser(name, help=text, description=text, allow_abbrev=False)
+        sub.set_defaults(command=command)
+        _ARGUMENTS[name](sub)
+    return main
+
+
+class _Parser(argparse.ArgumentParser):
+    """Bad usage is bad input like any other: one line, through `main`."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message} (see {self.prog} --help)")
+
+
+def _demo_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--out", metavar="DIR", default="csunmix-demo", help="folder to write to (%(default)s)"
+    )
+
+
+def _unmix_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "input",
+        metavar="INPUT",
+        help="PNG, TIFF, FITS, NPY or NPZ file, or a folder of images (natural order)",
+    )
+    parser.add_argument("--out", metavar="FILE", required=True, help="target table, CSV")
+    parser.add_argument("--array", metavar="NAME", help="array of an NPZ file, extension of a FITS")
+    parser.add_argument("--resume", action="store_true", help="go on where a run was stopped")
+    parser.add_argument("--no-progress", action="store_true", help="show no progress bar")
+    parser.add_argument(
+        "--seed", type=int, metavar="N", help="for sampling methods to come; others draw nothing"
+    )
+
+    method = parser.add_argument_group("method")
+    method.add_argument(
+        "--method",
+        choices=(*METHODS, *FUTURE_METHODS),
+        default=DEFAULT_METHOD,
+        metavar="NAME",
+        help=f"{', '.join(METHODS)} (default: %(default)s); {', '.join(FUTURE_METHODS)}: to come",
+    )
+    method.add_argument("--factor", type=int, metavar="C", help="grid cells per pixel")
+    method.add_argument(
+        "--lam",
+        type=_number_or("auto"),
+        metavar="L",
+        help="weight of the l1 norm, DN, or auto: from each image's noise",
+    )
+    method.add_argument("--n-nonzero", type=int, metavar="K", help="most atoms of a pursuit")
+    method.add_argument(
+        "--peaks", choices=PEAKS, metavar="RULE", help=f"from map to targets: {', '.join(PEAKS)}"
+    )
+    method.add_argument("--threshold", type=float, metavar="V", help="smallest flux, DN")
+
+    optics = parser.add_argument_group("optics, detector and background")
+    optics.add_argument(
+        "--preset",
+        choices=PRESETS,
+        metavar="NAME",
+        help=f"{' or '.join(PRESETS)}; {PRESETS[0]} where no PSF is given. "
+        "Options given override it",
+    )
+    psf = optics.add_mutually_exclusive_group()
+    psf.add_argument("--psf-sigma", type=float, metavar="S", help="width of a Gaussian PSF, px")
+    psf.add_argument("--psf", metavar="FILE", help="sampled PSF: NPY, NPZ (FILE:NAME), FITS, TIFF")
+    optics.add_argument(
+        "--psf-oversampling", type=float, metavar="K", help="its samples per pixel (1)"
+    )
+    optics.add_argument("--read-noise", type=float, metavar="S", default=_ABSENT, help="DN")
+    limit = optics.add_mutually_exclusive_group()
+    limit.add_argument(
+        "--saturation", type=float, metavar="V", default=_ABSENT, help="largest value, DN"
+    )
+    limit.add_argument(
+        "--no-saturation", dest="saturation", action="store_const", const=None, default=_ABSENT
+    )
+    optics.add_argument(
+        "--background",
+        type=_number_or("border"),
+        default=0.0,
+        metavar="V",
+        help="level to take off, DN, or border: the median of each image's outermost pixels (0)",
+    )
+
+    prior = parser.add_argument_group("what is known of the targets")
+    prior.add_argument(
+        "--count", nargs=2, type=int, metavar=("MIN", "MAX"), default=_ABSENT, help="number"
+    )
+    flux = prior.add_mutually_exclusive_group()
+    flux.add_argument(
+        "--flux", nargs=2, type=float, metavar=("MIN", "MAX"), default=_ABSENT, help="DN"
+    )
+    flux.add_argument(
+        "--no-flux-prior", dest="flux", action="store_const", const=None, default=_ABSENT
+    )
+    prior.add_argument("--min-separation", type=float, metavar="D", default=_ABSENT, help="px")
+    extent = prior.add_mutually_exclusive_group()
+    extent.add_argument("--extent", type=float, metavar="E", help="they lie in a box this size, px")
+    extent.add_argument("--cell", action="store_true", help="they lie in one pixel's cell")
+
+
+def _simulate_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--preset", choices=PRESETS, required=True, metavar="NAME", help=" or ".join(PRESETS)
+    )
+    parser.add_argument(
+        "--n",
+        type=int,
+        required=True,
+        metavar="N",
+        help=f"number of images ({PRESETS[0]}) or of tracks of 20 frames ({PRESETS[1]})",
+    )
+    parser.add_argument("--seed", type=int, required=True, metavar="S", help="same seed, same data")
+    parser.add_argument("--out", required=True, metavar="DIR", help="new or empty folder")
+    parser.add_argument(
+        "--count-model",
+        choices=("uniform", "normal"),
+        default="uniform",
+        help="distribution of the number of targets (%(default)s); "
+        "normal is round(N(3, 1)) within the preset's range",
+    )
+
+
+def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("targets", metavar="targets.csv", help="target table")
+    parser.add_argument(
+        "--truth", required=True, metavar="DIR_OR_CSV", help="data set folder, or target table"
+    )
+    parser.add_argument("--json", metavar="FILE", help="write the figures here, too")
+    parser.add_argument(
+        "--rank-by",
+        choices=("flux", "score"),
+        default="flux",
+        help="what ranks the targets in CSO-mAP (%(default)s)",
+    )
+
+
+def _no_arguments(parser: argparse.ArgumentParser) -> None:
+    pass
+
+
+_ARGUMENTS = {
+    "demo": _demo_arguments,
+    "unmix": _unmix_arguments,
+    "simulate": _simulate_arguments,
+    "evaluate": _evaluate_arguments,
+    "info": _no_arguments,
+}
+
+
+def _number_or(word: str) -> Callable[[str], float | str]:
+    def parse(text: str) -> float | str:
+        try:
+            return word if text == word else float(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"must be a number or {word}, got {text!r}") from None
+
+    return parse
+
+
+# From options to objects
+
+
+def unmixer_from(options: argparse.Namespace, shape: tuple[int, int]) -> GridUnmixer:
+    """The unmixer that the options of `unmix` describe, for images of `shape`."""
+    from csunmix import Prior, Sensor, grid_unmixer, presets
+
+    psf = _given_psf(options)
+    preset = _preset_name(options)
+    if preset is not None:
+        setup = presets.PRESETS[preset]()
+        psf, sensor, prior = psf or setup.psf, setup.sensor, setup.prior
+    else:
+        sensor, prior = Sensor(), Prior()
+    assert psf is not None  # without a PSF there is a preset
+    extent = {"extent": options.extent, "cell": options.cell}
+    return grid_unmixer(
+        options.method,
+        psf=psf,
+        shape=shape,
+        sensor=replace(sensor, **_given(options, "read_noise", "saturation")),
+        prior=replace(
+            prior,
+            **_given(options, "count", "flux", "min_separation"),
+            **(extent if options.extent is not None or options.cell else {}),
+        ),
+        factor=options.factor,
+        lam=options.lam,
+        n_nonzero=options.n_nonzero,
+        peaks=options.peaks,
+        threshold=options.threshold,
+        background=options.background,
+    )
+
+
+def _given(options: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """Options of these names that stand on the command line; the ``--no-...`` ones give None."""
+    return {name: getattr(options, name) for name in names if hasattr(options, name)}
+
+
+def _given_psf(options: argparse.Namespace) -> PSF | None:
+    from csunmix import GaussianPSF, SampledPSF
+    from csunmix.io import read_psf
+
+    if options.psf_oversampling is not None and options.psf is None:
+        raise ValueError("--psf-oversampling needs --psf FILE")
+    if options.psf_sigma is not None:
+        return GaussianPSF(sigma=options.psf_sigma)
+    if options.psf is not None:
+        values = read_psf(options.psf)
+        oversampling = 1.0 if options.psf_oversampling is None else options.psf_oversampling
+        try:
+            return SampledPSF(values, oversampling=oversampling)
+        except ValueError as error:
+            raise ValueError(f"--psf {options.psf}: {error}") from None
+    return None
+
+
+def _preset_name(options: argparse.Namespace) -> str | None:
+    """The preset that is asked for; the first one where no PSF is given either."""
+    psf_given = options.psf is not None or options.psf_sigma is not None
+    name: str | None = options.preset
+    return name if name is not None or psf_given else PRESETS[0]
+
+
+def setting_text(options: argparse.Namespace) -> str:
+    """Preset and PSF in words."""
+    preset = _preset_name(options)
+    parts = [] if preset is None else [f"preset {preset}"]
+    if options.psf_sigma is not None:
+        parts.append(f"PSF sigma {options.psf_sigma:g} px")
+    if options.psf is not None:
+        parts.append(f"PSF {options.psf}")
+    return ", ".join(parts)

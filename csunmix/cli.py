@@ -1,0 +1,193 @@
+"""The command line: ``csunmix demo | unmix | simulate | evaluate | info``.
+
+Exit code 0 on success, 2 with one line on standard error on bad input, 130 on Ctrl-C. Output files
+appear whole or not at all. Heavy modules are imported by the commands that need them, so that
+``csunmix --help`` is quick.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import math
+import os
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+from csunmix import __version__
+from csunmix._cli_options import FUTURE_METHODS, make_parser, setting_text, unmixer_from
+
+_FLAG_TEXT = {
+    "SATURATED": "with saturated pixels",
+    "BORDER": "with a target in the outermost ring of pixels",
+    "COUNT_AMBIGUOUS": "with an ambiguous number of targets",
+    "NOT_CONVERGED": "where the solver did not converge",
+    "NOT_FINITE": "with NaN or infinite pixels, not unmixed",
+    "NO_TARGET": "without a target",
+    "BAD_PIXELS": "with bad pixels",
+}
+_INTERRUPTED, _BROKEN_PIPE = 130, 141  # what shells report for SIGINT and SIGPIPE
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        Arguments after the program's name; by default those of the process.
+
+    Returns
+    -------
+    int
+        The exit code: 0 on success, 2 on bad input, 130 if interrupted, 141 if whoever reads the
+        output stopped reading.
+    """
+    # What the library logs (images that are skipped) is in the summaries.
+    logging.getLogger("csunmix").addHandler(logging.NullHandler())
+    try:
+        options = make_parser((demo, unmix, simulate, evaluate, info)).parse_args(argv)
+        options.command(options)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nor at exit
+        return _BROKEN_PIPE
+    except (ValueError, TypeError, OSError, MemoryError) as error:
+        _say(f"error: {_one_line(error)}")
+        return 2
+    except KeyboardInterrupt as stop:
+        _say(": ".join(["interrupted", *map(str, stop.args)]))
+        return _INTERRUPTED
+    return 0
+
+
+# Commands
+
+
+def unmix(options: argparse.Namespace) -> None:
+    """Images to targets.csv."""
+    if options.method in FUTURE_METHODS:
+        raise ValueError(f"--method {options.method} is not available yet, take a grid method")
+    from csunmix._cli_output import output_file
+    from csunmix._cli_run import Run
+    from csunmix.io import read_images
+
+    inputs = [options.input, *filter(None, [options.psf])]
+    out = output_file(options.out, "--out", inputs=inputs)
+    stack = read_images(options.input, array=options.array)
+    unmixer = unmixer_from(options, stack.images.shape[1:])
+    run = Run(unmixer, stack, out, resume=options.resume)
+    begin = f", going on at image {run.state.frames}" if run.state.frames else ""
+    factor = unmixer.dictionary.grid.factor
+    _say(f"{setting_text(options)}, method {options.method}, factor {factor}{begin}")
+    state = run.execute(progress=_on_terminal() and not options.no_progress)
+    print(f"{_count(state.frames, 'image')}, {_count(state.targets, 'target')} -> {out}")
+    for name, (n, first) in state.flagged.items():
+        print(f"  {name}: {_count(n, 'image')} {_FLAG_TEXT[name]}, first frame {first}")
+
+
+def simulate(options: argparse.Namespace) -> None:
+    """Images and annotations in the data set's own layout."""
+    import numpy as np
+
+    from csunmix import presets
+    from csunmix._cli_output import new_folder
+    from csunmix._tracks import simulate_tracks
+    from csunmix.datasets import write_csist, write_seq_csist
+    from csunmix.simulate import simulate as simulate_images
+
+    setup = presets.PRESETS[options.preset]()
+    rng, model = np.random.default_rng(options.seed), options.count_model
+    sigma = getattr(setup.psf, "sigma_x", None)
+    with new_folder(Path(options.out)) as folder:
+        write: Callable[..., None] = write_csist
+        if setup.frames_per_track > 1:
+            scenes = simulate_tracks(setup, options.n, rng, count_model=model)
+            write = partial(write_seq_csist, frames_per_track=setup.frames_per_track)
+        else:
+            optics = (setup.psf, setup.sensor, setup.scene)
+            scenes = simulate_images(
+                *optics, shape=setup.shape, n=options.n, rng=rng, count_model=model
+            )
+        write(folder, scenes.images, scenes.truth, sigma=sigma, progress=_on_terminal())
+    n_images, n_targets = len(scenes.images), len(scenes.truth)
+    print(f"{_count(n_images, 'image')}, {_count(n_targets, 'target')} -> {options.out}")
+
+
+def evaluate(options: argparse.Namespace) -> None:
+    """A target table against the truth."""
+    from csunmix import compare
+    from csunmix._cli_output import output_file
+    from csunmix._cli_truth import check_images, read_truth
+    from csunmix.io import atomic_write
+    from csunmix.targets import n_frames, read_csv
+
+    inputs = (options.targets, options.truth)
+    report = output_file(options.json, "--json", inputs=inputs) if options.json else None
+    targets = read_csv(options.targets)
+    truth = read_truth(options.truth, progress=_on_terminal())
+    check_images(targets, truth, options.targets)
+    metrics = compare({options.targets: targets}, truth.table, rank_by=options.rank_by)
+    print(metrics.T.to_string(float_format="{:.3f}".format, na_rep="-"))
+    if report is not None:
+        values = metrics.iloc[0].to_dict()
+        content = {
+            "targets": options.targets,
+            "truth": options.truth,
+            "rank_by": options.rank_by,
+            "n_images": n_frames(truth.table),
+            "n_targets": len(targets),
+            "n_true_targets": len(truth.table),
+            "metrics": {k: v if math.isfinite(v) else None for k, v in values.items()},
+            "csunmix": __version__,
+        }
+        with atomic_write(report) as temporary:
+            temporary.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def info(options: argparse.Namespace) -> None:
+    """Versions, for bug reports."""
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
+    packages = "numpy scipy numba pandas PyWavelets cvxpy pillow matplotlib astropy"
+    lines = {"csunmix": __version__, "python": platform.python_version()}
+    for name in packages.split():
+        try:
+            lines[name] = version(name)
+        except PackageNotFoundError:
+            lines[name] = "not installed"
+    lines |= {"platform": platform.platform(), "CPUs": str(os.cpu_count())}
+    for name, value in lines.items():
+        print(f"{name:12}{value}")
+
+
+def demo(options: argparse.Namespace) -> None:
+    """The main job on images that the package makes."""
+    from csunmix.demo import run
+
+    run(Path(options.out), progress=_on_terminal())
+
+
+# Words
+
+
+def _say(text: str) -> None:
+    print(f"csunmix: {text}", file=sys.stderr)
+
+
+def _one_line(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n} {noun}{'' if n == 1 else 's'}"
+
+
+def _on_terminal() -> bool:
+    return sys.stderr.isatty()

@@ -1,0 +1,548 @@
+"""Pictures of images, maps, targets, convergence and scores; needs the extra ``csunmix[plot]``.
+
+Pixels are drawn as users of images expect them: the centre of pixel ``(row, column)`` lies at the
+integers ``y = row`` and ``x = column``, row 0 is at the top, and ``y`` grows downwards. A helper
+draws into the `matplotlib.axes.Axes` it is given, or into the current ones, and returns them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import cycle
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from csunmix._validation import FloatArray, as_images, as_instance, as_integer, as_number
+from csunmix.grid import SubpixelGrid
+from csunmix.metrics import THRESHOLDS, cso_map, precision_recall
+from csunmix.solvers.base import SolveResult
+from csunmix.targets import check_table
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+
+# Okabe & Ito, Color universal design (2008): the colour-blind tell these apart.
+_BLUE, _VERMILION = "#0072B2", "#D55E00"
+_COLOURS = (_BLUE, _VERMILION, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+
+_FULL_AREA = 110.0  # of a marker at full flux, points^2
+_MARGIN = 1  # pixels around those that hold targets
+_SMALLEST_EXCESS = 1e-15  # objectives agree no better than this
+
+
+def plot_image(
+    image: npt.ArrayLike, *, ax: Axes | None = None, colorbar: bool = False, **imshow: Any
+) -> Axes:
+    """Draw an image in grey levels.
+
+    Parameters
+    ----------
+    image : array_like, shape (n_y, n_x)
+        Image, DN; NaN pixels stay empty.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw; the current axes by default.
+    colorbar : bool
+        Draw a bar with the grey levels, DN, beside the image.
+    **imshow
+        Options of `matplotlib.axes.Axes.imshow`, such as ``cmap``, ``vmin`` and ``vmax``.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+
+    Raises
+    ------
+    ImportError
+        If matplotlib is not installed.
+    TypeError, ValueError
+        If `image` is not one image of real numbers.
+    """
+    image = _one_image(image, "image")
+    return _plot_pixels(image, image.shape, ax, colorbar, {"cmap": "gray", **imshow})
+
+
+def plot_map(
+    coefficients: npt.ArrayLike,
+    grid: SubpixelGrid,
+    *,
+    ax: Axes | None = None,
+    colorbar: bool = False,
+    **imshow: Any,
+) -> Axes:
+    """Draw a flux map on the sub-pixel grid in pixel coordinates, with the pixels' boundaries.
+
+    Parameters
+    ----------
+    coefficients : array_like, shape (m_y, m_x)
+        Flux of every cell, DN.
+    grid : SubpixelGrid
+        Where the cells lie.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw; the current axes by default.
+    colorbar : bool
+        Draw a bar with the fluxes, DN, beside the map.
+    **imshow
+        Options of `matplotlib.axes.Axes.imshow`, such as ``cmap``, ``vmin`` and ``vmax``.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+
+    Raises
+    ------
+    ImportError
+        If matplotlib is not installed.
+    TypeError, ValueError
+        If `coefficients` is not one map of real numbers or does not fit `grid`.
+    """
+    grid = as_instance(grid, SubpixelGrid, "grid")
+    flux = _one_image(coefficients, "coefficients", grid.map_shape)
+    ax = _plot_pixels(flux, grid.shape, ax, colorbar, {"cmap": "viridis", **imshow})
+    n_y, n_x = grid.shape
+    line: dict[str, Any] = {"color": "white", "linewidth": 0.5, "alpha": 0.5}
+    ax.hlines(np.arange(1, n_y) - 0.5, -0.5, n_x - 0.5, **line)
+    ax.vlines(np.arange(1, n_x) - 0.5, -0.5, n_y - 0.5, **line)
+    return ax
+
+
+def plot_targets(
+    targets: pd.DataFrame,
+    *,
+    frame: int | None = None,
+    ax: Axes | None = None,
+    marker: str = "x",
+    color: str = _VERMILION,
+    label: str | None = None,
+    full_flux: float | None = None,
+) -> Axes:
+    """Draw the positions of targets, with error bars where the table knows the errors.
+
+    Parameters
+    ----------
+    targets : pandas.DataFrame
+        Target table.
+    frame : int, optional
+        Draw this frame only; every row by default.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw; the current axes by default.
+    marker : str
+        Marker of matplotlib, drawn unfilled.
+    color : str
+        Colour of markers and error bars.
+    label : str, optional
+        Name in a legend.
+    full_flux : float, optional
+        Flux of a marker of full area, DN; by default that of the brightest target drawn. The area
+        is proportional to the flux, but never below a tenth of the full one.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+
+    Raises
+    ------
+    ImportError
+        If matplotlib is not installed.
+    TypeError, ValueError
+        If `targets` is not a target table or a parameter is out of range.
+    """
+    rows = _rows(targets, frame, "targets")
+    if full_flux is None:
+        full_flux = _largest_flux(rows)
+    full_flux = as_number(full_flux, "full_flux", above=0.0)
+    ax = _current(ax)
+    from matplotlib.markers import MarkerStyle
+
+    y, x, flux = (rows[name].to_numpy(dtype=np.float64) for name in ("y", "x", "flux"))
+    ax.scatter(
+        x,
+        y,
+        s=_FULL_AREA * np.maximum(flux / full_flux, 0.1),
+        marker=MarkerStyle(marker, fillstyle="none"),
+        color=color,
+        linewidths=1.8,
+        label=label,
+        zorder=3,
+        path_effects=_halo(),
+    )
+    errors: dict[str, Any] = {
+        name: rows[column].to_numpy(dtype=np.float64)
+        for name, column in (("xerr", "x_err"), ("yerr", "y_err"))
+        if column in rows and np.isfinite(rows[column]).any()
+    }
+    if errors:
+        ax.errorbar(x, y, **errors, fmt="none", ecolor=color, elinewidth=1.2, capsize=3)
+    return _label_pixels(ax)
+
+
+def plot_unmixing(
+    image: npt.ArrayLike,
+    *,
+    targets: pd.DataFrame | None = None,
+    truth: pd.DataFrame | None = None,
+    frame: int | None = None,
+    coefficients: npt.ArrayLike | None = None,
+    grid: SubpixelGrid | None = None,
+    axes: Sequence[Axes] | npt.NDArray[Any] | None = None,
+) -> npt.NDArray[Any]:
+    """Draw what was seen and what was found, in three panels.
+
+    The image; the flux map on the sub-pixel grid; the image with truth (open circles) and targets
+    (crosses). The last two show the pixels that hold targets, or the brightest pixel where there
+    are none, and one more on each side; a dashed frame in the image marks that window.
+
+    Parameters
+    ----------
+    image : array_like, shape (n_y, n_x)
+        Image, DN.
+    targets, truth : pandas.DataFrame, optional
+        Target tables: what was found, and what is there.
+    frame : int, optional
+        The image's frame in the tables; may be left out where they speak of one frame only.
+    coefficients : array_like, shape (m_y, m_x), optional
+        Flux of every cell, DN; the second panel stays empty without it.
+    grid : SubpixelGrid, optional
+        Where the cells lie; must come with `coefficients`.
+    axes : sequence of 3 matplotlib.axes.Axes, optional
+        Where to draw; a new figure by default.
+
+    Returns
+    -------
+    ndarray of matplotlib.axes.Axes, shape (3,)
+
+    Raises
+    ------
+    ImportError
+        If matplotlib is not installed.
+    TypeError, ValueError
+        If an input is malformed, a table has several frames and `frame` is not given, `grid` is
+        missing, or there are not three axes.
+    """
+    image = _one_image(image, "image")
+    if coefficients is not None and grid is None:
+        raise ValueError("grid must be given with coefficients: it says where the cells lie")
+    tables = {
+        name: _one_frame(table, frame, name)
+        for name, table in (("truth", truth), ("targets", targets))
+        if table is not None
+    }
+    left, middle, right = axes = _three(axes)
+    plot_image(image, ax=left)
+    left.set_title("image")
+    plot_image(image, ax=right)
+    full_flux = max(map(_largest_flux, tables.values()), default=1.0)
+    for name, marker, color in (("truth", "o", _BLUE), ("targets", "x", _VERMILION)):
+        if name in tables:
+            plot_targets(
+                tables[name], ax=right, marker=marker, color=color, label=name, full_flux=full_flux
+            )
+    right.set_title(" and ".join(tables) or "image")
+    if len(tables) > 1:
+        right.legend(loc="upper right", fontsize="small", framealpha=0.9)
+    if coefficients is None or grid is None:
+        middle.set_axis_off()
+    else:
+        plot_map(coefficients, grid, ax=middle)
+        middle.set_title("flux map")
+    _zoom(axes, _window(image, list(tables.values())))
+    return axes
+
+
+def plot_convergence(
+    results: Mapping[str, SolveResult],
+    *,
+    reference: npt.ArrayLike | None = None,
+    x: Literal["iteration", "time"] = "iteration",
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw how solvers of the same problem approach its optimum, on logarithmic axes.
+
+    The height is ``(P - P_ref)/P_ref``, the relative excess of the objective ``P``, as the median
+    over the images; what is below 1e-15 is rounding and drawn there. The start, at iteration 0,
+    has no place on a logarithmic axis.
+
+    Parameters
+    ----------
+    results : mapping of str to SolveResult
+        The result of each solver, all for the same images, dictionary and ``lam``. A solver that
+        reports its history only when watched needs a `callback`.
+    reference : array_like, shape (...), optional
+        Objective ``P_ref`` of each image; by default the lowest that any of the results reached.
+    x : {"iteration", "time"}
+        What stands below: iterations, or seconds since the start.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw; the current axes by default.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+
+    Raises
+    ------
+    ImportError
+        If matplotlib is not installed.
+    ValueError
+        If `results` is empty, a solver is greedy (its objective is another one), `x` is unknown, or
+        `reference` does not fit the images.
+    """
+    if x not in ("iteration", "time"):
+        raise ValueError(f"x must be 'iteration' or 'time', got {x!r}")
+    reached = _objectives(results)
+    best = np.min(reached, axis=0) if reference is None else np.asarray(reference, dtype=np.float64)
+    if best.size != reached.shape[1]:
+        raise ValueError(
+            f"reference must hold the objective of {reached.shape[1]} image(s), got {best.size}"
+        )
+    best = best.ravel()
+    ax = _current(ax)
+    for (name, result), color in _coloured(results):
+        steps = [stats for stats in result.history if stats.iteration > 0]
+        excess = [np.median((stats.objective - best) / best) for stats in steps]
+        ax.loglog(
+            [getattr(stats, x) for stats in steps],
+            np.maximum(excess, _SMALLEST_EXCESS),
+            ".-",
+            markersize=3,
+            color=color,
+            label=name,
+        )
+    ax.set_xlabel("iteration" if x == "iteration" else "time [s]")
+    ax.set_ylabel("relative excess of the objective, median")
+    return _legend(ax)
+
+
+def plot_precision_recall(
+    runs: Mapping[str, pd.DataFrame],
+    truth: pd.DataFrame,
+    threshold: float,
+    *,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw precision against recall of each method, detections ranked by flux.
+
+    Parameters
+    ----------
+    runs : mapping of str to pandas.DataFrame
+        The target table of each method.
+    truth : pandas.DataFrame
+        The true targets.
+    threshold : float
+        Largest distance of a hit, px.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw; the current axes by default.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+
+    Raises
+    ------
+    ImportError
+        If matplotlib is not installed.
+    TypeError, ValueError
+        As in `csunmix.metrics.precision_recall`.
+    """
+    curves = {name: precision_recall(run, truth, threshold) for name, run in runs.items()}
+    ax = _current(ax)
+    for (name, (recall, precision)), color in _coloured(curves):
+        ax.plot(recall, precision, color=color, label=name)
+    ax.set_xlim(0.0, 1.0)
+    ax.set_ylim(0.0, 1.05)
+    ax.set_xlabel("recall")
+    ax.set_ylabel("precision")
+    ax.set_title(f"hits within {threshold:g} px")
+    return _legend(ax)
+
+
+def plot_ap(
+    runs: Mapping[str, pd.DataFrame], truth: pd.DataFrame, *, ax: Axes | None = None
+) -> Axes:
+    """Draw the average precision of each method against the distance that counts as a hit.
+
+    The distances are those of CSO-mAP, `csunmix.metrics.THRESHOLDS`; the legend gives CSO-mAP,
+    the mean over them, in percent.
+
+    Parameters
+    ----------
+    runs : mapping of str to pandas.DataFrame
+        The target table of each method.
+    truth : pandas.DataFrame
+        The true targets.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw; the current axes by default.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+
+    Raises
+    ------
+    ImportError
+        If matplotlib is not installed.
+    TypeError, ValueError
+        As in `csunmix.metrics.cso_map`.
+    """
+    scores = {name: cso_map(run, truth) for name, run in runs.items()}
+    ax = _current(ax)
+    for (name, score), color in _coloured(scores):
+        label = f"{name} ({100 * score.mean:.1f})"
+        ax.plot(score.thresholds, 100 * score.ap, "o-", markersize=4, color=color, label=label)
+    ax.set_xticks(THRESHOLDS)
+    ax.set_ylim(0.0, 105.0)
+    ax.set_xlabel("distance of a hit [px]")
+    ax.set_ylabel("average precision [%]")
+    return _legend(ax, title="method (CSO-mAP)")
+
+
+# Axes
+
+
+def _current(ax: Axes | None) -> Axes:
+    """The given axes, or the current ones."""
+    current: Axes = _pyplot().gca() if ax is None else ax
+    return current
+
+
+def _three(axes: Sequence[Axes] | npt.NDArray[Any] | None) -> npt.NDArray[Any]:
+    """The given three axes, or those of a new figure."""
+    if axes is None:
+        axes = _pyplot().subplots(1, 3, figsize=(9.5, 3.4), layout="constrained")[1]
+    array = np.asarray(axes, dtype=object).ravel()
+    if array.size != 3:
+        raise ValueError(f"axes must be three, got {array.size}")
+    return array
+
+
+def _pyplot() -> Any:
+    try:
+        import matplotlib.pyplot as plt
+    except ImportError as error:
+        raise ImportError(
+            "plots need matplotlib; install it with: pip install 'csunmix[plot]'"
+        ) from error
+    return plt
+
+
+def _plot_pixels(
+    values: FloatArray,
+    shape: tuple[int, ...],
+    ax: Axes | None,
+    colorbar: bool,
+    imshow: dict[str, Any],
+) -> Axes:
+    """Draw values over an image of `shape` pixels, the centre of pixel (0, 0) at the origin."""
+    n_y, n_x = shape
+    ax = _current(ax)
+    extent = (-0.5, n_x - 0.5, n_y - 0.5, -0.5)
+    picture = ax.imshow(values, **{"origin": "upper", "extent": extent, **imshow})
+    if colorbar:
+        ax.figure.colorbar(picture, ax=ax, label="DN", fraction=0.046, pad=0.04)
+    return _label_pixels(ax)
+
+
+def _label_pixels(ax: Axes) -> Axes:
+    """Name the axes, keep pixels square, put ticks on pixel centres."""
+    from matplotlib.ticker import MaxNLocator
+
+    ax.set_aspect("equal")
+    ax.set_xlabel("x [px]")
+    ax.set_ylabel("y [px]")
+    ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    ax.yaxis.set_major_locator(MaxNLocator(6, integer=True))
+    return ax
+
+
+def _legend(ax: Axes, title: str | None = None) -> Axes:
+    ax.grid(alpha=0.3)
+    ax.legend(title=title, fontsize="small", title_fontsize="small")
+    return ax
+
+
+def _halo() -> list[Any]:
+    """A white rim that lifts a marker off dark and bright pixels alike."""
+    from matplotlib.patheffects import withStroke
+
+    return [withStroke(linewidth=3.4, foreground="white")]
+
+
+def _coloured(items: Mapping[str, Any]) -> Iterator[tuple[tuple[str, Any], str]]:
+    """Items with a colour each; the colours come round again."""
+    return zip(items.items(), cycle(_COLOURS), strict=False)
+
+
+# The window of a zoom: (top, bottom, left, right), edges of pixels
+
+
+def _window(image: FloatArray, tables: Sequence[pd.DataFrame]) -> tuple[float, ...]:
+    """Pixels that hold targets, or the brightest one, and one more on each side."""
+    positions = [table[["y", "x"]].to_numpy(dtype=np.float64) for table in tables]
+    found = np.concatenate([np.empty((0, 2)), *positions])
+    if not len(found):
+        brightest = np.argmax(np.where(np.isnan(image), -np.inf, image))
+        found = np.array([np.unravel_index(brightest, image.shape)], dtype=np.float64)
+    last = np.array(image.shape) - 1
+    pixels = np.clip(np.rint(found), 0, last)
+    low = np.maximum(pixels.min(axis=0) - _MARGIN, 0) - 0.5
+    high = np.minimum(pixels.max(axis=0) + _MARGIN, last) + 0.5
+    return float(low[0]), float(high[0]), float(low[1]), float(high[1])
+
+
+def _zoom(axes: npt.NDArray[Any], window: tuple[float, ...]) -> None:
+    """Show `window` in the last two panels and frame it in the first."""
+    from matplotlib.patches import Rectangle
+
+    top, bottom, left, right = window
+    for ax in axes[1:]:
+        ax.set_xlim(left, right)
+        ax.set_ylim(bottom, top)
+    axes[0].add_patch(
+        Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor="white", ls="--")
+    )
+
+
+# Inputs
+
+
+def _one_image(value: npt.ArrayLike, name: str, shape: tuple[int, int] | None = None) -> FloatArray:
+    array = as_images(value, name, shape=shape, finite=False)
+    if array.ndim != 2:
+        raise ValueError(f"{name} must be one image (n_y, n_x), got shape {array.shape}")
+    return array
+
+
+def _rows(table: pd.DataFrame, frame: int | None, name: str) -> pd.DataFrame:
+    """Rows of one frame, or all of them."""
+    check_table(table, name)
+    return table if frame is None else table[table["frame"] == as_integer(frame, "frame")]
+
+
+def _one_frame(table: pd.DataFrame, frame: int | None, name: str) -> pd.DataFrame:
+    rows = _rows(table, frame, name)
+    n = rows["frame"].nunique()
+    if n > 1:
+        raise ValueError(f"frame must be given: {name} speaks of {n} frames")
+    return rows
+
+
+def _largest_flux(rows: pd.DataFrame) -> float:
+    """Flux of the brightest target; 1 where none has a positive flux."""
+    largest = float(rows["flux"].max()) if len(rows) else 0.0
+    return largest if largest > 0 else 1.0
+
+
+def _objectives(results: Mapping[str, SolveResult]) -> FloatArray:
+    """Objective that each solver reached for each image, shape (n_solvers, n_images)."""
+    if not results:
+        raise ValueError("results must name at least one solver, got an empty mapping")
+    greedy = [name for name, result in results.items() if np.isnan(result.gap).all()]
+    if greedy:
+        raise ValueError(
+            f"results must come from l1 solvers, got greedy ones too: {', '.join(greedy)}"
+        )
+    reached = [np.ravel(result.objective) for result in results.values()]
+    if len({objective.size for objective in reached}) > 1:
+        raise ValueError("results must be for the same images, got different numbers of them")
+    return np.array(reached, dtype=np.float64)
