@@ -108,7 +108,7 @@ def _unmix_arguments(parser: argparse.ArgumentParser) -> None:
     optics.add_argument(
         "--psf-oversampling", type=float, metavar="K", help="its samples per pixel (1)"
     )
-    optics.add_argument("--read-noise", type=float, metavar="S", default=_ABSENT, help="DN")
+    optics.add_argument("--read-noise", type=float, metavar="S", default=_ABSENT, help="noise, DN")
     limit = optics.add_mutually_exclusive_group()
     limit.add_argument(
         "--saturation", type=float, metavar="V", default=_ABSENT, help="largest value, DN"
@@ -126,16 +126,28 @@ def _unmix_arguments(parser: argparse.ArgumentParser) -> None:
 
     prior = parser.add_argument_group("what is known of the targets")
     prior.add_argument(
-        "--count", nargs=2, type=int, metavar=("MIN", "MAX"), default=_ABSENT, help="number"
+        "--count",
+        nargs=2,
+        type=int,
+        metavar=("MIN", "MAX"),
+        default=_ABSENT,
+        help="number of targets",
     )
     flux = prior.add_mutually_exclusive_group()
     flux.add_argument(
-        "--flux", nargs=2, type=float, metavar=("MIN", "MAX"), default=_ABSENT, help="DN"
+        "--flux",
+        nargs=2,
+        type=float,
+        metavar=("MIN", "MAX"),
+        default=_ABSENT,
+        help="flux of each, DN",
     )
     flux.add_argument(
         "--no-flux-prior", dest="flux", action="store_const", const=None, default=_ABSENT
     )
-    prior.add_argument("--min-separation", type=float, metavar="D", default=_ABSENT, help="px")
+    prior.add_argument(
+        "--min-separation", type=float, metavar="D", default=_ABSENT, help="smallest distance, px"
+    )
     extent = prior.add_mutually_exclusive_group()
     extent.add_argument("--extent", type=float, metavar="E", help="they lie in a box this size, px")
     extent.add_argument("--cell", action="store_true", help="they lie in one pixel's cell")

@@ -29,7 +29,7 @@ from csunmix.unmixer import GridUnmixer
 if TYPE_CHECKING:
     import pandas as pd
 
-MAX_BATCH = 500  # images
+MAX_BATCH = 100  # images, what a killed run loses at most
 _MAX_CELLS = 4_000_000  # of a batch's maps, bounds the memory
 
 

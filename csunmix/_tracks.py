@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
 from csunmix._validation import FloatArray, as_integer
 from csunmix.presets import Preset
@@ -73,7 +74,7 @@ def simulate_tracks(
 
 def _draw_velocities(
     start: FloatArray,
-    track: np.ndarray,
+    track: npt.NDArray[np.int64],
     n_tracks: int,
     duration: int,
     shape: tuple[int, int],

@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def unmix(options: argparse.Namespace) -> None:
-    """Images to targets.csv."""
+    """Find the targets in images; write them as a CSV table."""
     if options.method in FUTURE_METHODS:
         raise ValueError(f"--method {options.method} is not available yet, take a grid method")
     from csunmix._cli_output import output_file
@@ -90,35 +90,36 @@ def unmix(options: argparse.Namespace) -> None:
 
 
 def simulate(options: argparse.Namespace) -> None:
-    """Images and annotations in the data set's own layout."""
+    """Write simulated images and annotations in a data set's own layout."""
     import numpy as np
 
     from csunmix import presets
     from csunmix._cli_output import new_folder
     from csunmix._tracks import simulate_tracks
+    from csunmix._validation import as_integer
     from csunmix.datasets import write_csist, write_seq_csist
     from csunmix.simulate import simulate as simulate_images
 
     setup = presets.PRESETS[options.preset]()
-    rng, model = np.random.default_rng(options.seed), options.count_model
+    n = as_integer(options.n, "--n", minimum=1)
+    rng = np.random.default_rng(as_integer(options.seed, "--seed", minimum=0))
+    model = options.count_model
     sigma = getattr(setup.psf, "sigma_x", None)
     with new_folder(Path(options.out)) as folder:
         write: Callable[..., None] = write_csist
         if setup.frames_per_track > 1:
-            scenes = simulate_tracks(setup, options.n, rng, count_model=model)
+            scenes = simulate_tracks(setup, n, rng, count_model=model)
             write = partial(write_seq_csist, frames_per_track=setup.frames_per_track)
         else:
             optics = (setup.psf, setup.sensor, setup.scene)
-            scenes = simulate_images(
-                *optics, shape=setup.shape, n=options.n, rng=rng, count_model=model
-            )
+            scenes = simulate_images(*optics, shape=setup.shape, n=n, rng=rng, count_model=model)
         write(folder, scenes.images, scenes.truth, sigma=sigma, progress=_on_terminal())
     n_images, n_targets = len(scenes.images), len(scenes.truth)
     print(f"{_count(n_images, 'image')}, {_count(n_targets, 'target')} -> {options.out}")
 
 
 def evaluate(options: argparse.Namespace) -> None:
-    """A target table against the truth."""
+    """Score a target table against the truth."""
     from csunmix import compare
     from csunmix._cli_output import output_file
     from csunmix._cli_truth import check_images, read_truth
@@ -149,7 +150,7 @@ def evaluate(options: argparse.Namespace) -> None:
 
 
 def info(options: argparse.Namespace) -> None:
-    """Versions, for bug reports."""
+    """Print versions, for bug reports."""
     import platform
     from importlib.metadata import PackageNotFoundError, version
 
@@ -166,7 +167,7 @@ def info(options: argparse.Namespace) -> None:
 
 
 def demo(options: argparse.Namespace) -> None:
-    """The main job on images that the package makes."""
+    """Unmix images that the package makes; write table, CSV and picture."""
     from csunmix.demo import run
 
     run(Path(options.out), progress=_on_terminal())

@@ -81,11 +81,11 @@ def _claim(out: Path) -> None:
     """Make `out` the demo's folder, unless it is someone else's."""
     readme = out / "README.txt"
     if out.is_dir() and any(out.iterdir()):
-        if not readme.is_file() or readme.read_text() != _README:
+        if not readme.is_file() or readme.read_bytes() != _README.encode():
             raise ValueError(f"--out {out}: the folder is not empty and not of an earlier demo")
         return
     out.mkdir(parents=True, exist_ok=True)
-    readme.write_text(_README)
+    readme.write_bytes(_README.encode())
 
 
 def _make_data(folder: Path, setup: Preset, *, progress: bool) -> Dataset:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 # Okabe & Ito, Color universal design (2008): the colour-blind tell these apart.
 _BLUE, _VERMILION = "#0072B2", "#D55E00"
 _COLOURS = (_BLUE, _VERMILION, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_DASHES = ("-", "--", "-.", ":")  # lines on top of each other stay visible
 
 _FULL_AREA = 110.0  # of a marker at full flux, points^2
 _MARGIN = 1  # pixels around those that hold targets
@@ -261,8 +262,8 @@ def plot_convergence(
     """Draw how solvers of the same problem approach its optimum, on logarithmic axes.
 
     The height is ``(P - P_ref)/P_ref``, the relative excess of the objective ``P``, as the median
-    over the images; what is below 1e-15 is rounding and drawn there. The start, at iteration 0,
-    has no place on a logarithmic axis.
+    over the images; what is below 1e-15 is rounding and drawn there. A dot marks the end. The
+    start, at iteration 0, has no place on a logarithmic axis.
 
     Parameters
     ----------
@@ -297,17 +298,19 @@ def plot_convergence(
             f"reference must hold the objective of {reached.shape[1]} image(s), got {best.size}"
         )
     best = best.ravel()
+    scale = np.where(best > 0, best, 1.0)
     ax = _current(ax)
-    for (name, result), color in _coloured(results):
+    for (name, result), style in _styled(results):
         steps = [stats for stats in result.history if stats.iteration > 0]
-        excess = [np.median((stats.objective - best) / best) for stats in steps]
+        excess = [np.median((stats.objective - best) / scale) for stats in steps]
         ax.loglog(
             [getattr(stats, x) for stats in steps],
             np.maximum(excess, _SMALLEST_EXCESS),
-            ".-",
-            markersize=3,
-            color=color,
+            marker="o",
+            markersize=4,
+            markevery=slice(-1, None),
             label=name,
+            **style,
         )
     ax.set_xlabel("iteration" if x == "iteration" else "time [s]")
     ax.set_ylabel("relative excess of the objective, median")
@@ -347,8 +350,8 @@ def plot_precision_recall(
     """
     curves = {name: precision_recall(run, truth, threshold) for name, run in runs.items()}
     ax = _current(ax)
-    for (name, (recall, precision)), color in _coloured(curves):
-        ax.plot(recall, precision, color=color, label=name)
+    for (name, (recall, precision)), style in _styled(curves):
+        ax.plot(recall, precision, label=name, **style)
     ax.set_xlim(0.0, 1.0)
     ax.set_ylim(0.0, 1.05)
     ax.set_xlabel("recall")
@@ -387,9 +390,9 @@ def plot_ap(
     """
     scores = {name: cso_map(run, truth) for name, run in runs.items()}
     ax = _current(ax)
-    for (name, score), color in _coloured(scores):
+    for (name, score), style in _styled(scores):
         label = f"{name} ({100 * score.mean:.1f})"
-        ax.plot(score.thresholds, 100 * score.ap, "o-", markersize=4, color=color, label=label)
+        ax.plot(score.thresholds, 100 * score.ap, marker="o", markersize=4, label=label, **style)
     ax.set_xticks(THRESHOLDS)
     ax.set_ylim(0.0, 105.0)
     ax.set_xlabel("distance of a hit [px]")
@@ -468,9 +471,10 @@ def _halo() -> list[Any]:
     return [withStroke(linewidth=3.4, foreground="white")]
 
 
-def _coloured(items: Mapping[str, Any]) -> Iterator[tuple[tuple[str, Any], str]]:
-    """Items with a colour each; the colours come round again."""
-    return zip(items.items(), cycle(_COLOURS), strict=False)
+def _styled(items: Mapping[str, Any]) -> Iterator[tuple[tuple[str, Any], dict[str, str]]]:
+    """Items with a line style each; colours and dashes come round again, not together."""
+    styles = ({"color": c, "linestyle": d} for c, d in zip(cycle(_COLOURS), cycle(_DASHES)))
+    return zip(items.items(), styles, strict=False)
 
 
 # The window of a zoom: (top, bottom, left, right), edges of pixels

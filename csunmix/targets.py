@@ -11,6 +11,7 @@ import enum
 import math
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -208,8 +209,7 @@ def read_csv(path: str | os.PathLike[str]) -> pd.DataFrame:
     try:
         raw = pd.read_csv(
             path,
-            float_precision="round_trip",
-            dtype={"image": str},
+            dtype=dict.fromkeys((*COLUMNS, "image"), str),
             keep_default_na=False,  # an image may be called "NA"
             na_values=["", "nan", "NaN"],
             skip_blank_lines=False,  # so that rows count lines
@@ -220,8 +220,13 @@ def read_csv(path: str | os.PathLike[str]) -> pd.DataFrame:
     if not isinstance(raw.index, pd.RangeIndex):
         raise ValueError(f"{file}: not a CSV table: rows have more fields than the header")
     raw.index = pd.RangeIndex(2, len(raw) + 2, name="line")
-    raw = check_table(raw.dropna(how="all"), file)
+    raw = raw.dropna(how="all")
     known = [name for name in COLUMNS if name in raw.columns]
+    for name in known:
+        with suppress(ValueError):  # the check below names what is not a number
+            # Python's own conversion is exact; that of pandas is not in every version.
+            raw[name] = raw[name].to_numpy(dtype=object).astype(np.float64)
+    check_table(raw, file)
     table = _assemble({name: raw[name].to_numpy(dtype=np.float64) for name in known})
     for name in raw.columns.difference(list(COLUMNS), sort=False):
         table[name] = raw[name].to_numpy()

@@ -135,6 +135,7 @@ fig, ax = plt.subplots(figsize=(4.6, 3.8), layout="constrained")
 cu.plots.plot_map(flux_map, dictionary.grid, ax=ax, colorbar=True)
 y, x = np.argwhere(censored)[0]
 ax.set(xlim=(x - 1.5, x + 1.5), ylim=(y + 1.5, y - 1.5), title="flux map around the blob")
+plt.show()
 # %% [markdown]
 # A *peak rule* reads targets from the map. On this map the three rules find:
 
@@ -184,6 +185,7 @@ for distance, f, t in zip(pairs.distance, found["flux"], true["flux"], strict=Tr
 cu.plots.plot_unmixing(
     image, targets=targets, truth=scene.truth, coefficients=flux_map, grid=dictionary.grid
 )
+plt.show()
 # %% [markdown]
 # ## What is left over
 #
@@ -205,6 +207,7 @@ for ax, (name, residual) in zip(axes, residuals.items(), strict=True):
     ax.plot(*np.argwhere(censored).T[::-1], "s", mfc="none", mec="black", ms=11, mew=2)
     ax.set_title(f"image less {name}")
     print(f"image less {name}: {largest:.2f} DN at most, the clipped pixel aside")
+plt.show()
 
 # %% [markdown]
 # ## Many images

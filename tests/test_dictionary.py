@@ -1,5 +1,6 @@
 """The sub-pixel grid and the dictionary on it, against matrices built cell by cell."""
 
+import functools
 import itertools
 import pickle
 import tracemalloc
@@ -50,10 +51,11 @@ def centres(n: int, c: int) -> list[float]:
     return [(i - (c - 1) / 2) / c for i in range(n * c)]
 
 
-def cell_by_cell(psf: PSF, shape: tuple[int, int], c: int) -> npt.NDArray[np.floating[Any]]:
-    """The dense dictionary, one response at a time."""
-    cells = itertools.product(centres(shape[0], c), centres(shape[1], c))
-    return np.stack([psf.response(y, x, shape).ravel() for y, x in cells], axis=1)
+@functools.cache
+def cell_by_cell(name: str, c: int) -> npt.NDArray[np.floating[Any]]:
+    """The dense dictionary: the response to a target in every cell."""
+    y, x = np.array(list(itertools.product(centres(SHAPE[0], c), centres(SHAPE[1], c)))).T
+    return PSFS[name].response(y, x, SHAPE).reshape(y.size, -1).T
 
 
 # Grid
@@ -102,9 +104,9 @@ def test_grid_refuses_what_is_no_position() -> None:
 def test_dense_matrix_has_the_response_at_every_cell(
     name: str, factor: int, normalised: bool
 ) -> None:
-    expected = cell_by_cell(PSFS[name], SHAPE, factor)
+    expected = cell_by_cell(name, factor)
     if normalised:
-        expected /= np.linalg.norm(expected, axis=0)
+        expected = expected / np.linalg.norm(expected, axis=0)
     dictionary = cu.Dictionary(PSFS[name], SHAPE, factor, normalised=normalised)
     assert dictionary.separable == (name in ("gaussian", "anisotropic"))
     np.testing.assert_allclose(dictionary.to_dense(), expected, atol=1e-13)
