@@ -1,10 +1,10 @@
 from . import datasets as datasets
 from . import io as io
 from . import metrics as metrics
-from . import presets as presets
-from . import targets as targets
 from . import plots as plots
+from . import presets as presets
 from . import solvers as solvers
+from . import targets as targets
 from .dictionary import Dictionary as Dictionary
 from .dictionary import dot_test as dot_test
 from .grid import SubpixelGrid as SubpixelGrid

@@ -164,8 +164,8 @@ class Dictionary:
         the largest absolute value instead.
         """
         correlation = self.adjoint(as_images(images, shape=self.image_shape))
-        largest: FloatArray = correlation.max(axis=(-2, -1))
-        return np.maximum(largest, 0.0)
+        largest: FloatArray = correlation.max(axis=(-2, -1), initial=0.0)
+        return largest
 
     def to_flux(self, x: npt.ArrayLike) -> FloatArray:
         """Flux (DN) of coefficients `x`: itself, or ``x / norm`` where atoms are normalised."""

@@ -471,7 +471,7 @@ def _halo() -> list[Any]:
     return [withStroke(linewidth=3.4, foreground="white")]
 
 
-def _styled(items: Mapping[str, Any]) -> Iterator[tuple[tuple[str, Any], dict[str, str]]]:
+def _styled(items: Mapping[str, Any]) -> Iterator[tuple[tuple[str, Any], dict[str, Any]]]:
     """Items with a line style each; colours and dashes come round again, not together."""
     styles = ({"color": c, "linestyle": d} for c, d in zip(cycle(_COLOURS), cycle(_DASHES)))
     return zip(items.items(), styles, strict=False)

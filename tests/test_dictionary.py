@@ -287,7 +287,7 @@ def test_linear_operator_serves_scipy(name: str) -> None:
     dense = d.to_dense()
     x = np.random.default_rng(8).normal(size=(d.shape[1], 3))
     np.testing.assert_allclose(operator @ x, dense @ x, atol=1e-12)
-    largest = svds(operator, k=1, return_singular_vectors=False, rng=0)
+    largest = svds(operator, k=1, return_singular_vectors=False, v0=np.ones(d.shape[0]))
     assert largest[0] ** 2 == pytest.approx(d.lipschitz, rel=1e-9)
     image = d.forward(np.abs(x[:, 0]).reshape(d.map_shape))
     solution = lsqr(operator, image.ravel(), atol=1e-12, btol=1e-12, iter_lim=2000)[0]
