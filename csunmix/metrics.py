@@ -592,12 +592,6 @@ class _Points:
 def _points(table: pd.DataFrame, name: str) -> _Points:
     check_table(table, name)
     frame, y, x = (table[column].to_numpy(dtype=np.float64) for column in ("frame", "y", "x"))
-    bad = np.flatnonzero((frame < 0) | (frame != np.floor(frame)))
-    if bad.size:
-        raise ValueError(
-            f"{name}: column 'frame' must be whole numbers from 0, "
-            f"row {bad[0]} has {frame[bad[0]]:g}"
-        )
     return _Points(frame.astype(np.int64), y, x, n_frames(table))
 
 

@@ -346,8 +346,9 @@ def plot_precision_recall(
     ImportError
         If matplotlib is not installed.
     TypeError, ValueError
-        As in `csunmix.metrics.precision_recall`.
+        As in `csunmix.metrics.precision_recall`, or if `runs` is empty.
     """
+    _require_entries(runs, "runs")
     curves = {name: precision_recall(run, truth, threshold) for name, run in runs.items()}
     ax = _current(ax)
     for (name, (recall, precision)), style in _styled(curves):
@@ -386,8 +387,9 @@ def plot_ap(
     ImportError
         If matplotlib is not installed.
     TypeError, ValueError
-        As in `csunmix.metrics.cso_map`.
+        As in `csunmix.metrics.cso_map`, or if `runs` is empty.
     """
+    _require_entries(runs, "runs")
     scores = {name: cso_map(run, truth) for name, run in runs.items()}
     ax = _current(ax)
     for (name, score), style in _styled(scores):
@@ -537,10 +539,14 @@ def _largest_flux(rows: pd.DataFrame) -> float:
     return largest if largest > 0 else 1.0
 
 
+def _require_entries(items: Mapping[str, Any], name: str) -> None:
+    if not items:
+        raise ValueError(f"{name} must name at least one method, got an empty mapping")
+
+
 def _objectives(results: Mapping[str, SolveResult]) -> FloatArray:
     """Objective that each solver reached for each image, shape (n_solvers, n_images)."""
-    if not results:
-        raise ValueError("results must name at least one solver, got an empty mapping")
+    _require_entries(results, "results")
     greedy = [name for name, result in results.items() if np.isnan(result.gap).all()]
     if greedy:
         raise ValueError(

@@ -57,6 +57,7 @@ fig, axes = plt.subplots(1, 2, figsize=(8, 3.4), layout="constrained")
 for ax, picture, title in zip(axes, (light, image), ("received", "recorded"), strict=True):
     cu.plots.plot_image(picture, ax=ax, colorbar=True, vmin=0, vmax=light.max()).set_title(title)
 axes[1].plot(*np.argwhere(censored).T[::-1], "s", mfc="none", mec="C1", ms=11, mew=2)
+plt.show()
 # %% [markdown]
 # ## The dictionary
 #

@@ -32,9 +32,10 @@ def read_script(path: Path) -> nbformat.NotebookNode:
 
 def execute(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     """Run all cells in a fresh kernel; raises `nbclient.exceptions.CellExecutionError`."""
-    os.environ.pop("MPLBACKEND", None)  # the kernel's own backend embeds the figures
+    # Without a backend of its own choice the kernel embeds the figures.
+    env = {name: value for name, value in os.environ.items() if name != "MPLBACKEND"}
     client = NotebookClient(notebook, timeout=300, kernel_name="python3", record_timing=False)
-    return client.execute()
+    return client.execute(env=env)
 
 
 def main() -> None:

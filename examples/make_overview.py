@@ -36,7 +36,7 @@ def main(path: Path = FIGURE) -> None:
         coefficients=dictionary.to_flux(unmix.solve(image).x),
         grid=dictionary.grid,
     )
-    titles = ("one blob ...", "... few cells of a grid ...", f"... {len(targets)} targets")
+    titles = ("one blob ...", "... a few cells of a grid ...", f"... {len(targets)} targets")
     for ax, title in zip(axes, titles, strict=True):
         ax.set_title(title)
     path.parent.mkdir(exist_ok=True)

@@ -313,11 +313,11 @@ def test_bad_arguments_write_nothing(tmp_path: Path) -> None:
     refused("three axes", images=images[0])
     refused("images must hold real numbers", images=images * 1j)
     refused(
-        r"'frame' must be integers within 0..2, got 3",
+        r"'frame' must be within 0..2, got 3",
         images=images[:3],
         truth=truth.assign(frame=3),
     )
-    refused("'frame' must be integers", truth=truth.assign(frame=truth["frame"] + 0.5))
+    refused("'frame' must be whole numbers", truth=truth.assign(frame=truth["frame"] + 0.5))
     refused("truth: column 'y' must be finite", truth=truth.assign(y=np.inf))
     refused(r"truth lacks the column\(s\) \['flux'\]", truth=truth.drop(columns="flux"))
     refused("truth must be a pandas.DataFrame", truth=[1, 2])

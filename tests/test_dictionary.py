@@ -35,7 +35,7 @@ class MovedGaussian(PSF):
 PSFS: dict[str, PSF] = {
     "gaussian": cu.GaussianPSF(0.5),
     "anisotropic": cu.GaussianPSF(sigma_x=0.9, sigma_y=0.4),
-    "airy": cu.AiryPSF(0.95),
+    "airy": cu.AiryPSF(1.6),
     "sampled": cu.SampledPSF(_kernel(3, (16, 21)), oversampling=3),
     "own": MovedGaussian(),
 }

@@ -261,6 +261,18 @@ def test_rayleigh_unit() -> None:
     assert profile(psf, 0.0, psf.rayleigh) == pytest.approx(0.0, abs=1e-12)
 
 
+def test_width_is_that_of_the_equivalent_gaussian() -> None:
+    # blurred by the pixel, a box of variance 1/12
+    assert cu.GaussianPSF(1.5).width == pytest.approx(np.sqrt(1.5**2 + 1 / 12), rel=1e-3)
+    blurred_x, blurred_y = 1.8**2 + 1 / 12, 1.2**2 + 1 / 12
+    oblong = cu.GaussianPSF(sigma_x=1.8, sigma_y=1.2)
+    assert oblong.width == pytest.approx((blurred_x * blurred_y) ** 0.25, rel=1e-3)
+    # all light in one pixel: the sum of squares is 1
+    assert cu.GaussianPSF(0.01).width == pytest.approx(1 / np.sqrt(4 * np.pi))
+    again = sampled(cu.GaussianPSF(1.5), 2, (41, 41))
+    assert again.width == pytest.approx(cu.GaussianPSF(1.5).width, rel=1e-3)
+
+
 def test_equal_by_value() -> None:
     assert cu.GaussianPSF(0.5) == cu.GaussianPSF(sigma_x=0.5, sigma_y=0.5)
     assert cu.GaussianPSF(0.5, sigma_x=0.7) == cu.GaussianPSF(sigma_x=0.7, sigma_y=0.5)

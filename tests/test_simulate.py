@@ -260,7 +260,7 @@ def test_five_targets_of_the_benchmark_fit_into_their_cell() -> None:
     [
         (5, {"min_separation": 0.72, "cell": True}),  # 1/sqrt(2) is the most for five
         (2, {"min_separation": 1.5, "cell": True}),
-        (30, {"min_separation": 0.3, "extent": 1.0}),
+        (12, {"min_separation": 0.5, "extent": 1.0}),
         (3, {"min_separation": 40.0}),
     ],
 )

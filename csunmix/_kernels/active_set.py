@@ -5,17 +5,23 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from csunmix._kernels.linalg import (
-    cholesky,
-    cholesky_solve,
+from csunmix._kernels.atoms import (
+    Chosen,
+    View,
+    append,
+    correlate,
     drop,
-    extend_gram,
+    forward,
+    new_chosen,
+    new_view,
     residual,
-    write_atom,
+    write_coefficients,
 )
+from csunmix._kernels.linalg import cholesky, cholesky_solve, inner
 from csunmix._validation import BoolArray, FloatArray, IntArray
 
 _MAX_ROUNDS = 50  # of deciding which censored pixels pull
+_ROUNDING = 1e-12  # of a correlation, relative to the largest
 
 
 @numba.njit(cache=True, nogil=True)
@@ -32,23 +38,25 @@ def active_set(
     n_iter: IntArray,
     optimal: BoolArray,
 ) -> None:
-    """Solve each image; `x` holds the start and then the answer, `n_iter` is counted up."""
-    a_y_t = np.ascontiguousarray(a_y.T)
-    root = np.empty(y.shape[1:])
+    """Solve each image; `x` (b, k l) holds the start and then the answer, `n_iter` is counted up.
+
+    A censored pixel pulls only while the fit is below its bound: which ones do is found by turns
+    with the fit.
+    """
+    pulling, before = np.empty(y.shape[1:]), np.empty(y.shape[1:])
     for b in range(len(y)):
         used = 0
-        for _ in range(_MAX_ROUNDS):
-            changed = _choose_pixels(a_y, a_x, y[b], weights[b], censored[b], x[b], root, used == 0)
-            if not changed:
+        for turn in range(_MAX_ROUNDS + 1):
+            before, pulling = pulling, before
+            _choose_pixels(a_y, a_x, y[b], weights[b], censored[b], x[b], pulling)
+            if turn > 0 and _same(before, pulling):
                 break
-            steps, optimal[b] = _lasso(
-                a_y, a_y_t, a_x, y[b], root, lam[b], max_iter - used, tol, x[b]
-            )
+            if turn == _MAX_ROUNDS or (turn > 0 and (used >= max_iter or not optimal[b])):
+                optimal[b] = False
+                break
+            view = new_view(a_y, a_x, y[b], pulling)
+            steps, optimal[b] = _lasso(view, lam[b], max_iter - used, tol, x[b])
             used += steps
-            if used >= max_iter or not optimal[b]:
-                break
-        else:
-            optimal[b] = False
         n_iter[b] += used
 
 
@@ -60,159 +68,114 @@ def _choose_pixels(
     weights: FloatArray,
     censored: BoolArray,
     x: FloatArray,
-    root: FloatArray,
-    first: bool,
-) -> bool:
-    """Root weights: those of censored pixels whose bound is kept are 0. True if any changed."""
-    fitted = np.dot(np.dot(a_y, x), np.ascontiguousarray(a_x.T))
-    changed = first
+    out: FloatArray,
+) -> None:
+    """Weights, 0 for the censored pixels whose bound the fit keeps."""
+    forward(a_y, a_x, x, out)
     for p in range(y.shape[0]):
         for q in range(y.shape[1]):
-            kept = censored[p, q] and fitted[p, q] >= y[p, q]
-            new = 0.0 if kept else np.sqrt(weights[p, q])
-            if not first and new != root[p, q]:
-                changed = True
-            root[p, q] = new
-    return changed
+            kept = censored[p, q] and out[p, q] >= y[p, q]
+            out[p, q] = 0.0 if kept else weights[p, q]
 
 
 @numba.njit(cache=True, nogil=True)
-def _lasso(
-    a_y: FloatArray,
-    a_y_t: FloatArray,
-    a_x: FloatArray,
-    y: FloatArray,
-    root: FloatArray,
-    lam: float,
-    max_iter: int,
-    tol: float,
-    x_map: FloatArray,
-) -> tuple[int, bool]:
-    """Add the atom that correlates most, refit, drop what turns negative; until the gap closes."""
-    n_pixels, n_atoms = y.size, x_map.size
-    capacity = min(n_pixels, n_atoms) + 1
-    atoms = np.empty(capacity, np.int64)
-    columns = np.empty((capacity, n_pixels))
-    gram, lower = np.empty((capacity, capacity)), np.empty((capacity, capacity))
-    rhs, x, fit = np.empty(capacity), np.empty(capacity), np.empty(capacity)
-    target = (y * root).ravel()
-    r = np.empty(n_pixels)
-    flat = x_map.ravel()
+def _same(a: FloatArray, b: FloatArray) -> bool:
+    for p in range(a.shape[0]):
+        for q in range(a.shape[1]):
+            if a[p, q] != b[p, q]:
+                return False
+    return True
+
+
+@numba.njit(cache=True, nogil=True)
+def _lasso(view: View, lam: float, max_iter: int, tol: float, x: FloatArray) -> tuple[int, bool]:
+    """Add the atom that correlates most, refit, drop what turns negative; until none pulls."""
+    n_pixels, n_atoms = view.target.size, x.size
+    most = min(n_pixels, n_atoms, int(np.count_nonzero(x)) + max_iter)
+    chosen = new_chosen(most + 1, n_pixels)
+    number, r, g = chosen.number, np.empty(n_pixels), np.empty(n_atoms)
     blocked = np.zeros(n_atoms, np.bool_)
-
-    k = 0
+    limit = lam + _ROUNDING * abs(correlate(view, view.target, g))
     for atom in range(n_atoms):
-        if flat[atom] > 0 and k < capacity - 1:
-            k = _append(
-                a_y, a_x, root, atom, flat[atom], target, lam, k, atoms, columns, gram, rhs, x
-            )
-    k = _refit(k, atoms, x, fit, columns, gram, rhs, lower)
+        if x[atom] > 0.0 and number[0] < most:
+            append(view, chosen, atom, x[atom])
+    _refit(chosen, lam)
 
-    steps, optimal = 0, False
+    steps, optimal, rounding = 0, False, False
     while True:
-        residual(target, columns, x, k, r)
-        g = np.dot(np.dot(a_y_t, r.reshape(y.shape) * root), a_x).ravel()
-        if _gap(r, target, g.max(), lam, x, k) <= tol:
+        residual(view, chosen, r)
+        largest = correlate(view, r, g)
+        if _gap(view, r, largest, lam, chosen) <= tol:
             optimal = True
             break
-        for m in range(k):
-            g[atoms[m]] = -np.inf
-        for atom in range(n_atoms):
-            if blocked[atom]:
-                g[atom] = -np.inf
-        best = np.argmax(g)
-        if g[best] <= lam or k == capacity - 1:
-            optimal = k < capacity - 1 and not blocked.any()
+        best = _strongest(g, chosen, blocked)
+        if best < 0 or g[best] <= limit:
+            optimal = not rounding
             break
-        if steps >= max_iter:
+        if number[0] == most or steps == max_iter:
             break
         steps += 1
-        before = k
-        k = _append(a_y, a_x, root, best, 0.0, target, lam, k, atoms, columns, gram, rhs, x)
-        k = _refit(k, atoms, x, fit, columns, gram, rhs, lower)
-        if k == before and not np.any(atoms[:k] == best):
-            blocked[best] = True  # rounding: it cannot enter now
+        before = number[0]
+        append(view, chosen, best, 0.0)
+        _refit(chosen, lam)
+        # Rounding may throw the new atom out again at once: leave it until something else moves.
+        rounding = number[0] == before and not np.any(chosen.atoms[:before] == best)
+        if rounding:
+            blocked[best] = True
         else:
             blocked[:] = False
 
-    flat[:] = 0.0
-    for m in range(k):
-        flat[atoms[m]] = x[m]
-    x_map[:] = flat.reshape(x_map.shape)
+    write_coefficients(chosen, x)
     return steps, optimal
 
 
 @numba.njit(cache=True, nogil=True)
-def _append(
-    a_y: FloatArray,
-    a_x: FloatArray,
-    root: FloatArray,
-    atom: int,
-    value: float,
-    target: FloatArray,
-    lam: float,
-    k: int,
-    atoms: IntArray,
-    columns: FloatArray,
-    gram: FloatArray,
-    rhs: FloatArray,
-    x: FloatArray,
-) -> int:
-    atoms[k], x[k] = atom, value
-    write_atom(a_y, a_x, root, atom, columns[k])
-    extend_gram(columns, target, k, gram, rhs)
-    rhs[k] -= lam
-    return k + 1
+def _strongest(g: FloatArray, chosen: Chosen, blocked: BoolArray) -> int:
+    """Atom of the largest correlation that is neither chosen nor blocked; -1 if there is none."""
+    for m in range(chosen.number[0]):
+        g[chosen.atoms[m]] = -np.inf
+    best, most = -1, -np.inf
+    for atom in range(g.size):
+        if g[atom] > most and not blocked[atom]:
+            best, most = atom, g[atom]
+    return best
 
 
 @numba.njit(cache=True, nogil=True)
-def _refit(
-    k: int,
-    atoms: IntArray,
-    x: FloatArray,
-    fit: FloatArray,
-    columns: FloatArray,
-    gram: FloatArray,
-    rhs: FloatArray,
-    lower: FloatArray,
-) -> int:
-    """Minimise over the chosen atoms, dropping each that reaches 0 on the way; returns k."""
-    while k > 0:
-        sound = cholesky(gram, k, lower)
+def _refit(chosen: Chosen, lam: float) -> None:
+    """Minimise over the chosen atoms, dropping each that reaches 0 on the way."""
+    x, fit = chosen.x, np.empty(chosen.x.size)
+    while chosen.number[0] > 0:
+        k = chosen.number[0]
+        sound = cholesky(chosen.gram, k, chosen.lower)
         if sound < k:
-            k = drop(sound, k, atoms, x, columns, gram, rhs)
+            drop(chosen, sound)
             continue
-        cholesky_solve(lower, k, rhs, fit)
-        step, first = 1.0, -1
+        cholesky_solve(chosen.lower, k, chosen.rhs, lam, fit)
+        step, first = 1.0, k
         for m in range(k):
             if fit[m] <= 0.0:
                 ratio = x[m] / (x[m] - fit[m]) if x[m] > 0.0 else 0.0
-                if first < 0 or ratio < step:
+                if first == k or ratio < step:
                     step, first = ratio, m
         for m in range(k):
             x[m] += step * (fit[m] - x[m])
-        if first < 0:
-            return k
-        k = drop(first, k, atoms, x, columns, gram, rhs)
-    return k
+        if first == k:
+            return
+        drop(chosen, first)
 
 
 @numba.njit(cache=True, nogil=True)
-def _gap(
-    r: FloatArray, target: FloatArray, largest: float, lam: float, x: FloatArray, k: int
-) -> float:
+def _gap(view: View, r: FloatArray, largest: float, lam: float, chosen: Chosen) -> float:
     """Relative duality gap; see `csunmix.solvers.base.Problem.evaluate`."""
-    energy, inner = 0.0, 0.0
-    for p in range(r.size):
-        energy += r[p] * r[p]
-        inner += r[p] * target[p]
+    energy, product = inner(r, r), inner(r, view.target)
     primal = 0.5 * energy
-    for m in range(k):
-        primal += lam * x[m]
+    for m in range(chosen.number[0]):
+        primal += lam * chosen.x[m]
     if primal <= 0.0:
         return 0.0
-    s = inner / energy if energy > 0.0 else 0.0
+    s = product / energy if energy > 0.0 else 0.0
     if largest > 0.0:
         s = min(s, lam / largest)
     s = max(s, 0.0)
-    return (primal - s * inner + 0.5 * s * s * energy) / primal
+    return (primal - s * product + 0.5 * s * s * energy) / primal

@@ -5,9 +5,25 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from csunmix._validation import FloatArray, IntArray
+from csunmix._validation import FloatArray
 
 _DEPENDENT = 1e-13  # a pivot below this share of its diagonal counts as linear dependence
+
+
+@numba.njit(cache=True, nogil=True)
+def inner(a: FloatArray, b: FloatArray) -> float:
+    """``sum a b`` of two vectors."""
+    s = 0.0
+    for p in range(a.size):
+        s += a[p] * b[p]
+    return s
+
+
+@numba.njit(cache=True, nogil=True)
+def add(factor: float, a: FloatArray, out: FloatArray) -> None:
+    """``out += factor a``."""
+    for p in range(a.size):
+        out[p] += factor * a[p]
 
 
 @numba.njit(cache=True, nogil=True)
@@ -28,10 +44,12 @@ def cholesky(gram: FloatArray, k: int, lower: FloatArray) -> int:
 
 
 @numba.njit(cache=True, nogil=True)
-def cholesky_solve(lower: FloatArray, k: int, rhs: FloatArray, out: FloatArray) -> None:
-    """Solve ``L L^T out = rhs`` for the leading k unknowns."""
+def cholesky_solve(
+    lower: FloatArray, k: int, rhs: FloatArray, shift: float, out: FloatArray
+) -> None:
+    """Solve ``L L^T out = rhs - shift`` for the leading k unknowns."""
     for i in range(k):
-        s = rhs[i]
+        s = rhs[i] - shift
         for m in range(i):
             s -= lower[i, m] * out[m]
         out[i] = s / lower[i, i]
@@ -40,64 +58,3 @@ def cholesky_solve(lower: FloatArray, k: int, rhs: FloatArray, out: FloatArray) 
         for m in range(i + 1, k):
             s -= lower[m, i] * out[m]
         out[i] = s / lower[i, i]
-
-
-@numba.njit(cache=True, nogil=True)
-def write_atom(
-    a_y: FloatArray, a_x: FloatArray, root: FloatArray, atom: int, out: FloatArray
-) -> None:
-    """Column of one atom, weighted by `root`, as a flat vector."""
-    i, j = atom // a_x.shape[1], atom % a_x.shape[1]
-    n_q = a_x.shape[0]
-    for p in range(a_y.shape[0]):
-        for q in range(n_q):
-            out[p * n_q + q] = a_y[p, i] * a_x[q, j] * root[p, q]
-
-
-@numba.njit(cache=True, nogil=True)
-def residual(
-    target: FloatArray, columns: FloatArray, x: FloatArray, k: int, out: FloatArray
-) -> None:
-    """``out = target - sum_m x_m columns_m``."""
-    out[:] = target
-    for m in range(k):
-        for p in range(out.size):
-            out[p] -= x[m] * columns[m, p]
-
-
-@numba.njit(cache=True, nogil=True)
-def extend_gram(
-    columns: FloatArray, target: FloatArray, k: int, gram: FloatArray, rhs: FloatArray
-) -> None:
-    """Fill row and column `k` of the Gram matrix and entry `k` of the right-hand side."""
-    for m in range(k + 1):
-        s = 0.0
-        for p in range(target.size):
-            s += columns[k, p] * columns[m, p]
-        gram[k, m] = gram[m, k] = s
-    s = 0.0
-    for p in range(target.size):
-        s += columns[k, p] * target[p]
-    rhs[k] = s
-
-
-@numba.njit(cache=True, nogil=True)
-def drop(
-    position: int,
-    k: int,
-    atoms: IntArray,
-    x: FloatArray,
-    columns: FloatArray,
-    gram: FloatArray,
-    rhs: FloatArray,
-) -> int:
-    """Remove one of the k chosen atoms everywhere; returns k - 1."""
-    for m in range(position, k - 1):
-        atoms[m], x[m], rhs[m] = atoms[m + 1], x[m + 1], rhs[m + 1]
-        columns[m] = columns[m + 1]
-        for n in range(k):
-            gram[m, n] = gram[m + 1, n]
-    for m in range(position, k - 1):
-        for n in range(k - 1):
-            gram[n, m] = gram[n, m + 1]
-    return k - 1

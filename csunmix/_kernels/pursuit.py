@@ -6,22 +6,42 @@ one is taken that lowers the energy ``1/2 ||r||^2`` most with its coefficient in
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numba
 import numpy as np
 
-from csunmix._kernels.linalg import (
-    cholesky,
-    cholesky_solve,
+from csunmix._kernels.atoms import (
+    Chosen,
+    View,
+    append,
+    correlate,
     drop,
-    extend_gram,
+    forward,
+    new_chosen,
+    new_view,
     residual,
+    update_equations,
     write_atom,
+    write_coefficients,
 )
+from csunmix._kernels.linalg import add, cholesky, cholesky_solve, inner
 from csunmix._validation import FloatArray, IntArray
 
 _MAX_SWEEPS = 50  # of local optimisation over all chosen atoms
 _MAX_ROUNDS = 500  # of coordinate descent in the box
+_UNSEEN = 1e-12  # energy of an atom not worth taking, relative to the largest
 _BETTER = 1.0 + 1e-9  # a move must gain more than rounding
+
+
+class Rules(NamedTuple):
+    """What a pursuit may do. Distances are in cells."""
+
+    low: float  # box of the coefficients
+    high: float
+    width: int  # cells of the map along x
+    exclusion: float  # smallest distance between two atoms
+    reach: float  # how far an atom may move at once; 0 for no local optimisation
 
 
 @numba.njit(cache=True, nogil=True)
@@ -30,79 +50,48 @@ def orthogonal_matching_pursuit(
     a_x: FloatArray,
     y: FloatArray,
     weights: FloatArray,
-    width: int,
+    energies: FloatArray,
     n_nonzero: int,
     residual_tol: float,
-    low: float,
-    high: float,
-    exclusion: float,
-    reach: float,
-    x_map: FloatArray,
+    rules: Rules,
+    x: FloatArray,
     n_iter: IntArray,
 ) -> None:
-    """Pursue each image; `x_map` holds the start and then the answer. Distances are in cells."""
-    n_pixels, n_atoms = y[0].size, x_map[0].size
-    capacity = n_nonzero + 1
-    atoms, kept_atoms = np.empty(capacity, np.int64), np.empty(capacity, np.int64)
-    columns = np.empty((capacity, n_pixels))
-    gram, lower = np.empty((capacity, capacity)), np.empty((capacity, capacity))
-    rhs, x, kept_x = np.empty(capacity), np.empty(capacity), np.empty(capacity)
-    r = np.empty(n_pixels)
-    a_y_t = np.ascontiguousarray(a_y.T)
+    """Pursue each image; `x` (b, k l) holds the start and then the answer.
+
+    `energies` (b, k l) are the squared norms of the weighted atoms.
+    """
+    n_pixels, n_atoms = y[0].size, x.shape[1]
+    most = min(n_nonzero, n_pixels, n_atoms)
+    chosen = new_chosen(most + 1, n_pixels)
+    number = chosen.number
+    r, g = np.empty(n_pixels), np.empty(n_atoms)
     for b in range(len(y)):
-        root = np.sqrt(weights[b])
-        target = (y[b] * root).ravel()
-        energies = _energies(a_y, a_x, root)
-        flat = x_map[b].ravel()
-        k = 0
+        view = new_view(a_y, a_x, y[b], weights[b])
+        number[0] = 0
         for atom in range(n_atoms):
-            if flat[atom] != 0.0 and k < n_nonzero:
-                k = _append(
-                    a_y, a_x, root, atom, flat[atom], target, k, atoms, columns, gram, rhs, x
-                )
-        k = _fit(k, low, high, atoms, x, columns, gram, rhs, lower)
-        kept, kept_energy, before = 0, np.inf, -1
+            if x[b, atom] != 0.0 and number[0] < most:
+                append(view, chosen, atom, x[b, atom])
+        before, least = -1, np.inf
         while True:
-            residual(target, columns, x, k, r)
-            energy = np.sum(r * r)
-            if energy < kept_energy:
-                kept, kept_energy = k, energy
-                kept_atoms[:k], kept_x[:k] = atoms[:k], x[:k]
-            if k <= before:
-                break  # the last atom found no place
-            before = k
-            if k == n_nonzero or energy <= residual_tol * residual_tol:
+            _fit(rules, chosen)
+            if rules.reach > 0.0:
+                _improve(view, rules, chosen)
+            residual(view, chosen, r)
+            energy = inner(r, r)
+            if energy < least:
+                least = energy
+                write_coefficients(chosen, x[b])
+            # An atom that found no place ends the pursuit too.
+            if number[0] == most or number[0] <= before or energy <= residual_tol * residual_tol:
                 break
-            g = np.dot(np.dot(a_y_t, r.reshape(y[b].shape) * root), a_x).ravel()
-            best, value = _select(g, energies, low, high, atoms, k, width, exclusion)
+            before = number[0]
+            correlate(view, r, g)
+            best, value = _select(rules, g, energies[b], chosen)
             if best < 0:
                 break
-            k = _append(a_y, a_x, root, best, value, target, k, atoms, columns, gram, rhs, x)
-            k = _fit(k, low, high, atoms, x, columns, gram, rhs, lower)
+            append(view, chosen, best, value)
             n_iter[b] += 1
-            if reach > 0.0:
-                k = _improve(
-                    a_y,
-                    a_x,
-                    root,
-                    target,
-                    low,
-                    high,
-                    width,
-                    exclusion,
-                    reach,
-                    k,
-                    atoms,
-                    x,
-                    columns,
-                    gram,
-                    rhs,
-                    lower,
-                )
-        flat[:] = 0.0
-        for m in range(kept):
-            flat[kept_atoms[m]] = kept_x[m]
-        x_map[b] = flat.reshape(x_map[b].shape)
 
 
 @numba.njit(cache=True, nogil=True)
@@ -111,42 +100,43 @@ def matching_pursuit(
     a_x: FloatArray,
     y: FloatArray,
     weights: FloatArray,
+    energies: FloatArray,
     n_nonzero: int,
     residual_tol: float,
     max_iter: int,
-    low: float,
-    x_map: FloatArray,
+    rules: Rules,
+    x: FloatArray,
     n_iter: IntArray,
 ) -> None:
-    """Pursue each image; `x_map` holds the start and then the answer."""
-    a_y_t, a_x_t = np.ascontiguousarray(a_y.T), np.ascontiguousarray(a_x.T)
-    column = np.empty(y[0].size)
-    nothing_chosen = np.empty(0, np.int64)
+    """Pursue each image; `x` (b, k l) holds the start and then the answer.
+
+    `energies` (b, k l) are the squared norms of the weighted atoms.
+    """
+    n_pixels, n_atoms = y[0].size, x.shape[1]
+    fitted = np.empty(y.shape[1:])
+    column, g = np.empty(n_pixels), np.empty(n_atoms)
+    none_chosen = new_chosen(0, 0)
     for b in range(len(y)):
-        root = np.sqrt(weights[b])
-        energies = _energies(a_y, a_x, root)
-        x = x_map[b].ravel()
-        r = ((y[b] - np.dot(np.dot(a_y, x_map[b]), a_x_t)) * root).ravel()
+        forward(a_y, a_x, x[b], fitted)
+        view = new_view(a_y, a_x, y[b] - fitted, weights[b])
+        r = view.target
+        n_used = np.count_nonzero(x[b])
         for _ in range(max_iter):
-            if np.sum(r * r) <= residual_tol * residual_tol:
+            if inner(r, r) <= residual_tol * residual_tol:
                 break
-            g = np.dot(np.dot(a_y_t, r.reshape(y[b].shape) * root), a_x).ravel()
-            if np.count_nonzero(x) >= n_nonzero:
-                g[x == 0.0] = 0.0
-            best, value = _select(g, energies, low, np.inf, nothing_chosen, 0, 1, 0.0)
+            correlate(view, r, g)
+            if n_used >= n_nonzero:
+                for atom in range(n_atoms):
+                    if x[b, atom] == 0.0:
+                        g[atom] = 0.0
+            best, value = _select(rules, g, energies[b], none_chosen)
             if best < 0:
                 break
-            write_atom(a_y, a_x, root, best, column)
-            x[best] += value
-            r -= value * column
+            write_atom(view, best, column)
+            add(-value, column, r)
+            x[b, best] += value
+            n_used = np.count_nonzero(x[b])
             n_iter[b] += 1
-        x_map[b] = x.reshape(x_map[b].shape)
-
-
-@numba.njit(cache=True, nogil=True)
-def _energies(a_y: FloatArray, a_x: FloatArray, root: FloatArray) -> FloatArray:
-    """Squared norm of every weighted atom, flat."""
-    return np.dot(np.dot((a_y * a_y).T.copy(), root * root), a_x * a_x).ravel()
 
 
 @numba.njit(cache=True, nogil=True)
@@ -155,313 +145,220 @@ def _clip(value: float, low: float, high: float) -> float:
 
 
 @numba.njit(cache=True, nogil=True)
-def _best_value(g: float, energy: float, low: float, high: float) -> tuple[float, float]:
+def _best_value(rules: Rules, g: float, energy: float) -> tuple[float, float]:
     """Coefficient in the box that gains most, and its gain ``v g - v^2 energy / 2``."""
-    v = _clip(g / energy, low, high)
+    if energy <= 0.0:  # an atom that no pixel sees
+        return 0.0, 0.0
+    v = _clip(g / energy, rules.low, rules.high)
     return v, v * g - 0.5 * v * v * energy
 
 
 @numba.njit(cache=True, nogil=True)
-def _select(
-    g: FloatArray,
-    energies: FloatArray,
-    low: float,
-    high: float,
-    atoms: IntArray,
-    k: int,
-    width: int,
-    exclusion: float,
-) -> tuple[int, float]:
+def _select(rules: Rules, g: FloatArray, energies: FloatArray, chosen: Chosen) -> tuple[int, float]:
     """Atom that gains most outside the bands of those chosen, and its coefficient; -1 if none."""
-    floor = 1e-12 * energies.max()
+    floor, k = 0.0, chosen.number[0]
+    for atom in range(g.size):
+        floor = max(floor, _UNSEEN * energies[atom])
     best, value, most = -1, 0.0, -np.inf
     for atom in range(g.size):
         if energies[atom] <= floor:
             continue
-        v, gain = _best_value(g[atom], energies[atom], low, high)
-        if gain > most and v != 0.0 and not _near(atom, atoms, k, -1, -1, width, exclusion):
+        v, gain = _best_value(rules, g[atom], energies[atom])
+        if gain > most and v != 0.0 and not _near(rules, atom, chosen, k, k):
             best, value, most = atom, v, gain
     return best, value
 
 
 @numba.njit(cache=True, nogil=True)
-def _near(
-    atom: int, atoms: IntArray, k: int, skip: int, skip_too: int, width: int, exclusion: float
-) -> bool:
-    """Whether the atom is one of those chosen, or closer to one than `exclusion` cells."""
-    for m in range(k):
-        if m in (skip, skip_too):
-            continue
-        if atom == atoms[m] or _distance2(atom, atoms[m], width) < exclusion * exclusion:
+def _near(rules: Rules, atom: int, chosen: Chosen, skip: int, skip_too: int) -> bool:
+    """Whether the atom is one of those chosen, or too close to one; two positions are left out."""
+    for m in range(chosen.number[0]):
+        if m != skip and m != skip_too and _clash(rules, atom, chosen.atoms[m]):
             return True
     return False
 
 
 @numba.njit(cache=True, nogil=True)
-def _distance2(first: int, second: int, width: int) -> int:
-    di = first // width - second // width
-    dj = first % width - second % width
+def _clash(rules: Rules, first: int, second: int) -> bool:
+    """Whether two atoms are the same or too close to each other."""
+    distance2 = _distance2(rules, first, second)
+    return distance2 == 0 or distance2 < rules.exclusion * rules.exclusion
+
+
+@numba.njit(cache=True, nogil=True)
+def _distance2(rules: Rules, first: int, second: int) -> int:
+    di = first // rules.width - second // rules.width
+    dj = first % rules.width - second % rules.width
     return di * di + dj * dj
 
 
 @numba.njit(cache=True, nogil=True)
-def _append(
-    a_y: FloatArray,
-    a_x: FloatArray,
-    root: FloatArray,
-    atom: int,
-    value: float,
-    target: FloatArray,
-    k: int,
-    atoms: IntArray,
-    columns: FloatArray,
-    gram: FloatArray,
-    rhs: FloatArray,
-    x: FloatArray,
-) -> int:
-    atoms[k], x[k] = atom, value
-    write_atom(a_y, a_x, root, atom, columns[k])
-    extend_gram(columns, target, k, gram, rhs)
-    return k + 1
-
-
-@numba.njit(cache=True, nogil=True)
-def _fit(
-    k: int,
-    low: float,
-    high: float,
-    atoms: IntArray,
-    x: FloatArray,
-    columns: FloatArray,
-    gram: FloatArray,
-    rhs: FloatArray,
-    lower: FloatArray,
-) -> int:
-    """Least squares on the chosen atoms, in the box; returns how many are left.
+def _fit(rules: Rules, chosen: Chosen) -> None:
+    """Least squares on the chosen atoms, in the box.
 
     Dependent atoms are dropped, and with ``low = 0`` those that the fit turns negative.
     """
-    while k > 0:
-        sound = cholesky(gram, k, lower)
+    x = chosen.x
+    while chosen.number[0] > 0:
+        k = chosen.number[0]
+        sound = cholesky(chosen.gram, k, chosen.lower)
         if sound < k:
-            k = drop(sound, k, atoms, x, columns, gram, rhs)
+            drop(chosen, sound)
             continue
-        if low > 0.0 or high < np.inf:
-            _descend(k, low, high, x, gram, rhs)
-            return k
-        cholesky_solve(lower, k, rhs, x)
-        worst = np.argmin(x[:k])
-        if x[worst] > low:
-            return k
-        k = drop(worst, k, atoms, x, columns, gram, rhs)
-    return k
+        if rules.low > 0.0 or rules.high < np.inf:
+            _descend(rules, chosen)
+            return
+        cholesky_solve(chosen.lower, k, chosen.rhs, 0.0, x)
+        worst = k - 1
+        for m in range(k):
+            if x[m] < x[worst]:
+                worst = m
+        if x[worst] > rules.low:
+            return
+        drop(chosen, worst)
 
 
 @numba.njit(cache=True, nogil=True)
-def _descend(
-    k: int, low: float, high: float, x: FloatArray, gram: FloatArray, rhs: FloatArray
-) -> None:
+def _descend(rules: Rules, chosen: Chosen) -> None:
     """Least squares in the box by coordinate descent."""
+    k, x, gram = chosen.number[0], chosen.x, chosen.gram
     for _ in range(_MAX_ROUNDS):
-        change = 0.0
+        change, largest = 0.0, 0.0
         for m in range(k):
-            s = rhs[m]
+            s = chosen.rhs[m]
             for n in range(k):
                 s -= gram[m, n] * x[n]
-            new = _clip(x[m] + s / gram[m, m], low, high)
+            new = _clip(x[m] + s / gram[m, m], rules.low, rules.high)
             change = max(change, abs(new - x[m]))
+            largest = max(largest, abs(new))
             x[m] = new
-        if change <= 1e-9 * np.abs(x[:k]).max():
+        if change <= 1e-9 * largest:
             return
 
 
 @numba.njit(cache=True, nogil=True)
-def _improve(
-    a_y: FloatArray,
-    a_x: FloatArray,
-    root: FloatArray,
-    target: FloatArray,
-    low: float,
-    high: float,
-    width: int,
-    exclusion: float,
-    reach: float,
-    k: int,
-    atoms: IntArray,
-    x: FloatArray,
-    columns: FloatArray,
-    gram: FloatArray,
-    rhs: FloatArray,
-    lower: FloatArray,
-) -> int:
-    """Move atoms to better cells, one by one and then in pairs, until all stay; returns k."""
-    r, scratch = np.empty(target.size), np.empty((18, target.size))
+def _improve(view: View, rules: Rules, chosen: Chosen) -> None:
+    """Move atoms to better cells, one by one and then in pairs, until all stay."""
+    r, scratch = np.empty(view.target.size), np.empty((18, view.target.size))
     for _ in range(_MAX_SWEEPS):
-        residual(target, columns, x, k, r)
+        residual(view, chosen, r)
         moved = False
-        for m in range(k):
-            moved |= _move_one(
-                a_y,
-                a_x,
-                root,
-                low,
-                high,
-                width,
-                exclusion,
-                reach,
-                m,
-                k,
-                atoms,
-                x,
-                columns,
-                r,
-                scratch,
-            )
+        for m in range(chosen.number[0]):
+            moved |= _move_one(view, rules, chosen, m, r, scratch[0])
         if not moved:
-            for m in range(k):
+            for m in range(chosen.number[0]):
                 for n in range(m):
-                    moved |= _move_two(
-                        a_y,
-                        a_x,
-                        root,
-                        low,
-                        high,
-                        width,
-                        exclusion,
-                        m,
-                        n,
-                        k,
-                        atoms,
-                        x,
-                        columns,
-                        r,
-                        scratch,
-                    )
+                    moved |= _move_two(view, rules, chosen, m, n, r, scratch)
         if not moved:
             break
-        for m in range(k):
-            extend_gram(columns, target, m, gram, rhs)
-        k = _fit(k, low, high, atoms, x, columns, gram, rhs, lower)
-    return k
+        for m in range(chosen.number[0]):
+            update_equations(view, chosen, m)
+        _fit(rules, chosen)
 
 
 @numba.njit(cache=True, nogil=True)
 def _move_one(
-    a_y: FloatArray,
-    a_x: FloatArray,
-    root: FloatArray,
-    low: float,
-    high: float,
-    width: int,
-    exclusion: float,
-    reach: float,
-    m: int,
-    k: int,
-    atoms: IntArray,
-    x: FloatArray,
-    columns: FloatArray,
-    r: FloatArray,
-    scratch: FloatArray,
+    view: View, rules: Rules, chosen: Chosen, m: int, r: FloatArray, column: FloatArray
 ) -> bool:
-    """Move one atom to the cell within `reach` that gains most, the others as they are."""
-    r += x[m] * columns[m]
-    here = atoms[m]
-    best, most = here, x[m] * np.sum(columns[m] * r) - 0.5 * x[m] ** 2 * np.sum(columns[m] ** 2)
-    most = max(most * _BETTER, most / _BETTER)
-    column = scratch[0]
-    span = int(reach)
-    height = a_y.shape[1] * a_x.shape[1] // width
-    i0, j0 = here // width, here % width
+    """Move one atom to the cell within reach that gains most, the others as they are."""
+    x, here, own = chosen.x, chosen.atoms[m], chosen.columns[m]
+    add(x[m], own, r)
+    most = _worth_moving(x[m] * inner(own, r) - 0.5 * x[m] ** 2 * inner(own, own))
+    best = here
+    span = int(rules.reach)
+    height = view.a_y.shape[1] * view.a_x.shape[1] // rules.width
+    i0, j0 = here // rules.width, here % rules.width
     for i in range(max(0, i0 - span), min(height, i0 + span + 1)):
-        for j in range(max(0, j0 - span), min(width, j0 + span + 1)):
-            atom = i * width + j
-            if atom == here or _distance2(atom, here, width) > reach * reach:
+        for j in range(max(0, j0 - span), min(rules.width, j0 + span + 1)):
+            atom = i * rules.width + j
+            if atom == here or _distance2(rules, atom, here) > rules.reach * rules.reach:
                 continue
-            if _near(atom, atoms, k, m, -1, width, exclusion):
+            if _near(rules, atom, chosen, m, m):
                 continue
-            write_atom(a_y, a_x, root, atom, column)
-            v, gain = _best_value(np.sum(column * r), np.sum(column * column), low, high)
+            write_atom(view, atom, column)
+            v, gain = _best_value(rules, inner(column, r), inner(column, column))
             if gain > most and v != 0.0:
                 best, most, x[m] = atom, gain, v
-    if best != here:
-        atoms[m] = best
-        write_atom(a_y, a_x, root, best, columns[m])
-    r -= x[m] * columns[m]
+    chosen.atoms[m] = best
+    write_atom(view, best, own)
+    add(-x[m], own, r)
     return best != here
 
 
 @numba.njit(cache=True, nogil=True)
 def _move_two(
-    a_y: FloatArray,
-    a_x: FloatArray,
-    root: FloatArray,
-    low: float,
-    high: float,
-    width: int,
-    exclusion: float,
+    view: View,
+    rules: Rules,
+    chosen: Chosen,
     m: int,
     n: int,
-    k: int,
-    atoms: IntArray,
-    x: FloatArray,
-    columns: FloatArray,
     r: FloatArray,
-    scratch: FloatArray,
+    columns: FloatArray,
 ) -> bool:
-    """Move two atoms to the neighbouring cells that gain most together."""
-    r += x[m] * columns[m] + x[n] * columns[n]
-    near = np.empty(18, np.int64)
-    g, energy = np.empty(18), np.empty(18)
+    """Move two atoms to the neighbouring cells that gain most together.
+
+    Entries 0 to 8 of the arrays are the cells around atom m, 9 to 17 those around atom n; the
+    middle ones, 4 and 13, are the atoms themselves.
+    """
+    x, atoms = chosen.x, chosen.atoms
+    add(x[m], chosen.columns[m], r)
+    add(x[n], chosen.columns[n], r)
+    cells, g, energy = np.empty(18, np.int64), np.zeros(18), np.zeros(18)
     for c in range(18):
-        near[c] = _neighbour(a_y, a_x, width, atoms[m] if c < 9 else atoms[n], c % 9)
-        if near[c] >= 0 and _near(near[c], atoms, k, m, n, width, exclusion):
-            near[c] = -1
-        if near[c] >= 0:
-            write_atom(a_y, a_x, root, near[c], scratch[c])
-            g[c], energy[c] = np.sum(scratch[c] * r), np.sum(scratch[c] ** 2)
-    cross = np.sum(columns[m] * columns[n])
-    most = (
-        x[m] * np.sum(columns[m] * r)
-        + x[n] * np.sum(columns[n] * r)
-        - 0.5 * (x[m] ** 2 * np.sum(columns[m] ** 2) + x[n] ** 2 * np.sum(columns[n] ** 2))
+        cells[c] = _neighbour(view, rules, atoms[m] if c < 9 else atoms[n], c % 9)
+        if c % 9 != 4 and _near(rules, cells[c], chosen, m, n):
+            cells[c] = -1
+        if cells[c] >= 0:
+            write_atom(view, cells[c], columns[c])
+            g[c], energy[c] = inner(columns[c], r), inner(columns[c], columns[c])
+    cross = inner(columns[4], columns[13])
+    most = _worth_moving(
+        x[m] * g[4]
+        + x[n] * g[13]
+        - 0.5 * (x[m] ** 2 * energy[4] + x[n] ** 2 * energy[13])
         - x[m] * x[n] * cross
     )
-    most = max(most * _BETTER, most / _BETTER)
-    best_c, best_d, x_m, x_n = -1, -1, x[m], x[n]
+    best_c, best_d, x_m, x_n = 4, 13, x[m], x[n]
     for c in range(9):
         for d in range(9, 18):
-            if near[c] < 0 or near[d] < 0 or near[c] == near[d]:
+            if energy[c] <= 0.0 or energy[d] <= 0.0 or (c == 4 and d == 13):
                 continue
-            if _distance2(near[c], near[d], width) < exclusion * exclusion:
+            if _clash(rules, cells[c], cells[d]):
                 continue
-            if near[c] == atoms[m] and near[d] == atoms[n]:
-                continue
-            cross = np.sum(scratch[c] * scratch[d])
-            v, w, gain = _best_pair(g[c], g[d], energy[c], energy[d], cross, low, high)
+            cross = inner(columns[c], columns[d])
+            v, w, gain = _best_pair(rules, g[c], g[d], energy[c], energy[d], cross)
             if gain > most and v != 0.0 and w != 0.0:
                 best_c, best_d, most, x_m, x_n = c, d, gain, v, w
-    if best_c >= 0:
-        atoms[m], atoms[n], x[m], x[n] = near[best_c], near[best_d], x_m, x_n
-        columns[m], columns[n] = scratch[best_c], scratch[best_d]
-    r -= x[m] * columns[m] + x[n] * columns[n]
-    return best_c >= 0
+    atoms[m], atoms[n], x[m], x[n] = cells[best_c], cells[best_d], x_m, x_n
+    write_atom(view, atoms[m], chosen.columns[m])
+    write_atom(view, atoms[n], chosen.columns[n])
+    add(-x[m], chosen.columns[m], r)
+    add(-x[n], chosen.columns[n], r)
+    return best_c != 4 or best_d != 13
 
 
 @numba.njit(cache=True, nogil=True)
-def _neighbour(a_y: FloatArray, a_x: FloatArray, width: int, atom: int, which: int) -> int:
+def _worth_moving(gain: float) -> float:
+    """Gain that a move must exceed, given the gain without it."""
+    return max(gain * _BETTER, gain / _BETTER)
+
+
+@numba.njit(cache=True, nogil=True)
+def _neighbour(view: View, rules: Rules, atom: int, which: int) -> int:
     """One of the 3 x 3 cells around an atom; -1 outside the map."""
-    i, j = atom // width + which // 3 - 1, atom % width + which % 3 - 1
-    height = a_y.shape[1] * a_x.shape[1] // width
-    if i < 0 or j < 0 or i >= height or j >= width:
+    i, j = atom // rules.width + which // 3 - 1, atom % rules.width + which % 3 - 1
+    height = view.a_y.shape[1] * view.a_x.shape[1] // rules.width
+    if i < 0 or j < 0 or i >= height or j >= rules.width:
         return -1
-    return i * width + j
+    return i * rules.width + j
 
 
 @numba.njit(cache=True, nogil=True)
 def _best_pair(
-    g: float, h: float, energy_g: float, energy_h: float, cross: float, low: float, high: float
+    rules: Rules, g: float, h: float, energy_g: float, energy_h: float, cross: float
 ) -> tuple[float, float, float]:
     """Two coefficients in the box that gain most together, and their gain."""
+    low, high = rules.low, rules.high
     determinant = energy_g * energy_h - cross * cross
     if determinant > 1e-12 * energy_g * energy_h:
         v = (g * energy_h - h * cross) / determinant

@@ -182,12 +182,9 @@ def _by_number(files: dict[Path, int]) -> dict[int, Path]:
 def _by_frame(truth: pd.DataFrame, n: int) -> list[FloatArray]:
     """Targets ``(y, x, flux)`` of each of `n` frames, in the order of the table."""
     check_table(truth, "truth")
-    frame = truth["frame"].to_numpy(dtype=np.float64)
-    outside = (frame < 0) | (frame >= n) | (frame != np.floor(frame))
-    if outside.any():
-        raise ValueError(
-            f"truth: column 'frame' must be integers within 0..{n - 1}, got {frame[outside][0]:g}"
-        )
+    frame = truth["frame"].to_numpy(dtype=np.int64)
+    if frame.max(initial=-1) >= n:
+        raise ValueError(f"truth: column 'frame' must be within 0..{n - 1}, got {frame.max()}")
     order = np.argsort(frame, kind="stable")
     rows = truth[["y", "x", "flux"]].to_numpy(dtype=np.float64)[order]
     return np.split(rows, np.searchsorted(frame[order], np.arange(1, n)))

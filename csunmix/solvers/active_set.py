@@ -48,35 +48,32 @@ class ActiveSet(L1Solver):
     def _run(self, problem: Problem, monitor: Monitor) -> SolveResult:
         from csunmix._kernels.active_set import active_set
 
-        double = problem.as_double()
-        x = double.initial()
+        x = problem.start.copy()
         n_iter = np.zeros(len(problem), np.int64)
         optimal = np.zeros(len(problem), bool)
         # One atom at a time where somebody watches, else all the way.
         stride = 1 if monitor.watched else self.max_iter
-        done, stopped = 0, False
-        if monitor.watched:
-            stopped = monitor.report(0, *double.evaluate(x))
+        objective, gap = problem.evaluate(x)
+        done, stopped = 0, monitor.report(0, objective, gap)
         while done < self.max_iter and not stopped and not optimal.all():
             active_set(
-                double.a_y,
-                double.a_x,
-                double.y,
-                double.weights,
-                double.censored,
-                double.lam,
+                problem.a_y,
+                problem.a_x,
+                problem.y,
+                problem.weights,
+                problem.censored,
+                problem.lam,
                 stride,
-                self.tol,
-                x,
+                float(self.tol),
+                x.reshape(len(x), -1),
                 n_iter,
                 optimal,
             )
             done += stride
-            objective, gap = double.evaluate(x)
+            objective, gap = problem.evaluate(x)
             stopped = monitor.report(done, objective, gap)
-        objective, gap = double.evaluate(x)
         return problem.result(
-            x.astype(problem.y.dtype),
+            x,
             n_iter=n_iter,
             converged=optimal,
             objective=objective,

@@ -21,12 +21,23 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_ch
 import numpy as np
 import numpy.typing as npt
 
-from csunmix._validation import BoolArray, FloatArray, as_images, as_integer, as_number
+from csunmix._validation import (
+    Array,
+    BoolArray,
+    FloatArray,
+    as_bool,
+    as_finite,
+    as_images,
+    as_integer,
+    as_number,
+)
 
 if TYPE_CHECKING:
     from csunmix.dictionary import Dictionary
 
 Lam = float | Literal["auto"]
+
+_LEAST_SHARE = 1e-4  # of the smallest lam that leaves nothing, for images without noise
 
 
 class IterationStats(NamedTuple):
@@ -61,7 +72,8 @@ class SolveResult:
     Attributes
     ----------
     x : ndarray, shape (..., m_y, m_x)
-        Coefficients; fluxes in DN where the dictionary is not normalised.
+        Coefficients; fluxes in DN where the dictionary is not normalised. Float32 for float32
+        images; everything else is in double precision.
     n_iter : ndarray of int, shape (...)
         Iterations done.
     converged : ndarray of bool, shape (...)
@@ -122,7 +134,7 @@ class Solver(Protocol):
 
 @dataclass(frozen=True)
 class Problem:
-    """A batch of images, checked and laid out for the factors of a dictionary.
+    """A batch of images, checked, in double precision and laid out for a dictionary's factors.
 
     Images are ``(b, p, q)`` and maps ``(b, k, l)`` with factors ``a_y`` (p, k), ``a_x`` (q, l);
     a dense dictionary has ``q = l = 1``.
@@ -135,9 +147,10 @@ class Problem:
     censored: BoolArray
     lam: FloatArray
     positive: bool
-    start: FloatArray | None
+    start: FloatArray  # coefficients to start from
     batch_shape: tuple[int, ...]
     map_shape: tuple[int, int]
+    dtype: np.dtype[Any]  # of the images, and of the answer
 
     @classmethod
     def make(
@@ -153,34 +166,39 @@ class Problem:
     ) -> Problem:
         """Check what a solver was given; see `Solver.solve`."""
         y = as_images(images, shape=dictionary.image_shape)
-        a_y, a_x = (np.asarray(a, dtype=y.dtype) for a in dictionary.factors)
-        stack = (-1, a_y.shape[0], a_x.shape[0])
-        w = np.ones((), y.dtype) if weights is None else np.asarray(weights, dtype=y.dtype)
-        if not np.isfinite(w).all() or (w < 0).any():
-            raise ValueError("weights must be finite and not negative")
-        c = np.zeros((), bool) if censored is None else np.asarray(censored)
+        w = as_finite(1.0 if weights is None else weights, "weights")
+        if (w < 0).any():
+            raise ValueError(f"weights must not be negative, got {w.min():g}")
+        c = np.asarray(False if censored is None else censored)
         if c.dtype != np.bool_:
             raise TypeError(f"censored must be an array of bool, got dtype {c.dtype}")
-        w, c = _broadcast(w, y.shape, "weights"), _broadcast(c, y.shape, "censored")
-        start = None
-        if x0 is not None:
-            x = as_images(x0, "x0", shape=dictionary.map_shape).astype(y.dtype)
-            x = _broadcast(x, (*y.shape[:-2], *dictionary.map_shape), "x0")
-            start = x.reshape(-1, a_y.shape[1], a_x.shape[1])
-            if positive and (start < 0).any():
-                raise ValueError("x0 must not be negative where x >= 0 is asked for")
-        batch = int(np.prod(y.shape[:-2], dtype=np.int64))
+        x = as_finite(0.0 if x0 is None else x0, "x0")
+        if positive and (x < 0).any():
+            raise ValueError(f"x0 must not be negative where x >= 0 is asked, got {x.min():g}")
+
+        batch_shape, map_shape = y.shape[:-2], dictionary.map_shape
+        a_y, a_x = dictionary.factors
+
+        def lay(array: Array, name: str, shape: tuple[int, int], sizes: tuple[int, int]) -> Any:
+            """Stack of one kind of memory layout, so that one compiled version serves all."""
+            stack = _broadcast(array, (*batch_shape, *shape), name).reshape(-1, *sizes)
+            dtype = np.bool_ if array.dtype == np.bool_ else np.float64
+            return np.require(stack, dtype, ["C", "W"])
+
+        pixels, cells = (a_y.shape[0], a_x.shape[0]), (a_y.shape[1], a_x.shape[1])
+        stack = lay(y, "images", dictionary.image_shape, pixels)
         return cls(
             a_y=a_y,
             a_x=a_x,
-            y=y.reshape(stack),
-            weights=w.reshape(stack),
-            censored=c.reshape(stack),
-            lam=np.broadcast_to(_resolve_lam(lam, dictionary, y), (batch,)).astype(np.float64),
+            y=stack,
+            weights=lay(w, "weights", dictionary.image_shape, pixels),
+            censored=lay(c, "censored", dictionary.image_shape, pixels),
+            lam=np.broadcast_to(_resolve_lam(lam, dictionary, y), len(stack)).astype(np.float64),
             positive=positive,
-            start=start,
-            batch_shape=y.shape[:-2],
-            map_shape=dictionary.map_shape,
+            start=lay(x, "x0", map_shape, cells),
+            batch_shape=batch_shape,
+            map_shape=map_shape,
+            dtype=y.dtype,
         )
 
     def __len__(self) -> int:
@@ -194,30 +212,15 @@ class Problem:
             weights=self.weights[index],
             censored=self.censored[index],
             lam=self.lam[index],
-            start=None if self.start is None else self.start[index],
+            start=self.start[index],
             batch_shape=(len(self.y[index]),),
         )
-
-    def as_double(self) -> Problem:
-        """The same problem in double precision, for solvers that need it."""
-        double = {
-            name: np.ascontiguousarray(getattr(self, name), np.float64)
-            for name in ("a_y", "a_x", "y", "weights")
-        }
-        start = None if self.start is None else self.start.astype(np.float64)
-        return replace(self, start=start, **double)
-
-    def initial(self) -> FloatArray:
-        """Coefficients to start from: a copy of ``x0``, or zeros."""
-        if self.start is not None:
-            return np.array(self.start)
-        return np.zeros((len(self), self.a_y.shape[1], self.a_x.shape[1]), self.y.dtype)
 
     @property
     def lipschitz(self) -> FloatArray:
         """Upper bound of the Lipschitz constant of the data term's gradient, shape (b,)."""
         norm = np.linalg.norm(self.a_y, 2) * np.linalg.norm(self.a_x, 2)
-        return np.asarray(norm**2 * np.maximum(self.weights.max(axis=(1, 2)), 1e-300))
+        return np.asarray(norm**2 * self.weights.max(axis=(1, 2)))
 
     def forward(self, x: FloatArray) -> FloatArray:
         """``A x``."""
@@ -233,8 +236,19 @@ class Problem:
         return np.where(self.censored, np.maximum(r, 0), r)
 
     def penalty(self, x: FloatArray) -> FloatArray:
-        """``lam ||x||_1``, shape (b,), in double precision."""
+        """``lam ||x||_1``, shape (b,)."""
         return np.asarray(self.lam * np.abs(x).sum(axis=(1, 2), dtype=np.float64))
+
+    @property
+    def resolution(self) -> FloatArray:
+        """Relative gap that rounding leaves in the images' precision, shape (b,).
+
+        ``4 eps max_j |a_j^T w y| / lam``: a dual point is scaled by ``lam`` over a correlation,
+        which is told to within a few ``eps`` of the largest.
+        """
+        largest = np.abs(self.adjoint(self.weights * self.y)).max(axis=(1, 2))
+        eps = float(np.finfo(self.dtype).eps)
+        return np.asarray(4.0 * eps * largest / np.where(self.lam > 0, self.lam, np.inf))
 
     def evaluate(self, x: FloatArray) -> tuple[FloatArray, FloatArray]:
         r"""Objective and relative duality gap, shape (b,).
@@ -248,28 +262,29 @@ class Problem:
         general and the gap says nothing.
         """
         r = self.residual(x)
-        nu = self.weights * r
-        correlation = self.adjoint(nu)
-        return self.certify(x, r, nu, correlation, self.penalty(x))
+        correlation = self.adjoint(self.weights * r)
+        return self.certify(r, correlation, self.penalty(x))
 
     def certify(
         self,
-        x: FloatArray,
         r: FloatArray,
-        nu: FloatArray,
         correlation: FloatArray,
         penalty: FloatArray,
+        largest_scale: float = np.inf,
     ) -> tuple[FloatArray, FloatArray]:
-        """Objective and relative gap from a residual, a dual direction and its correlation."""
-        energy = _inner(nu, r)
+        """Objective and relative gap of a residual, the correlation ``lam`` bounds, and a penalty.
+
+        `largest_scale` bounds ``s`` where the dual point has other parts that ``s`` scales too.
+        """
+        nu = self.weights * r
+        energy, product = _inner(nu, r), _inner(nu, self.y)
         primal = 0.5 * energy + penalty
-        largest = correlation if self.positive else np.abs(correlation)
-        limit = largest.max(axis=(1, 2)).astype(np.float64)
-        with np.errstate(divide="ignore", invalid="ignore"):
+        limit = (correlation if self.positive else np.abs(correlation)).max(axis=(1, 2))
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             feasible = np.where(limit > 0, self.lam / limit, np.inf)
-            best = np.where(energy > 0, _inner(nu, self.y) / energy, 0.0)
-        s = np.clip(best, 0.0, feasible)
-        dual = s * _inner(nu, self.y) - 0.5 * s**2 * energy
+            best = np.where(energy > 0, product / energy, 0.0)
+        s = np.clip(best, 0.0, np.minimum(feasible, largest_scale))
+        dual = s * product - 0.5 * s**2 * energy
         gap = np.maximum(primal - dual, 0.0) / np.where(primal > 0, primal, 1.0)
         return primal, gap
 
@@ -283,11 +298,11 @@ class Problem:
         gap: FloatArray,
         history: list[IterationStats],
     ) -> SolveResult:
-        """Bring the answer back into the shape of the caller's images."""
+        """Bring the answer back into the shape and precision of the caller's images."""
         r = self.residual(x)
         shape = self.batch_shape
         return SolveResult(
-            x=x.reshape(*shape, *self.map_shape),
+            x=x.reshape(*shape, *self.map_shape).astype(self.dtype, copy=False),
             n_iter=n_iter.reshape(shape),
             converged=converged.reshape(shape),
             gap=gap.reshape(shape),
@@ -342,6 +357,7 @@ class L1Solver(ABC):
 
     def __post_init__(self) -> None:
         check_lam(self.lam)
+        as_bool(self.positive, "positive")
         as_integer(self.max_iter, "max_iter", minimum=1)
         as_number(self.tol, "tol", minimum=0.0)
 
@@ -448,11 +464,14 @@ def universal_lam(dictionary: Dictionary, noise: float | FloatArray) -> FloatArr
 
 
 def _resolve_lam(lam: Lam, dictionary: Dictionary, images: FloatArray) -> FloatArray:
+    """``lam`` of every image, or of all; "auto" stays above 0 where there is no noise at all."""
     if lam != "auto":
         return np.asarray(lam, dtype=np.float64)
     from csunmix.background import noise_level
 
-    return universal_lam(dictionary, noise_level(images).reshape(-1))
+    largest = np.abs(dictionary.adjoint(images)).max(axis=(-2, -1))
+    lam_noise = universal_lam(dictionary, noise_level(images))
+    return np.asarray(np.maximum(lam_noise, _LEAST_SHARE * largest)).reshape(-1)
 
 
 def _posed(
@@ -464,15 +483,16 @@ def _posed(
     weights: npt.ArrayLike | None,
     censored: npt.ArrayLike | None,
 ) -> tuple[Problem, FloatArray]:
-    as_number(lam, "lam", minimum=0.0)
+    """A problem and coefficients to judge, laid out as a solver's start would be."""
+    lam = as_number(lam, "lam", minimum=0.0)
+    x = as_images(x, "x", shape=dictionary.map_shape)
     problem = Problem.make(
-        dictionary, images, lam=lam, positive=positive, weights=weights, censored=censored
+        dictionary, images, lam=lam, positive=False, weights=weights, censored=censored, x0=x
     )
-    stack = as_images(x, "x", shape=dictionary.map_shape)
-    return problem, stack.reshape(len(problem), problem.a_y.shape[1], problem.a_x.shape[1])
+    return replace(problem, positive=positive), problem.start
 
 
-def _broadcast(array: Any, shape: tuple[int, ...], name: str) -> Any:
+def _broadcast(array: Array, shape: tuple[int, ...], name: str) -> Array:
     try:
         return np.broadcast_to(array, shape)
     except ValueError:

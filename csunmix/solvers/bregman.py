@@ -47,7 +47,7 @@ class SplitBregman(L1Solver):
     wavelet : str
         An orthogonal wavelet of PyWavelets.
     level : int
-        Levels of the wavelet transform.
+        Levels of the wavelet transform; maps too small for them are refused when solving.
     penalty : float
         Weight of the splitting, relative to ``lam`` over the flux that the brightest matched filter
         sees: it changes the speed, not the answer.
@@ -76,7 +76,6 @@ class SplitBregman(L1Solver):
         _check_wavelet(self.wavelet)
 
     def _run(self, problem: Problem, monitor: Monitor) -> SolveResult:
-        problem = problem.as_double()
         state = _State.start(problem, self)
         n_iter = np.zeros(len(problem), np.int64)
         x = state.z.copy()
@@ -129,36 +128,26 @@ class _State:
     @classmethod
     def start(cls, problem: Problem, solver: SplitBregman) -> _State:
         """State at the caller's start, or at zero."""
-        x = problem.initial()
+        x = problem.start.copy()
         maps = x.reshape(-1, *problem.map_shape)
-        matched = problem.adjoint(problem.weights * problem.y).max(axis=(1, 2))
-        brightest = matched / max(float(np.square(problem.a_y).sum(0).max()), 1e-300)
-        brightest /= max(float(np.square(problem.a_x).sum(0).max()), 1e-300)
-        rho = solver.penalty * problem.lam / np.maximum(brightest, problem.lam)
+        rho = solver.penalty * problem.lam / np.maximum(_brightest(problem), problem.lam)
         u = problem.forward(x)
+        copies = {"z": x, "u": u, "v": maps[:, :0], "s": maps[:, :0], "d": maps[:, None, :0]}
         wavelet = None
         if solver.lam_wavelet:
             wavelet = _WaveletTerm(solver.wavelet, solver.level, problem.map_shape)
-        v = maps[:, :0, :0] if wavelet is None else wavelet.forward(maps)
-        d = _differences(maps) if solver.lam_tv else maps[:, None, :0, :0]
-        s = maps.copy() if solver.lam_tv else maps[:, :0, :0]
-        zeros = [np.zeros_like(a) for a in (x, u, v, s, d)]
+            copies["v"] = wavelet.forward(maps)
+        if solver.lam_tv:
+            copies["s"], copies["d"] = maps.copy(), _differences(maps)
+        multipliers = {f"b_{name}": np.zeros_like(copy) for name, copy in copies.items()}
         return cls(
             problem=problem,
             solver=solver,
             spectrum=_Spectrum(problem.a_y, problem.a_x),
             wavelet=wavelet,
             rho=rho[:, None, None],
-            z=x,
-            b_z=zeros[0],
-            u=u,
-            b_u=zeros[1],
-            v=v,
-            b_v=zeros[2],
-            s=s,
-            b_s=zeros[3],
-            d=d,
-            b_d=zeros[4],
+            **copies,
+            **multipliers,
         )
 
     def take(self, keep: Any) -> _State:
@@ -208,8 +197,7 @@ class _State:
         problem, solver, z = self.problem, self.solver, self.z
         maps = z.reshape(-1, *problem.map_shape)
         r = problem.residual(z)
-        nu = problem.weights * r
-        correlation, penalty = problem.adjoint(nu), problem.penalty(z)
+        correlation, penalty = problem.adjoint(problem.weights * r), problem.penalty(z)
         if self.wavelet is not None:
             multiplier = self.wavelet.adjoint(self.rho * self.b_v)
             correlation = correlation - multiplier.reshape(z.shape)
@@ -220,7 +208,15 @@ class _State:
             multiplier = np.clip(self.rho[:, None] * self.b_d, -limit, limit)
             correlation = correlation - _differences_adjoint(multiplier).reshape(z.shape)
             penalty = penalty + limit * np.abs(_differences(maps)).sum(axis=(1, 2, 3))
-        return problem.certify(z, r, nu, correlation, penalty)
+        alone = self.wavelet is None and not solver.lam_tv
+        return problem.certify(r, correlation, penalty, np.inf if alone else 1.0)
+
+
+def _brightest(problem: Problem) -> FloatArray:
+    """Flux that a matched filter sees at most, shape (b,)."""
+    matched = problem.adjoint(problem.weights * problem.y)
+    energy = float(np.square(problem.a_y).sum(0).max() * np.square(problem.a_x).sum(0).max())
+    return np.asarray((matched if problem.positive else np.abs(matched)).max(axis=(1, 2)) / energy)
 
 
 def _relax(new: FloatArray, old: FloatArray) -> FloatArray:
@@ -251,9 +247,18 @@ class _WaveletTerm:
     """``Psi``: an orthogonal wavelet transform of zero-padded maps, as one array per map."""
 
     def __init__(self, wavelet: str, level: int, map_shape: tuple[int, int]) -> None:
+        import pywt
+
         self._wavelet, self._level, self._map_shape = wavelet, level, map_shape
         block = 2**level
         self._pad = tuple((0, -n % block) for n in map_shape)
+        shortest = min(n + after for n, (_, after) in zip(map_shape, self._pad, strict=True))
+        highest = pywt.dwt_max_level(shortest, wavelet)
+        if level > highest:
+            raise ValueError(
+                f"level must be at most {highest} for wavelet {wavelet!r} and maps of shape "
+                f"{map_shape}, got {level}"
+            )
         coefficients, self._slices = self._transform(np.zeros((1, *map_shape)))
         self.details = np.ones(coefficients.shape[1:], bool)
         rows, cols = (n // block for n in coefficients.shape[1:])
@@ -267,7 +272,9 @@ class _WaveletTerm:
         """``Psi^T v``, maps (b, m_y, m_x)."""
         import pywt
 
-        slices = [tuple(slice(None) if i == 0 else s for i, s in enumerate(self._slices[0]))]
+        slices: list[Any] = [
+            tuple(slice(None) if i == 0 else s for i, s in enumerate(self._slices[0]))
+        ]
         slices += [
             {k: (slice(None), *s[1:]) for k, s in level.items()} for level in self._slices[1:]
         ]
@@ -282,7 +289,8 @@ class _WaveletTerm:
         parts = pywt.wavedec2(
             padded, self._wavelet, mode="periodization", level=self._level, axes=(-2, -1)
         )
-        return pywt.coeffs_to_array(parts, axes=(-2, -1))
+        coefficients, slices = pywt.coeffs_to_array(parts, axes=(-2, -1))
+        return np.asarray(coefficients), slices
 
 
 def _check_wavelet(name: Any) -> None:

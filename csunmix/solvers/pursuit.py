@@ -66,9 +66,16 @@ class MatchingPursuit:
         callback: Callback | None = None,
     ) -> SolveResult:
         """Solve for a batch of images, see `csunmix.solvers.base.Solver.solve`."""
-        from csunmix._kernels.pursuit import matching_pursuit
+        from csunmix._kernels.pursuit import Rules, matching_pursuit
 
         problem = _problem(dictionary, images, weights, censored, x0, self.positive)
+        rules = Rules(
+            low=0.0 if self.positive else -np.inf,
+            high=np.inf,
+            width=problem.map_shape[1],
+            exclusion=0.0,
+            reach=0.0,
+        )
 
         def pursue(x: FloatArray, n_iter: npt.NDArray[np.int64], limit: int) -> None:
             matching_pursuit(
@@ -76,10 +83,11 @@ class MatchingPursuit:
                 problem.a_x,
                 problem.y,
                 problem.weights,
+                _energies(problem),
                 self.n_nonzero,
-                self.residual_tol,
+                float(self.residual_tol),
                 limit,
-                0.0 if self.positive else -np.inf,
+                rules,
                 x,
                 n_iter,
             )
@@ -156,11 +164,19 @@ class OMP:
         callback: Callback | None = None,
     ) -> SolveResult:
         """Solve for a batch of images, see `csunmix.solvers.base.Solver.solve`."""
-        from csunmix._kernels.pursuit import orthogonal_matching_pursuit
+        from csunmix._kernels.pursuit import Rules, orthogonal_matching_pursuit
 
         problem = _problem(dictionary, images, weights, censored, x0, self.positive)
-        factor = dictionary.grid.factor
         low, high = self.bounds or (0.0 if self.positive else -np.inf, np.inf)
+        cells = float(dictionary.grid.factor)
+        rules = Rules(
+            low=float(low),
+            high=float(high),
+            width=problem.map_shape[1],
+            # Cells at exactly these distances are allowed, whatever rounding makes of the product.
+            exclusion=self.exclusion_radius * cells * (1.0 - 1e-9),
+            reach=self.search_radius * cells * (1.0 + 1e-9) if self.locally_optimised else 0.0,
+        )
 
         def pursue(x: FloatArray, n_iter: npt.NDArray[np.int64], limit: int) -> None:
             orthogonal_matching_pursuit(
@@ -168,13 +184,10 @@ class OMP:
                 problem.a_x,
                 problem.y,
                 problem.weights,
-                dictionary.map_shape[1],
+                _energies(problem),
                 limit,
-                self.residual_tol,
-                low,
-                high,
-                self.exclusion_radius * factor,
-                self.search_radius * factor if self.locally_optimised else 0.0,
+                float(self.residual_tol),
+                rules,
                 x,
                 n_iter,
             )
@@ -190,15 +203,21 @@ def _problem(
     x0: npt.ArrayLike | None,
     positive: bool,
 ) -> Problem:
-    """Least-squares problem in double precision, the censored pixels ignored."""
+    """Least-squares problem, the censored pixels ignored."""
     problem = Problem.make(
         dictionary, images, positive=positive, weights=weights, censored=censored, x0=x0
-    ).as_double()
+    )
     return replace(
         problem,
         weights=np.where(problem.censored, 0.0, problem.weights),
         censored=np.zeros_like(problem.censored),
     )
+
+
+def _energies(problem: Problem) -> FloatArray:
+    """Squared norms of the weighted atoms, shape (b, k l)."""
+    energies = (np.square(problem.a_y).T @ problem.weights) @ np.square(problem.a_x)
+    return np.asarray(energies.reshape(len(problem), -1))
 
 
 def _greedy(
@@ -209,13 +228,13 @@ def _greedy(
     monitor: Monitor,
 ) -> SolveResult:
     """Run a pursuit from the start to `max_steps` steps, or to 1, 2, ... where somebody watches."""
-    x = problem.initial()
+    x = problem.start.copy()
     n_iter = np.zeros(len(problem), np.int64)
     no_gap = np.full(len(problem), np.nan)
     for limit in range(1 if monitor.watched else max_steps, max_steps + 1):
         before = n_iter.sum()
-        x[:], n_iter[:] = problem.initial(), 0
-        pursue(x, n_iter, limit)
+        x[:], n_iter[:] = problem.start, 0
+        pursue(x.reshape(len(x), -1), n_iter, limit)
         objective = problem.evaluate(x)[0]
         if monitor.report(limit, objective, no_gap) or n_iter.sum() == before:
             break

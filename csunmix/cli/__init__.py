@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 
 from csunmix import __version__
-from csunmix._cli_options import FUTURE_METHODS, make_parser, setting_text, unmixer_from
+from csunmix.cli.options import FUTURE_METHODS, make_parser, setting_text, unmixer_from
 
 _FLAG_TEXT = {
     "SATURATED": "with saturated pixels",
@@ -71,8 +71,8 @@ def unmix(options: argparse.Namespace) -> None:
     """Find the targets in images; write them as a CSV table."""
     if options.method in FUTURE_METHODS:
         raise ValueError(f"--method {options.method} is not available yet, take a grid method")
-    from csunmix._cli_output import output_file
-    from csunmix._cli_run import Run
+    from csunmix.cli.output import output_file
+    from csunmix.cli.run import Run
     from csunmix.io import read_images
 
     inputs = [options.input, *filter(None, [options.psf])]
@@ -94,11 +94,11 @@ def simulate(options: argparse.Namespace) -> None:
     import numpy as np
 
     from csunmix import presets
-    from csunmix._cli_output import new_folder
-    from csunmix._tracks import simulate_tracks
     from csunmix._validation import as_integer
+    from csunmix.cli.output import new_folder
     from csunmix.datasets import write_csist, write_seq_csist
     from csunmix.simulate import simulate as simulate_images
+    from csunmix.tracks import simulate_tracks
 
     setup = presets.PRESETS[options.preset]()
     n = as_integer(options.n, "--n", minimum=1)
@@ -121,8 +121,8 @@ def simulate(options: argparse.Namespace) -> None:
 def evaluate(options: argparse.Namespace) -> None:
     """Score a target table against the truth."""
     from csunmix import compare
-    from csunmix._cli_output import output_file
-    from csunmix._cli_truth import check_images, read_truth
+    from csunmix.cli.output import output_file
+    from csunmix.cli.truth import check_images, read_truth
     from csunmix.io import atomic_write
     from csunmix.targets import n_frames, read_csv
 
@@ -131,7 +131,8 @@ def evaluate(options: argparse.Namespace) -> None:
     targets = read_csv(options.targets)
     truth = read_truth(options.truth, progress=_on_terminal())
     check_images(targets, truth, options.targets)
-    metrics = compare({options.targets: targets}, truth.table, rank_by=options.rank_by)
+    name = Path(options.targets).name
+    metrics = compare({name: targets}, truth.table, rank_by=options.rank_by)
     print(metrics.T.to_string(float_format="{:.3f}".format, na_rep="-"))
     if report is not None:
         values = metrics.iloc[0].to_dict()

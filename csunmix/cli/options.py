@@ -81,7 +81,12 @@ def _unmix_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help=f"{', '.join(METHODS)} (default: %(default)s); {', '.join(FUTURE_METHODS)}: to come",
     )
-    method.add_argument("--factor", type=int, metavar="C", help="grid cells per pixel")
+    method.add_argument(
+        "--factor",
+        type=int,
+        metavar="C",
+        help="grid cells per pixel; suits the PSF where not given",
+    )
     method.add_argument(
         "--lam",
         type=_number_or("auto"),
@@ -93,6 +98,12 @@ def _unmix_arguments(parser: argparse.ArgumentParser) -> None:
         "--peaks", choices=PEAKS, metavar="RULE", help=f"from map to targets: {', '.join(PEAKS)}"
     )
     method.add_argument("--threshold", type=float, metavar="V", help="smallest flux, DN")
+    method.add_argument(
+        "--min-share",
+        type=float,
+        metavar="F",
+        help="smallest flux as a share of the image's brightest target",
+    )
 
     optics = parser.add_argument_group("optics, detector and background")
     optics.add_argument(
@@ -113,9 +124,7 @@ def _unmix_arguments(parser: argparse.ArgumentParser) -> None:
     limit.add_argument(
         "--saturation", type=float, metavar="V", default=_ABSENT, help="largest value, DN"
     )
-    limit.add_argument(
-        "--no-saturation", dest="saturation", action="store_const", const=None, default=_ABSENT
-    )
+    limit.add_argument("--no-saturation", dest="saturation", help="no largest value", **_NONE)
     optics.add_argument(
         "--background",
         type=_number_or("border"),
@@ -142,9 +151,7 @@ def _unmix_arguments(parser: argparse.ArgumentParser) -> None:
         default=_ABSENT,
         help="flux of each, DN",
     )
-    flux.add_argument(
-        "--no-flux-prior", dest="flux", action="store_const", const=None, default=_ABSENT
-    )
+    flux.add_argument("--no-flux-prior", dest="flux", help="of any flux", **_NONE)
     prior.add_argument(
         "--min-separation", type=float, metavar="D", default=_ABSENT, help="smallest distance, px"
     )
@@ -243,6 +250,7 @@ def unmixer_from(options: argparse.Namespace, shape: tuple[int, int]) -> GridUnm
         n_nonzero=options.n_nonzero,
         peaks=options.peaks,
         threshold=options.threshold,
+        min_share=options.min_share,
         background=options.background,
     )
 
