@@ -191,7 +191,7 @@ def _any_pixel(mask: BoolArray) -> npt.NDArray[np.int64]:
 def _batches(
     index: npt.NDArray[np.int64], batch_size: int, progress: bool
 ) -> Iterator[npt.NDArray[np.int64]]:
-    from tqdm.auto import tqdm
+    from tqdm import tqdm
 
     with tqdm(total=index.size, unit="image", disable=not progress) as bar:
         for start in range(0, index.size, batch_size):

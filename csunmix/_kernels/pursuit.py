@@ -282,7 +282,7 @@ def _move_one(
     chosen.atoms[m] = best
     write_atom(view, best, own)
     add(-x[m], own, r)
-    return best != here
+    return bool(best != here)
 
 
 @numba.njit(cache=True, nogil=True)
