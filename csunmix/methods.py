@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from csunmix._validation import as_instance, as_shape
 from csunmix.dictionary import Dictionary
 from csunmix.peaks import EveryCell, LocalMaxima, MassMerging, PeakRule
 from csunmix.prior import Prior
@@ -101,6 +102,8 @@ def grid_unmixer(
 
     Raises
     ------
+    TypeError
+        If an argument is of the wrong type.
     ValueError
         If a name is not known or a number is out of range.
 
@@ -112,7 +115,10 @@ def grid_unmixer(
     ...     "omp", psf=setup.psf, shape=setup.shape, sensor=setup.sensor, prior=setup.prior
     ... )
     """
-    sensor, prior = sensor or Sensor(), prior or Prior()
+    as_instance(psf, PSF, "psf")
+    shape = as_shape(shape)
+    sensor = Sensor() if sensor is None else as_instance(sensor, Sensor, "sensor")
+    prior = Prior() if prior is None else as_instance(prior, Prior, "prior")
     width = psf.width
     if factor is None:
         factor = int(np.clip(round(_CELLS_PER_WIDTH / width), 2, 15))
@@ -143,7 +149,7 @@ def _default_threshold(psf: PSF, sensor: Sensor, prior: Prior) -> float:
         return 0.2 * prior.flux[0]
     # Matched filter: the flux error of a lone target is noise / ||response||.
     norm = float(np.linalg.norm(psf.response(20.0, 20.0, (41, 41))))
-    return 5.0 * max(sensor.noise, np.sqrt(1.0 / 12.0)) / norm
+    return 5.0 * float(max(sensor.noise, np.sqrt(1.0 / 12.0))) / norm
 
 
 def _solver(

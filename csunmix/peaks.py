@@ -115,7 +115,8 @@ class MassMerging:
 
     .. math:: f = f_a + f_b, \qquad p = (f_a p_a + f_b p_b)/f,
 
-    until all are further apart than `radius`; the result is off the grid.
+    until all are further apart than `radius`; the result is off the grid. Of equally close pairs,
+    which a grid has many of, the one merges first whose brighter cell moves least.
 
     Parameters
     ----------
@@ -160,7 +161,7 @@ def _bright(found: Candidates, threshold: float, min_share: float) -> Candidates
     brightest = np.zeros(found.frame.max(initial=-1) + 1)
     np.maximum.at(brightest, found.frame, found.flux)
     keep = (found.flux >= threshold) & (found.flux >= min_share * brightest[found.frame])
-    return Candidates(*(column[keep] for column in found))
+    return Candidates(found.frame[keep], found.y[keep], found.x[keep], found.flux[keep])
 
 
 def _stack(maps: npt.ArrayLike, grid: SubpixelGrid) -> FloatArray:

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from dataclasses import KW_ONLY, dataclass, replace
+from dataclasses import KW_ONLY, dataclass, is_dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from csunmix._validation import BoolArray, FloatArray, as_images, as_integer, as_number
+from csunmix._validation import (
+    BoolArray,
+    FloatArray,
+    as_bool,
+    as_images,
+    as_instance,
+    as_integer,
+    as_number,
+)
 from csunmix.background import border_level
 from csunmix.dictionary import Dictionary
 from csunmix.peaks import Candidates, PeakRule
@@ -41,7 +49,8 @@ class GridUnmixer:
     peaks : PeakRule
         Turns flux maps into targets.
     sensor : Sensor, optional
-        Its bad pixels are ignored, its saturated pixels are lower bounds, its offset is taken off.
+        Its bad pixels are ignored, whatever they hold; its saturated pixels are lower bounds; its
+        offset is taken off.
     background : float or "border"
         Constant level taken off each image beside the sensor's offset, DN; "border" takes the
         median of the image's outermost ring of pixels instead of both.
@@ -49,9 +58,10 @@ class GridUnmixer:
     Raises
     ------
     TypeError
-        If a part lacks the method it is needed for.
+        If a part is of the wrong type or lacks the method it is needed for.
     ValueError
-        If `background` is neither a number nor "border".
+        If `background` is neither a number nor "border", or the sensor's bad pixels have another
+        shape than the dictionary's images.
 
     Examples
     --------
@@ -74,12 +84,14 @@ class GridUnmixer:
     background: Background = 0.0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.dictionary, Dictionary):
-            raise TypeError(f"dictionary must be a Dictionary, got {self.dictionary!r}")
+        as_instance(self.dictionary, Dictionary, "dictionary")
         if not isinstance(self.solver, Solver):
             raise TypeError(f"solver must have a method solve(), got {self.solver!r}")
         if not isinstance(self.peaks, PeakRule):
             raise TypeError(f"peaks must have a method find(), got {self.peaks!r}")
+        if self.sensor is not None:
+            as_instance(self.sensor, Sensor, "sensor")
+            self.sensor.valid(np.zeros(self.dictionary.image_shape))  # refuses another shape
         if isinstance(self.background, str):
             if self.background != "border":
                 raise ValueError(
@@ -116,8 +128,9 @@ class GridUnmixer:
         ValueError
             If the images have another shape than the dictionary's, are empty, or none is finite.
         """
+        as_bool(progress, "progress")
         batch_size = as_integer(batch_size, "batch_size", minimum=1)
-        images = as_images(images, shape=self.dictionary.image_shape, finite=False)
+        images = self._check(images)
         stack = images.reshape(-1, *self.dictionary.image_shape)
         finite = np.isfinite(stack).all(axis=(1, 2))
         if not finite.any():
@@ -128,8 +141,8 @@ class GridUnmixer:
             bad = np.flatnonzero(~finite)
             logger.warning("%d image(s) not finite, first frame %d: skipped", bad.size, bad[0])
         for part in _batches(np.flatnonzero(finite), batch_size, progress):
-            candidates, flags[part] = self._unmix(stack[part])
-            found.append(candidates._replace(frame=part[candidates.frame]))
+            (index, y, x, flux), flags[part] = self._unmix(stack[part])
+            found.append(Candidates(part[index], y, x, flux))
         every = Candidates(*(np.concatenate(column) for column in zip(*found, strict=True)))
         flags[np.bincount(every.frame, minlength=len(stack)) == 0] |= Flag.NO_TARGET
         return make_table(
@@ -142,7 +155,7 @@ class GridUnmixer:
 
     def solve(self, images: npt.ArrayLike) -> SolveResult:
         """Coefficient maps of `images` (..., n_y, n_x), background taken off; see `Solver`."""
-        images = as_images(images, shape=self.dictionary.image_shape)
+        images = as_images(self._check(images))
         sensor = self.sensor or Sensor()
         level = self._level(images)
         return self._solver.solve(
@@ -152,14 +165,26 @@ class GridUnmixer:
             censored=sensor.censored(images),
         )
 
+    def _check(self, images: npt.ArrayLike) -> FloatArray:
+        """Real images, bad pixels put to the median of the good ones: nothing depends on them."""
+        images = as_images(images, shape=self.dictionary.image_shape, finite=False)
+        if self.sensor is None or self.sensor.bad_pixels is None:
+            return images
+        bad = np.asarray(self.sensor.bad_pixels)
+        if bad.all():
+            return np.zeros_like(images)
+        median = np.median(images[..., ~bad], axis=-1)
+        return np.where(bad, median[..., None, None], images)
+
     @cached_property
-    def _solver(self) -> Any:
+    def _solver(self) -> Solver:
         """The solver, with ``lam="auto"`` settled where the sensor's noise is known."""
         noise = self.sensor.noise if self.sensor is not None else 0.0
-        if getattr(self.solver, "lam", None) != "auto" or noise == 0:
+        automatic = is_dataclass(self.solver) and getattr(self.solver, "lam", None) == "auto"
+        if not automatic or noise == 0:
             return self.solver
         lam = float(universal_lam(self.dictionary, noise))
-        return replace(self.solver, lam=lam)  # type: ignore[type-var]
+        return cast(Solver, replace(cast(Any, self.solver), lam=lam))
 
     def _level(self, images: FloatArray) -> FloatArray:
         if self.background == "border":

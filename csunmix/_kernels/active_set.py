@@ -20,8 +20,7 @@ from csunmix._kernels.atoms import (
 from csunmix._kernels.linalg import cholesky, cholesky_solve, inner
 from csunmix._validation import BoolArray, FloatArray, IntArray
 
-_MAX_ROUNDS = 50  # of deciding which censored pixels pull
-_ROUNDING = 1e-12  # of a correlation, relative to the largest
+_ROUNDING = 1e-12  # of correlations and residuals, relative to the largest
 
 
 @numba.njit(cache=True, nogil=True)
@@ -38,86 +37,61 @@ def active_set(
     n_iter: IntArray,
     optimal: BoolArray,
 ) -> None:
-    """Solve each image; `x` (b, k l) holds the start and then the answer, `n_iter` is counted up.
-
-    A censored pixel pulls only while the fit is below its bound: which ones do is found by turns
-    with the fit.
-    """
-    pulling, before = np.empty(y.shape[1:]), np.empty(y.shape[1:])
+    """Solve each image; `x` (b, k l) holds the start and then the answer; counts `n_iter` up."""
+    fitted = np.empty(y.shape[1:])
+    excess = np.empty(y[0].size)
     for b in range(len(y)):
-        used = 0
-        for turn in range(_MAX_ROUNDS + 1):
-            before, pulling = pulling, before
-            _choose_pixels(a_y, a_x, y[b], weights[b], censored[b], x[b], pulling)
-            if turn > 0 and _same(before, pulling):
-                break
-            if turn == _MAX_ROUNDS or (turn > 0 and (used >= max_iter or not optimal[b])):
-                optimal[b] = False
-                break
-            view = new_view(a_y, a_x, y[b], pulling)
-            steps, optimal[b] = _lasso(view, lam[b], max_iter - used, tol, x[b])
-            used += steps
-        n_iter[b] += used
+        view = new_view(a_y, a_x, y[b], weights[b])
+        forward(a_y, a_x, x[b], fitted)
+        for p in range(excess.size):  # of the fit over the bound; -1 where there is no bound
+            row, col = p // y.shape[2], p % y.shape[2]
+            above = max(fitted[row, col] - y[b, row, col], 0.0)
+            excess[p] = above if censored[b, row, col] else -1.0
+        steps, optimal[b] = _lasso(view, excess, lam[b], max_iter, tol, x[b])
+        n_iter[b] += steps
 
 
 @numba.njit(cache=True, nogil=True)
-def _choose_pixels(
-    a_y: FloatArray,
-    a_x: FloatArray,
-    y: FloatArray,
-    weights: FloatArray,
-    censored: BoolArray,
-    x: FloatArray,
-    out: FloatArray,
-) -> None:
-    """Weights, 0 for the censored pixels whose bound the fit keeps."""
-    forward(a_y, a_x, x, out)
-    for p in range(y.shape[0]):
-        for q in range(y.shape[1]):
-            kept = censored[p, q] and out[p, q] >= y[p, q]
-            out[p, q] = 0.0 if kept else weights[p, q]
-
-
-@numba.njit(cache=True, nogil=True)
-def _same(a: FloatArray, b: FloatArray) -> bool:
-    for p in range(a.shape[0]):
-        for q in range(a.shape[1]):
-            if a[p, q] != b[p, q]:
-                return False
-    return True
-
-
-@numba.njit(cache=True, nogil=True)
-def _lasso(view: View, lam: float, max_iter: int, tol: float, x: FloatArray) -> tuple[int, bool]:
-    """Add the atom that correlates most, refit, drop what turns negative; until none pulls."""
+def _lasso(
+    view: View, excess: FloatArray, lam: float, max_iter: int, tol: float, x: FloatArray
+) -> tuple[int, bool]:
+    """Add the atom that pulls most, refit, drop what turns negative; until none pulls."""
     n_pixels, n_atoms = view.target.size, x.size
-    most = min(n_pixels, n_atoms, int(np.count_nonzero(x)) + max_iter)
+    n_start = int(np.count_nonzero(x)) + int(np.count_nonzero(excess > 0.0))
+    most = min(n_pixels, n_start + max_iter)
     chosen = new_chosen(most + 1, n_pixels)
     number, r, g = chosen.number, np.empty(n_pixels), np.empty(n_atoms)
-    blocked = np.zeros(n_atoms, np.bool_)
+    blocked = np.zeros(n_atoms + n_pixels, np.bool_)
     limit = lam + _ROUNDING * abs(correlate(view, view.target, g))
+    floor = -_ROUNDING * np.sqrt(inner(view.target, view.target))
+    for pixel in range(n_pixels):
+        if excess[pixel] > 0.0 and number[0] < most:
+            append(view, chosen, n_atoms + pixel, excess[pixel], 0.0)
     for atom in range(n_atoms):
         if x[atom] > 0.0 and number[0] < most:
-            append(view, chosen, atom, x[atom])
-    _refit(chosen, lam)
+            append(view, chosen, atom, x[atom], lam)
+    _refit(chosen)
 
     steps, optimal, rounding = 0, False, False
     while True:
         residual(view, chosen, r)
-        largest = correlate(view, r, g)
-        if _gap(view, r, largest, lam, chosen) <= tol:
-            optimal = True
-            break
-        best = _strongest(g, chosen, blocked)
-        if best < 0 or g[best] <= limit:
-            optimal = not rounding
-            break
+        best = _most_exceeded(r, excess, floor, chosen, blocked, n_atoms)
+        price = 0.0
+        if best < 0:
+            largest = correlate(view, r, g)
+            if _gap(view, r, largest, lam, chosen, n_atoms) <= tol:
+                optimal = True
+                break
+            best, price = _strongest(g, chosen, blocked), lam
+            if best < 0 or g[best] <= limit:
+                optimal = not rounding
+                break
         if number[0] == most or steps == max_iter:
             break
         steps += 1
         before = number[0]
-        append(view, chosen, best, 0.0)
-        _refit(chosen, lam)
+        append(view, chosen, best, 0.0, price)
+        _refit(chosen)
         # Rounding may throw the new atom out again at once: leave it until something else moves.
         rounding = number[0] == before and not np.any(chosen.atoms[:before] == best)
         if rounding:
@@ -130,10 +104,31 @@ def _lasso(view: View, lam: float, max_iter: int, tol: float, x: FloatArray) -> 
 
 
 @numba.njit(cache=True, nogil=True)
+def _most_exceeded(
+    r: FloatArray,
+    excess: FloatArray,
+    floor: float,
+    chosen: Chosen,
+    blocked: BoolArray,
+    n_atoms: int,
+) -> int:
+    """Atom of the pixel whose bound the fit exceeds most without being let off; -1 if none."""
+    best, most = -1, floor
+    for p in range(r.size):
+        atom = n_atoms + p
+        if excess[p] < 0.0 or r[p] >= most or blocked[atom]:
+            continue
+        if not np.any(chosen.atoms[: chosen.number[0]] == atom):
+            best, most = atom, r[p]
+    return best
+
+
+@numba.njit(cache=True, nogil=True)
 def _strongest(g: FloatArray, chosen: Chosen, blocked: BoolArray) -> int:
     """Atom of the largest correlation that is neither chosen nor blocked; -1 if there is none."""
     for m in range(chosen.number[0]):
-        g[chosen.atoms[m]] = -np.inf
+        if chosen.atoms[m] < g.size:
+            g[chosen.atoms[m]] = -np.inf
     best, most = -1, -np.inf
     for atom in range(g.size):
         if g[atom] > most and not blocked[atom]:
@@ -142,7 +137,7 @@ def _strongest(g: FloatArray, chosen: Chosen, blocked: BoolArray) -> int:
 
 
 @numba.njit(cache=True, nogil=True)
-def _refit(chosen: Chosen, lam: float) -> None:
+def _refit(chosen: Chosen) -> None:
     """Minimise over the chosen atoms, dropping each that reaches 0 on the way."""
     x, fit = chosen.x, np.empty(chosen.x.size)
     while chosen.number[0] > 0:
@@ -151,7 +146,7 @@ def _refit(chosen: Chosen, lam: float) -> None:
         if sound < k:
             drop(chosen, sound)
             continue
-        cholesky_solve(chosen.lower, k, chosen.rhs, lam, fit)
+        cholesky_solve(chosen.lower, k, chosen.rhs, fit)
         step, first = 1.0, k
         for m in range(k):
             if fit[m] <= 0.0:
@@ -166,12 +161,15 @@ def _refit(chosen: Chosen, lam: float) -> None:
 
 
 @numba.njit(cache=True, nogil=True)
-def _gap(view: View, r: FloatArray, largest: float, lam: float, chosen: Chosen) -> float:
+def _gap(
+    view: View, r: FloatArray, largest: float, lam: float, chosen: Chosen, n_atoms: int
+) -> float:
     """Relative duality gap; see `csunmix.solvers.base.Problem.evaluate`."""
     energy, product = inner(r, r), inner(r, view.target)
     primal = 0.5 * energy
     for m in range(chosen.number[0]):
-        primal += lam * chosen.x[m]
+        if chosen.atoms[m] < n_atoms:
+            primal += lam * chosen.x[m]
     if primal <= 0.0:
         return 0.0
     s = product / energy if energy > 0.0 else 0.0

@@ -15,7 +15,11 @@ from csunmix._validation import FloatArray, IntArray
 
 
 class View(NamedTuple):
-    """An image and the dictionary, both seen through the square roots of the pixels' weights."""
+    """An image and the dictionary, both seen through the square roots of the pixels' weights.
+
+    Behind the dictionary's atoms stands one for each pixel, the negative of that pixel alone: where
+    a pixel is a lower bound, it takes up what the fit has above the bound.
+    """
 
     a_y: FloatArray
     a_x: FloatArray
@@ -63,6 +67,11 @@ def new_chosen(capacity: int, n_pixels: int) -> Chosen:
 def write_atom(view: View, atom: int, out: FloatArray) -> None:
     """Weighted column of one atom."""
     n_p, n_q = view.root.shape
+    pixel = atom - view.a_y.shape[1] * view.a_x.shape[1]
+    if pixel >= 0:
+        for p in range(out.size):
+            out[p] = -view.root[p // n_q, p % n_q] if p == pixel else 0.0
+        return
     i, j = atom // view.a_x.shape[1], atom % view.a_x.shape[1]
     for p in range(n_p):
         for q in range(n_q):
@@ -70,12 +79,13 @@ def write_atom(view: View, atom: int, out: FloatArray) -> None:
 
 
 @numba.njit(cache=True, nogil=True)
-def append(view: View, chosen: Chosen, atom: int, value: float) -> None:
-    """Take an atom in, at the end."""
+def append(view: View, chosen: Chosen, atom: int, value: float, price: float) -> None:
+    """Take an atom in, at the end; `price` is what a unit of its coefficient costs."""
     k = chosen.number[0]
     chosen.atoms[k], chosen.x[k] = atom, value
     write_atom(view, atom, chosen.columns[k])
     update_equations(view, chosen, k)
+    chosen.rhs[k] -= price
     chosen.number[0] = k + 1
 
 
@@ -117,11 +127,12 @@ def residual(view: View, chosen: Chosen, out: FloatArray) -> None:
 
 @numba.njit(cache=True, nogil=True)
 def write_coefficients(chosen: Chosen, out: FloatArray) -> None:
-    """Coefficients of all atoms."""
+    """Coefficients of the dictionary's atoms."""
     for atom in range(out.size):
         out[atom] = 0.0
     for m in range(chosen.number[0]):
-        out[chosen.atoms[m]] = chosen.x[m]
+        if chosen.atoms[m] < out.size:
+            out[chosen.atoms[m]] = chosen.x[m]
 
 
 @numba.njit(cache=True, nogil=True)

@@ -44,12 +44,10 @@ def cholesky(gram: FloatArray, k: int, lower: FloatArray) -> int:
 
 
 @numba.njit(cache=True, nogil=True)
-def cholesky_solve(
-    lower: FloatArray, k: int, rhs: FloatArray, shift: float, out: FloatArray
-) -> None:
-    """Solve ``L L^T out = rhs - shift`` for the leading k unknowns."""
+def cholesky_solve(lower: FloatArray, k: int, rhs: FloatArray, out: FloatArray) -> None:
+    """Solve ``L L^T out = rhs`` for the leading k unknowns."""
     for i in range(k):
-        s = rhs[i] - shift
+        s = rhs[i]
         for m in range(i):
             s -= lower[i, m] * out[m]
         out[i] = s / lower[i, i]

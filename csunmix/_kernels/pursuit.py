@@ -71,7 +71,7 @@ def orthogonal_matching_pursuit(
         number[0] = 0
         for atom in range(n_atoms):
             if x[b, atom] != 0.0 and number[0] < most:
-                append(view, chosen, atom, x[b, atom])
+                append(view, chosen, atom, x[b, atom], 0.0)
         before, least = -1, np.inf
         while True:
             _fit(rules, chosen)
@@ -90,7 +90,7 @@ def orthogonal_matching_pursuit(
             best, value = _select(rules, g, energies[b], chosen)
             if best < 0:
                 break
-            append(view, chosen, best, value)
+            append(view, chosen, best, value, 0.0)
             n_iter[b] += 1
 
 
@@ -208,7 +208,7 @@ def _fit(rules: Rules, chosen: Chosen) -> None:
         if rules.low > 0.0 or rules.high < np.inf:
             _descend(rules, chosen)
             return
-        cholesky_solve(chosen.lower, k, chosen.rhs, 0.0, x)
+        cholesky_solve(chosen.lower, k, chosen.rhs, x)
         worst = k - 1
         for m in range(k):
             if x[m] < x[worst]:

@@ -17,7 +17,8 @@ class ActiveSet(L1Solver):
     ``a_j^T (w r) > lam`` enters, the chosen atoms are refitted by Cholesky factors of their Gram
     matrix, and atoms that reach 0 on the way leave: the method of Lawson & Hanson (1974, Solving
     Least Squares Problems, ch. 23) with a linear term. It ends after finitely many steps at the
-    optimum; censored pixels are resolved by an outer loop that decides which of them pull.
+    optimum. A censored pixel is an unknown more, ``s >= 0`` without a cost, by which the fit may
+    exceed what was recorded: ``r = y + s - A x``.
 
     Parameters
     ----------
@@ -27,7 +28,7 @@ class ActiveSet(L1Solver):
     positive : bool
         Must be True.
     max_iter : int
-        Most atoms that enter.
+        Most atoms that enter, and censored pixels that the fit comes to exceed.
     tol : float
         Relative duality gap at which an image is done.
 

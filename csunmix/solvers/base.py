@@ -243,12 +243,12 @@ class Problem:
     def resolution(self) -> FloatArray:
         """Relative gap that rounding leaves in the images' precision, shape (b,).
 
-        ``4 eps max_j |a_j^T w y| / lam``: a dual point is scaled by ``lam`` over a correlation,
+        ``16 eps max_j |a_j^T w y| / lam``: a dual point is scaled by ``lam`` over a correlation,
         which is told to within a few ``eps`` of the largest.
         """
         largest = np.abs(self.adjoint(self.weights * self.y)).max(axis=(1, 2))
         eps = float(np.finfo(self.dtype).eps)
-        return np.asarray(4.0 * eps * largest / np.where(self.lam > 0, self.lam, np.inf))
+        return np.asarray(16.0 * eps * largest / np.where(self.lam > 0, self.lam, np.inf))
 
     def evaluate(self, x: FloatArray) -> tuple[FloatArray, FloatArray]:
         r"""Objective and relative duality gap, shape (b,).

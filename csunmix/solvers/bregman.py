@@ -49,8 +49,8 @@ class SplitBregman(L1Solver):
     level : int
         Levels of the wavelet transform; maps too small for them are refused when solving.
     penalty : float
-        Weight of the splitting, relative to ``lam`` over the flux that the brightest matched filter
-        sees: it changes the speed, not the answer.
+        Weight of the copies in the augmented Lagrangian, a pure number: it changes the speed, not
+        the answer.
 
     Raises
     ------
@@ -63,7 +63,7 @@ class SplitBregman(L1Solver):
     lam_tv: float = 0.0
     wavelet: str = "haar"
     level: int = 2
-    penalty: float = 5.0
+    penalty: float = 0.01
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -113,7 +113,6 @@ class _State:
     solver: SplitBregman
     spectrum: _Spectrum
     wavelet: _WaveletTerm | None
-    rho: FloatArray
     z: FloatArray  # copy of x, for the l1 norm and the sign
     b_z: FloatArray
     u: FloatArray  # copy of A x, for the data
@@ -130,7 +129,6 @@ class _State:
         """State at the caller's start, or at zero."""
         x = problem.start.copy()
         maps = x.reshape(-1, *problem.map_shape)
-        rho = solver.penalty * problem.lam / np.maximum(_brightest(problem), problem.lam)
         u = problem.forward(x)
         copies = {"z": x, "u": u, "v": maps[:, :0], "s": maps[:, :0], "d": maps[:, None, :0]}
         wavelet = None
@@ -145,7 +143,6 @@ class _State:
             solver=solver,
             spectrum=_Spectrum(problem.a_y, problem.a_x),
             wavelet=wavelet,
-            rho=rho[:, None, None],
             **copies,
             **multipliers,
         )
@@ -157,7 +154,7 @@ class _State:
 
     def step(self) -> None:
         """One round: the quadratic problem in x, then every copy and its multiplier."""
-        problem, solver, rho = self.problem, self.solver, self.rho
+        problem, solver, rho = self.problem, self.solver, self.solver.penalty
         shape = self.z.shape
         q = problem.adjoint(self.u - self.b_u) + rho * (self.z - self.b_z)
         if self.wavelet is not None:
@@ -183,9 +180,8 @@ class _State:
         self.b_z = h - self.z
 
     def _step_differences(self, x: FloatArray) -> None:
-        rho = self.rho[:, None]
         before = _differences(self.s)
-        self.d = _shrink(before + self.b_d, self.solver.lam_tv / rho)
+        self.d = _shrink(before + self.b_d, self.solver.lam_tv / self.solver.penalty)
         d = _relax(self.d, before)
         h = _relax(x, self.s) + self.b_s
         self.s = _solve_smooth(h + _differences_adjoint(d - self.b_d))
@@ -199,24 +195,17 @@ class _State:
         r = problem.residual(z)
         correlation, penalty = problem.adjoint(problem.weights * r), problem.penalty(z)
         if self.wavelet is not None:
-            multiplier = self.wavelet.adjoint(self.rho * self.b_v)
+            multiplier = self.wavelet.adjoint(solver.penalty * self.b_v)
             correlation = correlation - multiplier.reshape(z.shape)
             size = np.abs(self.wavelet.forward(maps)) * self.wavelet.details
             penalty = penalty + solver.lam_wavelet * size.sum(axis=(1, 2))
         if solver.lam_tv:
             limit = solver.lam_tv
-            multiplier = np.clip(self.rho[:, None] * self.b_d, -limit, limit)
+            multiplier = np.clip(solver.penalty * self.b_d, -limit, limit)
             correlation = correlation - _differences_adjoint(multiplier).reshape(z.shape)
             penalty = penalty + limit * np.abs(_differences(maps)).sum(axis=(1, 2, 3))
         alone = self.wavelet is None and not solver.lam_tv
         return problem.certify(r, correlation, penalty, np.inf if alone else 1.0)
-
-
-def _brightest(problem: Problem) -> FloatArray:
-    """Flux that a matched filter sees at most, shape (b,)."""
-    matched = problem.adjoint(problem.weights * problem.y)
-    energy = float(np.square(problem.a_y).sum(0).max() * np.square(problem.a_x).sum(0).max())
-    return np.asarray((matched if problem.positive else np.abs(matched)).max(axis=(1, 2)) / energy)
 
 
 def _relax(new: FloatArray, old: FloatArray) -> FloatArray:
@@ -235,8 +224,8 @@ class _Spectrum:
         _, s_x, self._v_x = np.linalg.svd(a_x, full_matrices=False)
         self._eigenvalues = np.outer(s_y**2, s_x**2)
 
-    def solve(self, c: FloatArray, q: FloatArray) -> FloatArray:
-        """Solve for a batch, ``c`` (b, 1, 1) and ``q`` (b, k, l)."""
+    def solve(self, c: float, q: FloatArray) -> FloatArray:
+        """Solve for a batch ``q`` (b, k, l)."""
         # Outside the row space the system is c I; inside, its eigenvalues differ.
         inside = self._v_y @ q @ self._v_x.T
         correction = (1.0 / (self._eigenvalues + c) - 1.0 / c) * inside

@@ -22,7 +22,7 @@ class ISTA(L1Solver):
 
     (Daubechies, Defrise & De Mol 2004, CPAM 57, 1413; Beck & Teboulle 2009, SIAM J. Imaging Sci.
     2, 183, eq. 3.1). The objective never rises. Float32 images are solved in float32, where the gap
-    is told no better than to ``4 eps max_j |a_j^T w y| / lam``: `tol` is at least that.
+    is told no better than to ``16 eps max_j |a_j^T w y| / lam``: `tol` is at least that.
 
     Parameters
     ----------

@@ -87,7 +87,8 @@ class CvxpyLasso(L1Solver):
                 tol_feas=self.tol,
                 max_iter=self.max_iter,
             )
-        value = np.asarray(x.value, dtype=np.float64).reshape(problem.start[0].shape) * scale
+        value = np.asarray(x.value, dtype=np.float64).reshape(problem.start[0].shape)
+        value[np.abs(value) < self.tol] = 0.0  # which an interior point never quite reaches
         if self.positive:
             value = np.maximum(value, 0.0)
-        return value, int(program.solver_stats.num_iters)
+        return value * scale, int(program.solver_stats.num_iters)

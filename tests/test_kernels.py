@@ -1,0 +1,502 @@
+"""Every compiled kernel against a plain NumPy or SciPy twin; the plain functions run too."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.optimize import lsq_linear, nnls
+
+import csunmix as cu
+from csunmix._kernels import active_set as active
+from csunmix._kernels import atoms, linalg, merging, proximal, pursuit
+
+RNG_SEEDS = pytest.mark.parametrize("seed", range(3))
+
+
+def both(*kernels: Any) -> Any:
+    """Parametrise a test by compiled kernels, and by the Python functions they were made of."""
+    plain = [kernel.py_func for kernel in kernels]
+    names = [function.__name__.strip("_") for function in plain]
+    return pytest.mark.parametrize(names, [kernels, plain], ids=["compiled", "plain"])
+
+
+def factors(shape: tuple[int, int] = (4, 5), factor: int = 2, *, dense: bool = False) -> Any:
+    """Factors of a small dictionary, as the dictionary hands them out: read-only."""
+    psf = cu.AiryPSF(0.95) if dense else cu.GaussianPSF(0.5)
+    return cu.Dictionary(psf, shape, factor).factors
+
+
+def view_of(y: Any, weights: Any, a_y: Any, a_x: Any) -> tuple[atoms.View, Any, Any]:
+    """A view, and the weighted matrix and image it stands for."""
+    root = np.sqrt(weights)
+    return (
+        atoms.new_view(a_y, a_x, y, weights),
+        np.kron(a_y, a_x) * root.reshape(-1, 1),
+        (y * root).ravel(),
+    )
+
+
+def random_view(seed: int, **options: Any) -> tuple[atoms.View, Any, Any, np.random.Generator]:
+    rng = np.random.default_rng(seed)
+    a_y, a_x = factors(**options)
+    sizes = (a_y.shape[0], a_x.shape[0])
+    y, weights = rng.normal(0, 10, sizes), rng.uniform(0, 2, sizes)
+    weights[0, 0] = 0.0
+    return *view_of(y, weights, a_y, a_x), rng
+
+
+# --- linear algebra -----------------------------------------------------------------------------
+
+
+@both(linalg.inner, linalg.add)
+def test_inner_and_add(inner: Any, add: Any) -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(2, 7))
+    out = b.copy()
+    add(2.5, a, out)
+    assert inner(a, b) == pytest.approx(a @ b, rel=1e-14)
+    np.testing.assert_allclose(out, b + 2.5 * a, rtol=1e-14)
+
+
+@both(linalg.cholesky, linalg.cholesky_solve)
+def test_cholesky_factors_and_solves(cholesky: Any, cholesky_solve: Any) -> None:
+    rng = np.random.default_rng(1)
+    a = rng.normal(size=(9, 6))
+    gram, lower, out = a.T @ a, np.empty((6, 6)), np.empty(6)
+    rhs = rng.normal(size=6)
+    k = 5
+    assert cholesky(gram, k, lower) == k
+    np.testing.assert_allclose(np.tril(lower[:k, :k]), np.linalg.cholesky(gram[:k, :k]), rtol=1e-12)
+    cholesky_solve(lower, k, rhs, out)
+    np.testing.assert_allclose(out[:k], np.linalg.solve(gram[:k, :k], rhs[:k]), rtol=1e-10)
+
+
+@both(linalg.cholesky)
+def test_cholesky_names_the_first_dependent_row(cholesky: Any) -> None:
+    rng = np.random.default_rng(2)
+    a = rng.normal(size=(9, 5))
+    a[:, 3] = a[:, 0] - 2 * a[:, 1]
+    assert cholesky(a.T @ a, 5, np.empty((5, 5))) == 3
+    assert cholesky(np.zeros((2, 2)), 2, np.empty((2, 2))) == 0
+
+
+# --- views and chosen atoms ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dense", [False, True], ids=["separable", "dense"])
+@both(atoms.new_view, atoms.write_atom, atoms.correlate, atoms.forward)
+def test_views_equal_the_weighted_matrix(
+    new_view: Any, write_atom: Any, correlate: Any, forward: Any, dense: bool
+) -> None:
+    view, matrix, target, rng = random_view(3, dense=dense)
+    plain = new_view(view.a_y, view.a_x, np.ones(view.root.shape), view.root**2)
+    np.testing.assert_allclose(plain.root, view.root, rtol=1e-14)
+    np.testing.assert_allclose(plain.target, view.root.ravel(), rtol=1e-14)
+    np.testing.assert_allclose(view.target, target, rtol=1e-14)
+
+    column = np.empty(target.size)
+    for atom in (0, 7, matrix.shape[1] - 1):
+        write_atom(view, atom, column)
+        np.testing.assert_allclose(column, matrix[:, atom], rtol=1e-14)
+    write_atom(view, matrix.shape[1] + 7, column)  # the pixels' own atoms stand behind
+    np.testing.assert_allclose(column, np.where(np.arange(20) == 7, -view.root.ravel(), 0))
+
+    g = np.empty(matrix.shape[1])
+    largest = correlate(view, target, g)
+    np.testing.assert_allclose(g, matrix.T @ target, rtol=1e-12, atol=1e-12)
+    assert largest == g.max()
+
+    x = rng.normal(size=matrix.shape[1]) * (rng.random(matrix.shape[1]) < 0.2)
+    image = np.empty(view.root.shape)
+    forward(view.a_y, view.a_x, x, image)
+    np.testing.assert_allclose(
+        image.ravel(), np.kron(view.a_y, view.a_x) @ x, rtol=1e-12, atol=1e-14
+    )
+
+
+@both(atoms.append, atoms.drop, atoms.residual, atoms.write_coefficients)
+def test_chosen_atoms_keep_their_normal_equations(
+    append: Any, drop: Any, residual: Any, write_coefficients: Any
+) -> None:
+    view, matrix, target, _ = random_view(4)
+    chosen = atoms.new_chosen(6, target.size)
+    for atom in (3, 11, 20, 8, 30):
+        append(view, chosen, atom, float(atom), 0.25)
+    for position in (4, 0, 1):  # the last, the first, one in between
+        drop(chosen, position)
+    append(view, chosen, 5, -1.0, 0.0)
+
+    kept = [11, 8, 5]
+    k = chosen.number[0]
+    assert chosen.atoms[:k].tolist() == kept
+    np.testing.assert_allclose(chosen.columns[:k], matrix[:, kept].T, rtol=1e-14)
+    np.testing.assert_allclose(
+        chosen.gram[:k, :k], matrix[:, kept].T @ matrix[:, kept], rtol=1e-12, atol=1e-15
+    )
+    price = [0.25, 0.25, 0.0]
+    np.testing.assert_allclose(chosen.rhs[:k], matrix[:, kept].T @ target - price, rtol=1e-12)
+
+    r, x = np.empty(target.size), np.full(matrix.shape[1], 9.0)
+    residual(view, chosen, r)
+    write_coefficients(chosen, x)
+    assert {int(j): x[j] for j in np.flatnonzero(x)} == {5: -1.0, 8: 8.0, 11: 11.0}
+    np.testing.assert_allclose(r, target - matrix @ x, rtol=1e-12, atol=1e-12)
+
+
+# --- proximal gradient --------------------------------------------------------------------------
+
+
+def proximal_twin(
+    matrix: Any, y: Any, w: Any, censored: Any, lam: float, n_steps: int, **how: bool
+) -> Any:
+    """ISTA and FISTA with restart as in the papers, on vectors."""
+    step = 1 / (np.linalg.norm(matrix, 2) ** 2 * w.max())
+    x = z = np.zeros(matrix.shape[1])
+    t = 1.0
+    for _ in range(n_steps):
+        r = y - matrix @ z
+        r = w * np.where(censored, np.maximum(r, 0), r)
+        v = z + step * (matrix.T @ r)
+        new = np.sign(v) * np.maximum(np.abs(v) - lam * step, 0)
+        if how["positive"]:
+            new = np.maximum(v - lam * step, 0)
+        if not how["accelerate"]:
+            x = z = new
+            continue
+        if how["restart"] and (z - new) @ (new - x) > 0:
+            t = 1.0
+        t_next = (1 + np.sqrt(1 + 4 * t * t)) / 2
+        z = new + (t - 1) / t_next * (new - x)
+        x, t = new, t_next
+    return x
+
+
+@pytest.mark.parametrize(
+    ("positive", "accelerate", "restart"), list(itertools.product([True, False], repeat=3))
+)
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@both(proximal.proximal_steps)
+def test_proximal_steps(
+    proximal_steps: Any, dtype: Any, positive: bool, accelerate: bool, restart: bool
+) -> None:
+    a_y, a_x = (a.astype(dtype) for a in factors((3, 4)))
+    rng = np.random.default_rng(5)
+    y = rng.normal(3, 5, (2, 3, 4)).astype(dtype)
+    w = rng.uniform(0.2, 2, y.shape).astype(dtype)
+    censored = rng.random(y.shape) < 0.2
+    matrix, lam, n_steps = np.kron(a_y, a_x).astype(float), 0.4, 25
+    lipschitz = np.linalg.norm(matrix, 2) ** 2 * w.max(axis=(1, 2)).astype(float)
+    x = np.zeros((2, a_y.shape[1], a_x.shape[1]), dtype)
+    z, t = x.copy(), np.ones(2, dtype)
+    step, shrink = (1 / lipschitz).astype(dtype), (lam / lipschitz).astype(dtype)
+    how = {"positive": positive, "accelerate": accelerate, "restart": restart}
+    for part in (n_steps - 7, 7):  # the state goes on where it was left
+        proximal_steps(a_y, a_x, y, w, censored, step, shrink, *how.values(), part, x, z, t)
+    rtol = 1e-10 if dtype is np.float64 else 2e-4
+    for b in range(2):
+        flat = (y[b].ravel(), w[b].ravel(), censored[b].ravel())
+        twin = proximal_twin(matrix, *flat, lam, n_steps, **how)
+        assert np.count_nonzero(twin) > 5
+        np.testing.assert_allclose(x[b].ravel(), twin, rtol=rtol, atol=rtol * np.abs(twin).max())
+
+
+# --- active set ---------------------------------------------------------------------------------
+
+
+def nnls_with_linear_term(matrix: Any, y: Any, lam: float) -> Any:
+    """``min 1/2 ||A x - y||^2 + lam sum x, x >= 0`` for full column rank, by SciPy's nnls."""
+    upper = np.linalg.cholesky(matrix.T @ matrix).T
+    return nnls(upper, np.linalg.solve(upper.T, matrix.T @ y - lam))[0]
+
+
+@RNG_SEEDS
+@pytest.mark.parametrize("lam", [0.0, 0.5])
+@both(active.active_set)
+def test_active_set_equals_nnls(active_set: Any, seed: int, lam: float) -> None:
+    a_y, a_x = factors((5, 6), factor=1)
+    rng = np.random.default_rng(seed)
+    y, w = rng.normal(2, 5, (2, 5, 6)), rng.uniform(0.3, 2, (2, 5, 6))
+    x, n_iter, optimal = np.zeros((2, 30)), np.zeros(2, np.int64), np.zeros(2, bool)
+    censored = np.zeros(y.shape, bool)
+    active_set(a_y, a_x, y, w, censored, np.full(2, lam), 1000, 0.0, x, n_iter, optimal)
+    assert optimal.all()
+    for b in range(2):
+        root = np.sqrt(w[b].ravel())
+        twin = nnls_with_linear_term(np.kron(a_y, a_x) * root[:, None], y[b].ravel() * root, lam)
+        assert 3 < np.count_nonzero(twin) < 30
+        np.testing.assert_allclose(x[b], twin, rtol=1e-8, atol=1e-8)
+
+
+@both(active._lasso, active._refit)
+def test_plain_active_set_parts(lasso: Any, refit: Any) -> None:
+    view, matrix, target, _ = random_view(8, shape=(4, 4), factor=1)
+    keep = np.linalg.norm(matrix, axis=0) > 0
+    x = np.zeros(matrix.shape[1])
+    no_bound = np.full(target.size, -1.0)
+    steps, optimal = lasso(view, no_bound, 0.2, 100, 0.0, x)
+    assert optimal
+    assert steps >= np.count_nonzero(x)
+    g = matrix.T @ (target - matrix @ x)
+    np.testing.assert_allclose(g[x > 0], 0.2, rtol=1e-9)
+    assert g.max() <= 0.2 + 1e-9
+    # Refitting all atoms from a feasible start gives the same optimum where nothing re-enters.
+    chosen = atoms.new_chosen(int(keep.sum()) + 1, target.size)
+    for atom in np.flatnonzero(x):
+        atoms.append(view, chosen, int(atom), 1.0, 0.2)
+    refit(chosen)
+    again = np.zeros_like(x)
+    atoms.write_coefficients(chosen, again)
+    np.testing.assert_allclose(again, x, rtol=1e-8)
+
+
+# --- pursuits -----------------------------------------------------------------------------------
+
+
+def rules(low: float = 0.0, high: float = np.inf, width: int = 10, **distances: float) -> Any:
+    return pursuit.Rules(
+        low, high, width, distances.get("exclusion", 0.0), distances.get("reach", 0.0)
+    )
+
+
+@RNG_SEEDS
+@pytest.mark.parametrize(("low", "high"), [(0.0, 3.0), (1.0, 2.0), (1.0, np.inf), (-1.0, 1.0)])
+@both(pursuit._descend)
+def test_box_fit_equals_scipy(descend: Any, seed: int, low: float, high: float) -> None:
+    view, matrix, target, rng = random_view(seed)
+    chosen_atoms = rng.choice(matrix.shape[1], 4, replace=False)
+    chosen = atoms.new_chosen(5, target.size)
+    for atom in chosen_atoms:
+        atoms.append(view, chosen, int(atom), max(low, 0.5), 0.0)
+    descend(rules(low, high), chosen)
+    twin = lsq_linear(matrix[:, chosen_atoms], target, (low, high), method="bvls", tol=1e-14)
+    np.testing.assert_allclose(chosen.x[:4], twin.x, rtol=1e-5, atol=1e-5)
+
+
+@both(pursuit._fit)
+def test_fit_drops_dependent_and_negative_atoms(fit: Any) -> None:
+    a_y, a_x = factors()
+    truth = np.zeros(80)
+    truth[[22, 45]] = 5.0, -3.0
+    y = (np.kron(a_y, a_x) @ truth).reshape(4, 5)
+    for low, expected in ((0.0, [22]), (-np.inf, [22, 45])):
+        view, matrix, target = view_of(y, np.ones((4, 5)), a_y, a_x)
+        chosen = atoms.new_chosen(4, target.size)
+        for atom in (22, 45, 22):
+            atoms.append(view, chosen, atom, 1.0, 0.0)
+        fit(rules(low), chosen)
+        k = chosen.number[0]
+        assert sorted(chosen.atoms[:k]) == expected
+        twin = np.linalg.lstsq(matrix[:, chosen.atoms[:k]], target, rcond=None)[0]
+        np.testing.assert_allclose(chosen.x[:k], twin, rtol=1e-10)
+
+
+@RNG_SEEDS
+@pytest.mark.parametrize(("low", "high"), [(0.0, np.inf), (0.5, 1.5), (-np.inf, np.inf)])
+@both(pursuit._best_pair, pursuit._best_value)
+def test_best_coefficients_of_one_and_two_atoms(
+    best_pair: Any, best_value: Any, seed: int, low: float, high: float
+) -> None:
+    rng = np.random.default_rng(seed)
+    for _ in range(20):
+        a, r = rng.normal(size=(7, 2)), rng.normal(0, 2, 7)
+        g, h = a.T @ r
+        gram = a.T @ a
+        v, w, gain = best_pair(rules(low, high), g, h, gram[0, 0], gram[1, 1], gram[0, 1])
+        twin = lsq_linear(a, r, (low, high), method="bvls").x
+        np.testing.assert_allclose([v, w], twin, rtol=1e-7, atol=1e-8)
+        assert gain == pytest.approx(0.5 * (r @ r - np.sum((r - a @ twin) ** 2)), abs=1e-9)
+        v, gain = best_value(rules(low, high), g, gram[0, 0])
+        alone = lsq_linear(a[:, :1], r, (low, high), method="bvls").x
+        assert v == pytest.approx(alone[0], abs=1e-9)
+        assert gain == pytest.approx(0.5 * (r @ r - np.sum((r - a[:, :1] @ alone) ** 2)), abs=1e-9)
+
+
+def energy_of(matrix: Any, target: Any, cells: Any, x: Any) -> float:
+    return float(np.sum((target - matrix[:, list(cells)] @ np.asarray(x)) ** 2))
+
+
+@RNG_SEEDS
+@both(pursuit._move_one)
+def test_one_atom_moves_to_the_best_cell_in_reach(move_one: Any, seed: int) -> None:
+    view, matrix, target, rng = random_view(seed)
+    width, reach, exclusion = 10, 2.3, 1.5
+    for start in rng.choice(80, 6, replace=False):
+        other = int((start + 24) % 80)
+        chosen = atoms.new_chosen(3, target.size)
+        atoms.append(view, chosen, int(start), 2.0, 0.0)
+        atoms.append(view, chosen, other, 3.0, 0.0)
+        r = np.empty(target.size)
+        atoms.residual(view, chosen, r)
+        moved = move_one(
+            rules=rules(width=width, reach=reach, exclusion=exclusion),
+            view=view,
+            chosen=chosen,
+            m=0,
+            r=r,
+            column=np.empty(target.size),
+        )
+        rest = target - 3.0 * matrix[:, other]
+        best, least = int(start), energy_of(matrix, rest, [start], [2.0])
+        for cell in range(80):
+
+            def apart(a: int, b: int) -> float:
+                return float(np.hypot(a // width - b // width, a % width - b % width))
+
+            column = matrix[:, cell]
+            if column @ rest <= 0 or apart(cell, int(start)) > reach or cell == start:
+                continue
+            if apart(cell, other) < exclusion:
+                continue
+            energy = energy_of(matrix, rest, [cell], [column @ rest / (column @ column)])
+            if energy < least * (1 - 1e-8):
+                best, least = cell, energy
+        assert chosen.atoms[0] == best
+        assert moved == (best != start)
+        assert energy_of(matrix, rest, [best], chosen.x[:1]) == pytest.approx(least, rel=1e-9)
+        np.testing.assert_allclose(r, rest - chosen.x[0] * matrix[:, best], atol=1e-10)
+
+
+@RNG_SEEDS
+@both(pursuit._move_two)
+def test_two_atoms_move_together_to_the_best_neighbours(move_two: Any, seed: int) -> None:
+    view, matrix, target, rng = random_view(seed)
+    width = 10
+    for first in rng.choice(np.arange(20, 50), 4, replace=False):
+        pair = (int(first), int(first) + 3)
+        chosen = atoms.new_chosen(3, target.size)
+        for cell in pair:
+            atoms.append(view, chosen, cell, 1.0, 0.0)
+        r = np.empty(target.size)
+        atoms.residual(view, chosen, r)
+        scratch = np.empty((18, target.size))
+        moved = move_two(view, rules(width=width), chosen, 0, 1, r, scratch)
+
+        def around(cell: int) -> list[int]:
+            i, j = divmod(cell, width)
+            near = itertools.product((i - 1, i, i + 1), (j - 1, j, j + 1))
+            return [a * width + b for a, b in near if 0 <= a < 8 and 0 <= b < width]
+
+        best, least = pair, energy_of(matrix, target, pair, [1.0, 1.0])
+        for a, b in itertools.product(around(pair[0]), around(pair[1])):
+            if a == b or (a, b) == pair or not matrix[:, a].any() or not matrix[:, b].any():
+                continue
+            fitted = nnls(matrix[:, [a, b]], target)
+            energy = fitted[1] ** 2
+            if (fitted[0] > 0).all() and energy < least * (1 - 1e-8):
+                best, least = (a, b), energy
+        assert moved == (best != pair)
+        assert tuple(chosen.atoms[:2]) == best
+        assert energy_of(matrix, target, best, chosen.x[:2]) == pytest.approx(least, rel=1e-9)
+        np.testing.assert_allclose(r, target - matrix[:, best] @ chosen.x[:2], atol=1e-10)
+
+
+@both(pursuit._select, pursuit._near)
+def test_select_takes_the_largest_gain_outside_the_bands(select: Any, near: Any) -> None:
+    view, matrix, target, _ = random_view(6)
+    energies = (matrix**2).sum(axis=0)
+    chosen = atoms.new_chosen(3, target.size)
+    atoms.append(view, chosen, 33, 1.0, 0.0)
+    g = matrix.T @ target
+    far = [j for j in range(80) if np.hypot(j // 10 - 3, j % 10 - 3) >= 2]
+    banned = rules(exclusion=2.0)
+    assert [near(banned, j, chosen, 9, 9) for j in range(80)] == [j not in far for j in range(80)]
+    assert not near(banned, 33, chosen, 0, 0)  # the atom itself is left out
+    gain = np.where(energies > 1e-12 * energies.max(), np.maximum(g, 0) ** 2, 0)
+    gain[energies > 0] /= energies[energies > 0]
+    best, value = select(banned, g, energies, chosen)
+    assert best == max(far, key=lambda j: float(gain[j]))
+    assert value == pytest.approx(g[best] / energies[best])
+    assert select(banned, -np.abs(g), energies, chosen)[0] == -1
+    assert select(banned, g, np.zeros(80), chosen)[0] == -1
+
+
+def pursuit_arguments(seed: int) -> tuple[Any, ...]:
+    a_y, a_x = factors((3, 4))
+    rng = np.random.default_rng(seed)
+    y, w = rng.normal(1, 3, (2, 3, 4)), rng.uniform(0.5, 1.5, (2, 3, 4))
+    energies = np.einsum("bp,pj->bj", w.reshape(2, -1), np.kron(a_y, a_x) ** 2)
+    return a_y, a_x, y, w, energies
+
+
+@RNG_SEEDS
+def test_compiled_pursuits_equal_plain_ones(seed: int) -> None:
+    a_y, a_x, y, w, energies = pursuit_arguments(seed)
+    answers = []
+    for plain in (False, True):
+        omp, mp = pursuit.orthogonal_matching_pursuit, pursuit.matching_pursuit
+        if plain:
+            omp, mp = omp.py_func, mp.py_func
+        for rule in (rules(width=8), rules(width=8, reach=2.0), rules(0.5, 4.0, width=8)):
+            x, n_iter = np.zeros((2, 48)), np.zeros(2, np.int64)
+            omp(a_y, a_x, y, w, energies, 4, 0.0, rule, x, n_iter)
+            answers.append((x, n_iter))
+        x, n_iter = np.zeros((2, 48)), np.zeros(2, np.int64)
+        mp(a_y, a_x, y, w, energies, 3, 0.0, 20, rules(width=8), x, n_iter)
+        answers.append((x, n_iter))
+    for (x, n_iter), (plain_x, plain_n) in zip(answers[:4], answers[4:], strict=True):
+        assert np.count_nonzero(x) > 0
+        np.testing.assert_allclose(x, plain_x, rtol=1e-10)
+        np.testing.assert_array_equal(n_iter, plain_n)
+
+
+# --- merging ------------------------------------------------------------------------------------
+
+
+def merge_twin(points: Any, radius: float) -> Any:
+    """Naive agglomeration: all pairs again after every merge. Rows (y, x, flux), sorted."""
+    points = [tuple(map(float, p)) for p in points]
+    while True:
+        pairs = []
+        for a, b in itertools.combinations(points, 2):
+            distance = np.hypot(a[0] - b[0], a[1] - b[1])
+            if distance <= radius * (1 + 1e-9):
+                share = min(a[2], b[2]) / (a[2] + b[2])
+                pairs.append((round(distance, 7), share, a, b))
+        if not pairs:
+            return np.array(sorted(points))
+        a, b = min(pairs)[2:]
+        flux = a[2] + b[2]
+        merged = tuple((a[2] * a[i] + b[2] * b[i]) / flux for i in range(2))
+        points = [p for p in points if p not in (a, b)] + [(*merged, flux)]
+
+
+@pytest.mark.parametrize("radius", [0.2, 0.35, 1.0])
+@pytest.mark.parametrize("factor", [3, 4, 5])
+@both(merging.merge_closest)
+def test_merging_equals_the_naive_loop(merge_closest: Any, factor: int, radius: float) -> None:
+    rng = np.random.default_rng(factor)
+    sizes = [0, 1, 2, 12, 25]
+    groups = []
+    for size in sizes:
+        cells = rng.permutation(36)[:size]
+        groups.append(
+            np.column_stack([cells // 6 / factor, cells % 6 / factor, rng.uniform(0.1, 9, size)])
+        )
+    mass = np.concatenate(groups)
+    starts = np.concatenate([[0], np.cumsum(sizes)])
+    merge_closest(mass, starts, radius)
+    for g, group in enumerate(groups):
+        rows = mass[starts[g] : starts[g + 1]]
+        left = rows[rows[:, 2] > 0]
+        left = left[np.lexsort(left.T[::-1])]
+        np.testing.assert_allclose(left, merge_twin(group, radius).reshape(-1, 3), atol=1e-9)
+        assert left[:, 2].sum() == pytest.approx(group[:, 2].sum())
+
+
+@both(merging.merge_closest)
+def test_merging_does_not_depend_on_the_order_of_rows(merge_closest: Any) -> None:
+    rng = np.random.default_rng(9)
+    cells = rng.permutation(49)[:30]
+    mass = np.column_stack([cells // 7 / 3, cells % 7 / 3, rng.uniform(0.1, 9, 30)])
+    answers = []
+    for order in (np.arange(30), rng.permutation(30), np.arange(30)[::-1]):
+        rows = mass[order]
+        merge_closest(rows, np.array([0, 30]), 0.5)
+        rows = rows[rows[:, 2] > 0]
+        answers.append(rows[np.lexsort(rows.T)])
+    assert 2 < len(answers[0]) < 15
+    np.testing.assert_allclose(answers[1], answers[0], atol=1e-12)
+    np.testing.assert_allclose(answers[2], answers[0], atol=1e-12)
