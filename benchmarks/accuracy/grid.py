@@ -146,7 +146,7 @@ def main() -> None:
         "",
         *__doc__.strip().splitlines()[4:],
         "",
-        f"Times are of {options.jobs} such processes at once on a shared machine: orders of magnitude.",
+        f"Times are of {options.jobs} processes at once on a shared machine: orders of magnitude.",
         "",
         to_markdown(table),
         "",
