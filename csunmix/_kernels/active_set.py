@@ -86,7 +86,7 @@ def _lasso(
             if best < 0 or g[best] <= limit:
                 optimal = not rounding
                 break
-        if number[0] == most or steps == max_iter:
+        if steps == max_iter:
             break
         steps += 1
         before = number[0]
@@ -142,9 +142,10 @@ def _refit(chosen: Chosen) -> None:
     x, fit = chosen.x, np.empty(chosen.x.size)
     while chosen.number[0] > 0:
         k = chosen.number[0]
-        sound = cholesky(chosen.gram, k, chosen.lower)
+        # No more atoms than pixels are independent, whatever rounding says.
+        sound = min(cholesky(chosen.gram, k, chosen.lower), chosen.columns.shape[1])
         if sound < k:
-            drop(chosen, sound)
+            _exchange(chosen, sound, fit)
             continue
         cholesky_solve(chosen.lower, k, chosen.rhs, fit)
         step, first = 1.0, k
@@ -158,6 +159,27 @@ def _refit(chosen: Chosen) -> None:
         if first == k:
             return
         drop(chosen, first)
+
+
+@numba.njit(cache=True, nogil=True)
+def _exchange(chosen: Chosen, k: int, share: FloatArray) -> None:
+    """Drop one of atoms 0 to k, of which the last is a sum of the others, at no loss.
+
+    The coefficients slide along what leaves the fit as it is, downhill in price, until one is 0.
+    """
+    x = chosen.x
+    cholesky_solve(chosen.lower, k, chosen.gram[k], share)
+    gain = chosen.rhs[k] - inner(share[:k], chosen.rhs[:k])
+    sign = 1.0 if gain >= 0.0 else -1.0
+    length, first = np.inf if gain >= 0.0 else x[k], k
+    for m in range(k):
+        if sign * share[m] > 0.0 and x[m] < length * sign * share[m]:
+            length, first = x[m] / (sign * share[m]), m
+    if np.isfinite(length):
+        x[k] += sign * length
+        for m in range(k):
+            x[m] -= sign * length * share[m]
+    drop(chosen, first)
 
 
 @numba.njit(cache=True, nogil=True)
