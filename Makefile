@@ -8,8 +8,8 @@ BIN := $(VENV)/bin
 demo: $(VENV)/.demo
 	$(BIN)/csunmix demo
 
-test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+test: $(VENV)/.dev  # one BLAS thread for each of the two workers
+	OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .

@@ -155,15 +155,19 @@ class GridUnmixer:
 
     def solve(self, images: npt.ArrayLike) -> SolveResult:
         """Coefficient maps of `images` (..., n_y, n_x), background taken off; see `Solver`."""
+        from threadpoolctl import threadpool_limits
+
         images = as_images(self._check(images))
         sensor = self.sensor or Sensor()
         level = self._level(images)
-        return self._solver.solve(
-            self.dictionary,
-            images - level.astype(images.dtype),
-            weights=sensor.valid(images).astype(images.dtype),
-            censored=sensor.censored(images),
-        )
+        # The products are small: BLAS threads would wait for each other more than they compute.
+        with threadpool_limits(1, user_api="blas"):
+            return self._solver.solve(
+                self.dictionary,
+                images - level.astype(images.dtype),
+                weights=sensor.valid(images).astype(images.dtype),
+                censored=sensor.censored(images),
+            )
 
     def _check(self, images: npt.ArrayLike) -> FloatArray:
         """Real images, bad pixels put to the median of the good ones: nothing depends on them."""

@@ -252,6 +252,29 @@ def test_plain_active_set_parts(lasso: Any, refit: Any) -> None:
     np.testing.assert_allclose(again, x, rtol=1e-8)
 
 
+@RNG_SEEDS
+@both(active._exchange)
+def test_dependent_atoms_are_exchanged_at_no_loss(exchange: Any, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    a_y, a_x = factors((3, 3))
+    view, matrix, target = view_of(rng.normal(3, 1, (3, 3)), np.ones((3, 3)), a_y, a_x)
+    chosen = atoms.new_chosen(11, 9)
+    for atom in rng.choice(36, 10, replace=False):  # ten atoms, nine pixels
+        atoms.append(view, chosen, int(atom), rng.uniform(0.5, 2), float(rng.uniform(0, 1)))
+    x, prices = np.zeros(36), np.zeros(36)
+    atoms.write_coefficients(chosen, x)
+    prices[chosen.atoms[:10]] = matrix[:, chosen.atoms[:10]].T @ target - chosen.rhs[:10]
+    sound = linalg.cholesky(chosen.gram, 10, chosen.lower)
+    assert sound < 10
+    exchange(chosen, sound, np.empty(11))
+    after = np.zeros(36)
+    atoms.write_coefficients(chosen, after)
+    assert chosen.number[0] == 9
+    assert (after >= -1e-12).all()
+    np.testing.assert_allclose(matrix @ after, matrix @ x, rtol=1e-9)
+    assert prices @ after <= prices @ x + 1e-12
+
+
 # --- pursuits -----------------------------------------------------------------------------------
 
 

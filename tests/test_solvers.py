@@ -83,9 +83,9 @@ def oracle(name: str, kind: str, lam: float, positive: bool) -> Any:
 
 L1: dict[str, Callable[..., Any]] = {
     "ISTA": functools.partial(cu.ISTA, max_iter=100_000),
-    "FISTA": functools.partial(cu.FISTA, max_iter=50_000, tol=1e-7),
+    "FISTA": functools.partial(cu.FISTA, max_iter=50_000),
     "ActiveSet": cu.ActiveSet,
-    "SplitBregman": functools.partial(cu.SplitBregman, tol=1e-7),
+    "SplitBregman": cu.SplitBregman,
 }
 EVERY_L1 = pytest.mark.parametrize("make", L1.values(), ids=L1.keys())
 EVERY_KIND = pytest.mark.parametrize("kind", KINDS)
@@ -98,61 +98,70 @@ EVERY: dict[str, Any] = {name: make(lam=50.0) for name, make in L1.items()} | PU
 EVERY_SOLVER = pytest.mark.parametrize("solver", EVERY.values(), ids=EVERY.keys())
 
 
-def lam_for(make: Any) -> float:
-    """A weight at which the solver is quick enough: plain ISTA is slow where lam is small."""
-    return 80.0 if make is L1["ISTA"] else 2.0
+LAM = 2.0
+
+
+def ground(make: Any) -> str:
+    """A dictionary on which the solver is quick: plain ISTA wants one that is not coherent."""
+    return "gauss-1" if make is L1["ISTA"] else "gauss-2"
+
+
+def quick(solver: Any) -> Any:
+    """The same solver, where it does not matter whether it converges."""
+    return replace(solver, max_iter=200) if hasattr(solver, "max_iter") else solver
 
 
 # --- the l1 optimum -----------------------------------------------------------------------------
 
 
-@EVERY_L1
 @EVERY_KIND
-@pytest.mark.parametrize("name", ["gauss-2", "gauss-3", "airy-2"])
-def test_l1_solvers_reach_the_optimum(make: Any, kind: str, name: str) -> None:
-    lam = lam_for(make)
-    solver = make(lam=lam)
-    result = solver.solve(dictionary(name), images(), **options(kind))
-    twin = oracle(name, kind, lam, True)
+@pytest.mark.parametrize(
+    ("solver", "name"),
+    [("ISTA", "gauss-1"), ("ISTA", "airy-1"), ("SplitBregman", "airy-1")]
+    + [(solver, name) for solver in list(L1)[1:] for name in ("gauss-2", "gauss-3")]
+    + [(solver, "airy-2") for solver in ("FISTA", "ActiveSet")],
+)
+def test_l1_solvers_reach_the_optimum(solver: str, kind: str, name: str) -> None:
+    made = L1[solver](lam=LAM)
+    result = made.solve(dictionary(name), images(), **options(kind))
+    twin = oracle(name, kind, LAM, True)
     assert result.converged.all()
     assert (result.gap >= 0).all()
-    assert (result.gap <= solver.tol).all()
+    assert (result.gap <= made.tol).all()
     assert (result.x >= 0).all()
     np.testing.assert_allclose(result.objective, twin.objective, rtol=1e-6, atol=1e-9)
-    problem = {"lam": lam, **options(kind)}
+    problem = {"lam": LAM, **options(kind)}
     at_x = objective(dictionary(name), images(), result.x, **problem)
     np.testing.assert_allclose(result.objective, at_x, rtol=1e-12)
     gap = duality_gap(dictionary(name), images(), result.x, **problem)
     np.testing.assert_allclose(result.gap, gap, rtol=1e-6, atol=1e-12)
-    assert (kkt_violation(dictionary(name), images(), result.x, **problem) < 0.02 * lam).all()
+    assert (kkt_violation(dictionary(name), images(), result.x, **problem) < 0.02 * LAM).all()
     assert (result.x[3] == 0).all()  # the empty image
 
 
 @EVERY_L1
-@pytest.mark.parametrize("name", ["skewed-3", "gauss-3-normalised", "gauss-1"])
-def test_other_dictionaries(make: Any, name: str) -> None:
-    lam = lam_for(make)
-    result = make(lam=lam).solve(dictionary(name), images())
+@pytest.mark.parametrize("optics", ["skewed-{}", "gauss-{}-normalised"])
+def test_other_dictionaries(make: Any, optics: str) -> None:
+    name = optics.format(ground(make)[-1])
+    result = make(lam=LAM).solve(dictionary(name), images())
     assert result.converged.all()
-    twin = oracle(name, "plain", lam, True)
+    twin = oracle(name, "plain", LAM, True)
     np.testing.assert_allclose(result.objective, twin.objective, rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("make", [L1[n] for n in ("ISTA", "FISTA", "SplitBregman")])
-@pytest.mark.parametrize("kind", ["plain", "censored"])
+@EVERY_KIND
 def test_without_the_sign_constraint(make: Any, kind: str) -> None:
-    lam = lam_for(make)
+    d = dictionary(ground(make))
     signs = np.where(np.arange(5) % 2, -1.0, 1.0)[:, None, None]
-    given = options(kind) if kind == "plain" else {"censored": images() == SATURATION}
-    y = images() * signs if kind == "plain" else images()
-    result = make(lam=lam, positive=False).solve(dictionary("gauss-2"), y, **given)
-    twin = cu.CvxpyLasso(lam=lam, positive=False).solve(dictionary("gauss-2"), y, **given)
+    y = images() * signs
+    result = make(lam=LAM, positive=False).solve(d, y, **options(kind))
+    twin = cu.CvxpyLasso(lam=LAM, positive=False).solve(d, y, **options(kind))
     assert result.converged.all()
     np.testing.assert_allclose(result.objective, twin.objective, rtol=1e-6, atol=1e-9)
-    if kind == "plain":
-        assert (result.x[1] < 0).any()
-        problem = {"lam": lam, "positive": False}
-        assert (kkt_violation(dictionary("gauss-2"), y, result.x, **problem) < 0.02 * lam).all()
+    assert (result.x[1] < 0).any()
+    problem = {"lam": LAM, "positive": False, **options(kind)}
+    assert (kkt_violation(d, y, result.x, **problem) < 0.02 * LAM).all()
 
 
 @pytest.mark.parametrize("lam", [0.0, 1e-6, 1e-2, 1.0, 100.0])
@@ -207,17 +216,17 @@ def test_nothing_is_left_at_lam_max(make: Any) -> None:
 
 @EVERY_L1
 def test_scale_law(make: Any) -> None:
-    lam, scale = lam_for(make), 37.5
-    x = make(lam=lam).solve(dictionary("gauss-2"), images()).x
-    scaled = make(lam=lam * scale).solve(dictionary("gauss-2"), images() * scale).x
+    d, scale = dictionary(ground(make)), 37.5
+    x = make(lam=LAM).solve(d, images()).x
+    scaled = make(lam=LAM * scale).solve(d, images() * scale).x
     np.testing.assert_allclose(scaled, scale * x, rtol=1e-6, atol=1e-6 * scale)
 
 
 @EVERY_L1
 def test_warm_start_from_the_solution_ends_at_once(make: Any) -> None:
-    d, lam = dictionary("gauss-2"), lam_for(make)
-    result = make(lam=lam).solve(d, images())
-    again = make(lam=lam).solve(d, images(), x0=result.x)
+    d = dictionary(ground(make))
+    result = make(lam=LAM).solve(d, images())
+    again = make(lam=LAM).solve(d, images(), x0=result.x)
     assert again.converged.all()
     assert (again.n_iter <= 2).all()
     assert len(again.history) <= 2
@@ -226,24 +235,24 @@ def test_warm_start_from_the_solution_ends_at_once(make: Any) -> None:
 
 @EVERY_L1
 def test_a_poor_warm_start_does_not_change_the_answer(make: Any) -> None:
-    d, lam = dictionary("gauss-2"), lam_for(make)
+    d = dictionary(ground(make))
     x0 = np.random.default_rng(1).uniform(0, 50, d.map_shape)  # one map for all images
-    result = make(lam=lam).solve(d, images(), x0=x0)
-    twin = oracle("gauss-2", "plain", lam, True)
+    result = make(lam=LAM).solve(d, images(), x0=x0)
+    twin = oracle(ground(make), "plain", LAM, True)
     assert result.converged.all()
     np.testing.assert_allclose(result.objective, twin.objective, rtol=1e-6, atol=1e-9)
 
 
-def test_ista_never_rises_and_every_gap_is_a_bound() -> None:
-    best = oracle("gauss-2", "plain", 30.0, True).objective
-    for make in L1.values():
-        seen: list[IterationStats] = []
-        make(lam=30.0).solve(dictionary("gauss-2"), images(), callback=seen.append)
-        values, gaps = np.array([s.objective for s in seen]), np.array([s.gap for s in seen])
-        assert len(seen) > 2
-        assert (values - best <= gaps * values + 1e-7 * best + 1e-9).all()
-        if make is L1["ISTA"]:
-            assert (np.diff(values, axis=0) <= 1e-12 * values[:-1]).all()
+@EVERY_L1
+def test_every_gap_is_a_bound_and_ista_never_rises(make: Any) -> None:
+    best = oracle(ground(make), "plain", LAM, True).objective
+    seen: list[IterationStats] = []
+    make(lam=LAM).solve(dictionary(ground(make)), images(), callback=seen.append)
+    values, gaps = np.array([s.objective for s in seen]), np.array([s.gap for s in seen])
+    assert len(seen) > 2
+    assert (values - best <= gaps * values + 1e-7 * best + 1e-9).all()
+    if make is L1["ISTA"]:
+        assert (np.diff(values, axis=0) <= 1e-12 * values[:-1]).all()
 
 
 @EVERY_L1
@@ -273,8 +282,8 @@ def test_pixels_of_weight_zero_are_ignored(make: Any, kind: str) -> None:
         given["censored"] = np.ones(SHAPE, bool) & (w == 0)
     changed = y.copy()
     changed[:, w == 0] = 1e5
-    first = make(lam=30.0).solve(dictionary("gauss-2"), y, **given)
-    second = make(lam=30.0).solve(dictionary("gauss-2"), changed, **given)
+    first = make(lam=LAM).solve(dictionary(ground(make)), y, **given)
+    second = make(lam=LAM).solve(dictionary(ground(make)), changed, **given)
     np.testing.assert_allclose(second.objective, first.objective, rtol=1e-9)
     np.testing.assert_allclose(second.x, first.x, rtol=1e-9, atol=1e-9)
 
@@ -291,16 +300,16 @@ def test_an_image_without_any_weight_holds_nothing(solver: Any, dtype: Any) -> N
 def test_every_pixel_saturated(make: Any) -> None:
     y = np.full(SHAPE, SATURATION)
     censored = np.ones(SHAPE, bool)
-    result = make(lam=2.0).solve(dictionary("gauss-2"), y, censored=censored)
-    twin = cu.CvxpyLasso(lam=2.0).solve(dictionary("gauss-2"), y, censored=censored)
+    result = make(lam=LAM).solve(dictionary("gauss-2"), y, censored=censored)
+    twin = cu.CvxpyLasso(lam=LAM).solve(dictionary("gauss-2"), y, censored=censored)
     assert result.objective == pytest.approx(float(twin.objective), rel=1e-6)
     assert result.converged
 
 
 def test_fista_without_restart_reaches_the_same_optimum() -> None:
-    d = dictionary("gauss-2")
-    result = cu.FISTA(lam=30.0, restart=False, max_iter=50_000).solve(d, images())
-    twin = oracle("gauss-2", "plain", 30.0, True)
+    d = dictionary("gauss-1")
+    result = cu.FISTA(lam=LAM, restart=False, max_iter=50_000).solve(d, images())
+    twin = oracle("gauss-1", "plain", LAM, True)
     np.testing.assert_allclose(result.objective, twin.objective, rtol=2e-6, atol=1e-9)
 
 
@@ -349,7 +358,7 @@ def layouts(tmp_path: Path) -> dict[str, Floats]:
 
 @EVERY_SOLVER
 def test_memory_layout_does_not_matter(solver: Any, tmp_path: Path) -> None:
-    solver = replace(solver, max_iter=500) if hasattr(solver, "max_iter") else solver
+    solver = quick(solver)
     twin = solver.solve(dictionary(), images().copy())
     for name, y in layouts(tmp_path).items():
         before = np.array(y)
@@ -361,8 +370,7 @@ def test_memory_layout_does_not_matter(solver: Any, tmp_path: Path) -> None:
 @EVERY_SOLVER
 @pytest.mark.parametrize("kind", ["plain", "censored"])
 def test_batches_are_loops(solver: Any, kind: str) -> None:
-    if hasattr(solver, "max_iter"):
-        solver = replace(solver, max_iter=500)
+    solver = quick(solver)
     every, order = options(kind), np.array([4, 2, 0, 3, 1])
     batch = solver.solve(dictionary(), images(), **every)
     turned = {k: v[order] for k, v in every.items()}
@@ -384,6 +392,7 @@ def test_batches_are_loops(solver: Any, kind: str) -> None:
 @EVERY_SOLVER
 @pytest.mark.parametrize("lead", [(), (1,), (2, 3)])
 def test_leading_axes_are_kept(solver: Any, lead: tuple[int, ...]) -> None:
+    solver = quick(solver)
     d = cu.Dictionary(PRESET.psf, (11, 11), 2)
     n = int(np.prod(lead, dtype=int))
     made = cu.simulate(PRESET.psf, PRESET.sensor, PRESET.scene, shape=(11, 11), n=n, rng=4)
@@ -411,6 +420,7 @@ def test_leading_axes_are_kept(solver: Any, lead: tuple[int, ...]) -> None:
 
 @EVERY_SOLVER
 def test_watching_changes_nothing(solver: Any) -> None:
+    solver = quick(solver)
     watched = solver.solve(dictionary(), images(), callback=lambda _: None)
     alone = solver.solve(dictionary(), images())
     np.testing.assert_allclose(watched.objective, alone.objective, rtol=1e-9, atol=1e-9)
@@ -442,15 +452,13 @@ def test_the_oracle_can_be_stopped() -> None:
     ids=["up-down", "left-right", "transpose"],
 )
 def test_flips_and_transposition(make: Any, turn: Callable[[Floats], Floats]) -> None:
-    lam = lam_for(make)
-    turned_shape = turn(images()).shape[-2:]
-    turned = cu.Dictionary(PRESET.psf, turned_shape, 2)
-    first = make(lam=lam).solve(dictionary("gauss-2"), images())
-    second = make(lam=lam).solve(turned, turn(images()))
-    np.testing.assert_allclose(second.objective, first.objective, rtol=1e-6, atol=1e-9)
-    np.testing.assert_allclose(  # the fitted image is unique where the coefficients are not
-        turned.forward(second.x), turn(dictionary("gauss-2").forward(first.x)), atol=0.2
-    )
+    d = dictionary(ground(make))
+    turned = cu.Dictionary(PRESET.psf, turn(images()).shape[-2:], d.grid.factor)
+    first = make(lam=LAM).solve(d, images())
+    second = make(lam=LAM).solve(turned, turn(images()))
+    np.testing.assert_allclose(second.objective, first.objective, rtol=2e-6, atol=1e-9)
+    fitted = turn(d.forward(first.x))  # is unique where the coefficients are not
+    np.testing.assert_allclose(turned.forward(second.x), fitted, atol=0.1)
 
 
 # --- lam="auto" ---------------------------------------------------------------------------------
@@ -468,7 +476,7 @@ def test_auto_lam_comes_from_the_noise_of_each_image(make: Any) -> None:
     rng = np.random.default_rng(5)
     noise = np.array([2.0, 8.0])[:, None, None]
     y = images()[:2] + noise * rng.normal(size=(2, *SHAPE))
-    d = dictionary("gauss-2")
+    d = dictionary(ground(make))
     lam = universal_lam(d, noise_level(y))
     auto = make(lam="auto").solve(d, y)
     for b in range(2):
@@ -478,12 +486,15 @@ def test_auto_lam_comes_from_the_noise_of_each_image(make: Any) -> None:
 
 @EVERY_L1
 def test_auto_lam_of_images_without_any_noise(make: Any) -> None:
-    d = dictionary("gauss-2")
-    lone = cu.render(PRESET.psf, cu.targets.make_table(0, 3.25, 4.25, 230.0), shape=SHAPE)
+    d = dictionary(ground(make))
+    on_grid = cu.targets.make_table(
+        0, d.grid.y[len(d.grid.y) // 2], d.grid.x[len(d.grid.x) // 2], 230.0
+    )
+    lone = cu.render(PRESET.psf, on_grid, shape=SHAPE)
     level = np.full((1, *SHAPE), -0.5)
     result = replace(make(lam="auto"), max_iter=2000).solve(d, np.concatenate([lone, level]))
     assert np.isfinite(result.x).all()
-    assert result.x[0].sum() == pytest.approx(230.0, rel=0.1 if make is L1["ISTA"] else 0.01)
+    assert result.x[0].sum() == pytest.approx(230.0, rel=0.01)
     assert (result.x[1] == 0).all()
 
 
@@ -537,10 +548,10 @@ def test_analysis_terms_against_cvxpy(lam_wavelet: float, lam_tv: float, positiv
 
     cp: Any = cvxpy
     d, lam = dictionary("gauss-2"), 4.0
-    y = images()[[0, 2, 3]]
+    y = images()[[0, 3]]
     seen: list[IterationStats] = []
     solver = cu.SplitBregman(
-        lam=lam, lam_wavelet=lam_wavelet, lam_tv=lam_tv, positive=positive, tol=1e-6
+        lam=lam, lam_wavelet=lam_wavelet, lam_tv=lam_tv, positive=positive, penalty=0.1
     )
     result = solver.solve(d, y, callback=seen.append)
     assert result.converged.all()
@@ -562,7 +573,7 @@ def test_analysis_terms_against_cvxpy(lam_wavelet: float, lam_tv: float, positiv
 
 
 def test_analysis_terms_work_in_batches_and_with_a_dense_dictionary() -> None:
-    solver = cu.SplitBregman(lam=4.0, lam_wavelet=1.0, lam_tv=1.0, max_iter=300)
+    solver = cu.SplitBregman(lam=4.0, lam_wavelet=1.0, lam_tv=1.0, max_iter=50)
     for name in ("gauss-3", "airy-2"):
         batch = solver.solve(dictionary(name), images(), **options("censored"))
         for b in (0, 4):

@@ -21,6 +21,7 @@ from csunmix._kernels.linalg import cholesky, cholesky_solve, inner
 from csunmix._validation import BoolArray, FloatArray, IntArray
 
 _ROUNDING = 1e-12  # of correlations and residuals, relative to the largest
+_OPTIMAL = 1e-9  # what a correlation may have above lam at the end, likewise
 
 
 @numba.njit(cache=True, nogil=True)
@@ -62,7 +63,7 @@ def _lasso(
     chosen = new_chosen(most + 1, n_pixels)
     number, r, g = chosen.number, np.empty(n_pixels), np.empty(n_atoms)
     blocked = np.zeros(n_atoms + n_pixels, np.bool_)
-    limit = lam + _ROUNDING * abs(correlate(view, view.target, g))
+    scale = abs(correlate(view, view.target, g))
     floor = -_ROUNDING * np.sqrt(inner(view.target, view.target))
     for pixel in range(n_pixels):
         if excess[pixel] > 0.0 and number[0] < most:
@@ -72,7 +73,7 @@ def _lasso(
             append(view, chosen, atom, x[atom], lam)
     _refit(chosen)
 
-    steps, optimal, rounding = 0, False, False
+    steps, optimal = 0, False
     while True:
         residual(view, chosen, r)
         best = _most_exceeded(r, excess, floor, chosen, blocked, n_atoms)
@@ -83,8 +84,8 @@ def _lasso(
                 optimal = True
                 break
             best, price = _strongest(g, chosen, blocked), lam
-            if best < 0 or g[best] <= limit:
-                optimal = not rounding
+            if best < 0 or g[best] <= lam + _ROUNDING * scale:
+                optimal = largest <= lam + _OPTIMAL * scale
                 break
         if steps == max_iter:
             break
@@ -93,8 +94,7 @@ def _lasso(
         append(view, chosen, best, 0.0, price)
         _refit(chosen)
         # Rounding may throw the new atom out again at once: leave it until something else moves.
-        rounding = number[0] == before and not np.any(chosen.atoms[:before] == best)
-        if rounding:
+        if number[0] == before and not np.any(chosen.atoms[:before] == best):
             blocked[best] = True
         else:
             blocked[:] = False

@@ -138,18 +138,22 @@ def write_coefficients(chosen: Chosen, out: FloatArray) -> None:
 @numba.njit(cache=True, nogil=True)
 def correlate(view: View, r: FloatArray, out: FloatArray) -> float:
     """Inner products of all weighted atoms with `r`; returns the largest."""
+    # Plain loops: BLAS would use threads of its own for these small products, and with other
+    # processes at work it then waits more than it computes.
     n_p, n_q = view.root.shape
-    image = np.empty((n_p, n_q))
+    width = view.a_x.shape[1]
+    along_x = np.zeros((n_p, width))
     for p in range(n_p):
         for q in range(n_q):
-            image[p, q] = view.root[p, q] * r[p * n_q + q]
-    g = np.dot(np.dot(view.a_y.T, image), view.a_x)
-    largest, width = -np.inf, g.shape[1]
-    for i in range(g.shape[0]):
-        for j in range(width):
-            out[i * width + j] = g[i, j]
-            largest = max(largest, g[i, j])
-    return largest
+            add(view.root[p, q] * r[p * n_q + q], view.a_x[q], along_x[p])
+    out[:] = 0.0
+    for p in range(n_p):
+        if width == 1:  # a dense dictionary: all its atoms stand in a_y
+            add(along_x[p, 0], view.a_y[p], out)
+        else:
+            for i in range(view.a_y.shape[1]):
+                add(view.a_y[p, i], along_x[p], out[i * width : (i + 1) * width])
+    return out.max()
 
 
 @numba.njit(cache=True, nogil=True)
