@@ -153,7 +153,7 @@ def correlate(view: View, r: FloatArray, out: FloatArray) -> float:
         else:
             for i in range(view.a_y.shape[1]):
                 add(view.a_y[p, i], along_x[p], out[i * width : (i + 1) * width])
-    return out.max()
+    return float(out.max())
 
 
 @numba.njit(cache=True, nogil=True)

@@ -325,6 +325,11 @@ def _move_two(
                 continue
             if _clash(rules, cells[c], cells[d]):
                 continue
+            # Atoms that change places are the same two atoms: do not let them cross.
+            straight = _distance2(rules, cells[c], atoms[m]) + _distance2(rules, cells[d], atoms[n])
+            crossed = _distance2(rules, cells[c], atoms[n]) + _distance2(rules, cells[d], atoms[m])
+            if crossed < straight:
+                continue
             cross = inner(columns[c], columns[d])
             v, w, gain = _best_pair(rules, g[c], g[d], energy[c], energy[d], cross)
             if gain > most and v != 0.0 and w != 0.0:
