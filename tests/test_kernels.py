@@ -117,9 +117,9 @@ def test_views_equal_the_weighted_matrix(
     )
 
 
-@both(atoms.append, atoms.drop, atoms.residual, atoms.write_coefficients)
+@both(atoms.append, atoms.contains, atoms.drop, atoms.residual, atoms.write_coefficients)
 def test_chosen_atoms_keep_their_normal_equations(
-    append: Any, drop: Any, residual: Any, write_coefficients: Any
+    append: Any, contains: Any, drop: Any, residual: Any, write_coefficients: Any
 ) -> None:
     view, matrix, target, _ = random_view(4)
     chosen = atoms.new_chosen(6, target.size)
@@ -132,6 +132,7 @@ def test_chosen_atoms_keep_their_normal_equations(
     kept = [11, 8, 5]
     k = chosen.number[0]
     assert chosen.atoms[:k].tolist() == kept
+    assert [j for j in range(matrix.shape[1]) if contains(chosen, j)] == sorted(kept)
     np.testing.assert_allclose(chosen.columns[:k], matrix[:, kept].T, rtol=1e-14)
     np.testing.assert_allclose(
         chosen.gram[:k, :k], matrix[:, kept].T @ matrix[:, kept], rtol=1e-12, atol=1e-15

@@ -107,7 +107,7 @@ def test_real_single_stars_are_single() -> None:
 def test_composites_of_wise_stars() -> None:
     data = load("composites_wise", "composites.npz")
     unmix = cu.grid_unmixer(psf=measured_psf(data), shape=(25, 25), background="border")
-    result = score(unmix(data["images"][::3]), data["gt_xy"][::3], data["gt_flux"][::3], 1.0)
+    result = score(unmix(data["images"][::5]), data["gt_xy"][::5], data["gt_flux"][::5], 1.0)
     assert result.count > 0.95  # 0.995 of all
     assert result.recall > 0.97  # 0.996
     assert result.distance < 0.08  # 0.056
@@ -120,7 +120,7 @@ def test_composites_of_spitzer_stars() -> None:
     unmix = cu.grid_unmixer(
         psf=measured_psf(data), shape=(15, 15), background="border", min_share=0.2
     )
-    result = score(unmix(data["images"][::2]), data["gt_xy"][::2], data["gt_flux"][::2], 0.5)
+    result = score(unmix(data["images"][::4]), data["gt_xy"][::4], data["gt_flux"][::4], 0.5)
     assert result.count > 0.5  # 0.65 of all
     assert result.recall > 0.95  # 0.984
     assert result.distance < 0.1  # 0.064

@@ -9,6 +9,7 @@ from csunmix._kernels.atoms import (
     Chosen,
     View,
     append,
+    contains,
     correlate,
     drop,
     forward,
@@ -58,7 +59,7 @@ def _lasso(
 ) -> tuple[int, bool]:
     """Add the atom that pulls most, refit, drop what turns negative; until none pulls."""
     n_pixels, n_atoms = view.target.size, x.size
-    n_start = int(np.count_nonzero(x)) + int(np.count_nonzero(excess > 0.0))
+    n_start = _n_positive(x) + _n_positive(excess)
     most = min(n_pixels, n_start + max_iter)
     chosen = new_chosen(most + 1, n_pixels)
     number, r, g = chosen.number, np.empty(n_pixels), np.empty(n_atoms)
@@ -94,13 +95,22 @@ def _lasso(
         append(view, chosen, best, 0.0, price)
         _refit(chosen)
         # Rounding may throw the new atom out again at once: leave it until something else moves.
-        if number[0] == before and not np.any(chosen.atoms[:before] == best):
+        if number[0] == before and not contains(chosen, best):
             blocked[best] = True
         else:
-            blocked[:] = False
+            for atom in range(blocked.size):
+                blocked[atom] = False
 
     write_coefficients(chosen, x)
     return steps, optimal
+
+
+@numba.njit(cache=True, nogil=True)
+def _n_positive(a: FloatArray) -> int:
+    n = 0
+    for k in range(a.size):
+        n += a[k] > 0.0
+    return n
 
 
 @numba.njit(cache=True, nogil=True)
@@ -118,7 +128,7 @@ def _most_exceeded(
         atom = n_atoms + p
         if excess[p] < 0.0 or r[p] >= most or blocked[atom]:
             continue
-        if not np.any(chosen.atoms[: chosen.number[0]] == atom):
+        if not contains(chosen, atom):
             best, most = atom, r[p]
     return best
 

@@ -117,6 +117,15 @@ def drop(chosen: Chosen, position: int) -> None:
 
 
 @numba.njit(cache=True, nogil=True)
+def contains(chosen: Chosen, atom: int) -> bool:
+    """Whether an atom is among those chosen."""
+    found = False
+    for m in range(chosen.number[0]):
+        found |= chosen.atoms[m] == atom
+    return found
+
+
+@numba.njit(cache=True, nogil=True)
 def residual(view: View, chosen: Chosen, out: FloatArray) -> None:
     """Weighted image less the chosen atoms."""
     for p in range(out.size):
@@ -142,18 +151,23 @@ def correlate(view: View, r: FloatArray, out: FloatArray) -> float:
     # processes at work it then waits more than it computes.
     n_p, n_q = view.root.shape
     width = view.a_x.shape[1]
+    n_atoms = view.a_y.shape[1] * width
     along_x = np.zeros((n_p, width))
     for p in range(n_p):
         for q in range(n_q):
             add(view.root[p, q] * r[p * n_q + q], view.a_x[q], along_x[p])
-    out[:] = 0.0
+    for atom in range(n_atoms):
+        out[atom] = 0.0
     for p in range(n_p):
         if width == 1:  # a dense dictionary: all its atoms stand in a_y
             add(along_x[p, 0], view.a_y[p], out)
         else:
             for i in range(view.a_y.shape[1]):
                 add(view.a_y[p, i], along_x[p], out[i * width : (i + 1) * width])
-    return float(out.max())
+    largest = -np.inf
+    for atom in range(n_atoms):
+        largest = max(largest, out[atom])
+    return largest
 
 
 @numba.njit(cache=True, nogil=True)

@@ -120,22 +120,22 @@ def matching_pursuit(
         forward(a_y, a_x, x[b], fitted)
         view = new_view(a_y, a_x, y[b] - fitted, weights[b])
         r = view.target
-        n_used = np.count_nonzero(x[b])
         for _ in range(max_iter):
             if inner(r, r) <= residual_tol * residual_tol:
                 break
             correlate(view, r, g)
-            if n_used >= n_nonzero:
-                for atom in range(n_atoms):
-                    if x[b, atom] == 0.0:
-                        g[atom] = 0.0
+            n_used = 0
+            for atom in range(n_atoms):
+                n_used += x[b, atom] != 0.0
+            for atom in range(n_atoms):
+                if n_used >= n_nonzero and x[b, atom] == 0.0:
+                    g[atom] = 0.0
             best, value = _select(rules, g, energies[b], none_chosen)
             if best < 0:
                 break
             write_atom(view, best, column)
             add(-value, column, r)
             x[b, best] += value
-            n_used = np.count_nonzero(x[b])
             n_iter[b] += 1
 
 
