@@ -37,9 +37,9 @@ PEAK_RULES: tuple[str, ...] = ("every-cell", "local-maxima", "mass-merging")
 DEFAULT_METHOD = "active-set"
 """The most accurate method that exists."""
 
-# For sigma = 0.5 px (a width of 0.55 px with the pixel); lengths scale with the width. Factor, merging
-# radius and lam are tuned with benchmarks/accuracy/tune.py, the pursuit's radii by trial on the same
-# seed; no table uses that seed. The smallest share was chosen on the WISE images of real.py.
+# For sigma = 0.5 px (a width of 0.55 px with the pixel); lengths scale with the width. Factor,
+# merging radius and lam are tuned with benchmarks/accuracy/tune.py, the pursuit's radii by trial on
+# the same seed, which no table uses. The smallest share was chosen on the WISE images of real.py.
 _CELLS_PER_WIDTH = 3.8
 _MERGING_RADIUS = 0.64  # widths
 _SEARCH_RADIUS = 1.8  # widths
