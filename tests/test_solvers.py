@@ -429,6 +429,16 @@ def test_watching_changes_nothing(solver: Any) -> None:
     np.testing.assert_allclose(alone.history[-1].objective, alone.objective, rtol=1e-12)
 
 
+@pytest.mark.parametrize("locally_optimised", [False, True])
+def test_watching_a_warm_start_changes_nothing(locally_optimised: bool) -> None:
+    solver = cu.OMP(n_nonzero=5, locally_optimised=locally_optimised)
+    start = cu.OMP(n_nonzero=3).solve(dictionary(), images()).x
+    watched = solver.solve(dictionary(), images(), x0=start, callback=lambda _: None)
+    alone = solver.solve(dictionary(), images(), x0=start)
+    np.testing.assert_allclose(watched.x, alone.x, rtol=1e-9, atol=1e-9)
+    np.testing.assert_array_equal(watched.n_iter, alone.n_iter)
+
+
 def test_the_oracle_can_be_stopped() -> None:
     seen: list[IterationStats] = []
 

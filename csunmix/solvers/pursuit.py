@@ -178,6 +178,8 @@ class OMP:
             reach=self.search_radius * cells * (1.0 + 1e-9) if self.locally_optimised else 0.0,
         )
 
+        n_start = int(np.count_nonzero(problem.start, axis=(1, 2)).max())
+
         def pursue(x: FloatArray, n_iter: npt.NDArray[np.int64], limit: int) -> None:
             orthogonal_matching_pursuit(
                 problem.a_y,
@@ -185,7 +187,7 @@ class OMP:
                 problem.y,
                 problem.weights,
                 _energies(problem),
-                limit,
+                min(n_start + limit, self.n_nonzero),  # the start is kept whole
                 float(self.residual_tol),
                 rules,
                 x,
