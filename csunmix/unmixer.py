@@ -50,7 +50,7 @@ class GridUnmixer:
         Turns flux maps into targets.
     sensor : Sensor, optional
         Its bad pixels are ignored, whatever they hold; its saturated pixels are lower bounds; its
-        offset is taken off.
+        offset is taken off. Its shot noise (gain) is not used: all good pixels weigh the same.
     background : float or "border"
         Constant level taken off each image beside the sensor's offset, DN; "border" takes the
         median of the image's outermost ring of pixels instead of both.
@@ -112,7 +112,7 @@ class GridUnmixer:
         progress : bool
             Show a progress bar.
         batch_size : int
-            Images worked on at a time; bounds the memory.
+            Images worked on at a time; bounds the memory of their maps, not of the images.
 
         Returns
         -------

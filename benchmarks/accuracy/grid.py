@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 import csunmix as cu
 from benchmarks.accuracy.protocol import REPORT_SEED, Protocol, simulate
-from benchmarks.environment import describe
+from benchmarks.report import to_markdown, write_report
 from csunmix.solvers import Solver
 from csunmix.targets import make_table
 
@@ -101,28 +101,6 @@ def rows(protocol: Protocol, factor: int, truth: pd.DataFrame) -> list[dict[str,
     return out
 
 
-def to_markdown(table: pd.DataFrame) -> str:
-    """Write a table as Markdown."""
-    lines = ["| " + " | ".join(table.columns) + " |", "|" + " --- |" * len(table.columns)]
-    for row in table.itertuples(index=False):
-        cells = [
-            format_cell(column, value) for column, value in zip(table.columns, row, strict=True)
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def format_cell(column: str, value: object) -> str:
-    """One cell: few digits, and nothing where there is no number."""
-    if not isinstance(value, float):
-        return str(value)
-    if np.isnan(value):
-        return ""
-    return (
-        f"{value:.1e}" if "gap" in column else f"{value:.3f}" if "px" in column else f"{value:.2f}"
-    )
-
-
 def main() -> None:
     """Run the benchmark and write its table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -138,27 +116,25 @@ def main() -> None:
     table = pd.DataFrame([row for part in parts for row in part])
     table = table.sort_values(["data", "factor"], kind="stable", ignore_index=True)
     published = pd.read_csv(HERE / "published" / "csist100k_c3.csv")
-    text = [
-        "# Grid methods on simulated CSIST-100K images",
-        "",
-        f"`python -m benchmarks.accuracy.grid --n {options.n} --seed {options.seed}`",
-        f"({describe()})",
-        "",
-        *__doc__.strip().splitlines()[4:],
-        "",
-        f"Times are of {options.jobs} processes at once on a shared machine: orders of magnitude.",
-        "",
-        to_markdown(table),
-        "",
-        "## Published, on the original test set (c = 3, every cell at or above 50 DN)",
-        "",
-        "These were measured by their authors on images that are not ours; our data follows the",
-        "description of theirs.",
-        "",
-        to_markdown(published.fillna("").astype(str)),
-        "",
-    ]
-    options.out.write_text("\n".join(text))
+    write_report(
+        options.out,
+        "Grid methods on simulated CSIST-100K images",
+        f"python -m benchmarks.accuracy.grid --n {options.n} --seed {options.seed}",
+        __doc__,
+        table,
+        [
+            "",
+            f"Times are of {options.jobs} processes at once on a shared machine: rough.",
+            "",
+            "## Published, on the original test set (c = 3, every cell at or above 50 DN)",
+            "",
+            "These were measured by their authors on images that are not ours; our data follows",
+            "the description of theirs.",
+            "",
+            to_markdown(published.fillna("").astype(str)),
+            "",
+        ],
+    )
     table.to_csv(options.out.with_suffix(".csv"), index=False)
     print(to_markdown(table))
 

@@ -17,9 +17,8 @@ import numpy as np
 import pandas as pd
 
 import csunmix as cu
-from benchmarks.accuracy.grid import to_markdown
 from benchmarks.accuracy.protocol import REPORT_SEED, simulate
-from benchmarks.environment import describe
+from benchmarks.report import to_markdown, write_report
 from csunmix.solvers import Solver
 
 LAMS = (20.0, 1.0)
@@ -69,25 +68,12 @@ def main() -> None:
                     "lam": f"{lam:g}",
                     "images": kind,
                     "solver": name,
-                    "largest relative difference gap": float(difference.max()),
+                    "largest relative difference": float(difference.max()),
                 }
             )
     table = pd.DataFrame(out)
-    head = [
-        "# Objectives against CVXPY",
-        "",
-        f"`python -m benchmarks.accuracy.l1_agreement --n {options.n}`",
-    ]
-    text = [
-        *head,
-        f"({describe()})",
-        "",
-        *__doc__.strip().splitlines()[4:],
-        "",
-        to_markdown(table),
-        "",
-    ]
-    options.out.write_text("\n".join(text).replace("difference gap", "difference"))
+    command = f"python -m benchmarks.accuracy.l1_agreement --n {options.n}"
+    write_report(options.out, "Objectives against CVXPY", command, __doc__, table)
     print(to_markdown(table))
 
 

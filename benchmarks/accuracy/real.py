@@ -5,7 +5,8 @@
 Each set is given its own PSF and what is declared of it; no setting was chosen on these images but
 the smallest share of the brightest target (see the column). Distances are those of pairs matched
 within one PSF width; for the WISE blends the common shift of each group against its truth, which
-comes from another survey, is taken off as well (second row).
+comes from another survey, is taken off as well (second row); that flatters, as the shift is the
+mean of the same pairs.
 """
 
 from __future__ import annotations
@@ -19,8 +20,7 @@ import numpy as np
 import pandas as pd
 
 import csunmix as cu
-from benchmarks.accuracy.grid import to_markdown
-from benchmarks.environment import describe
+from benchmarks.report import to_markdown, write_report
 from csunmix.metrics import match
 
 
@@ -124,10 +124,8 @@ def main() -> None:
     if "CSUNMIX_DATA" not in os.environ:
         raise SystemExit("set CSUNMIX_DATA to the folder with the data")
     table = pd.DataFrame([row(case) for case in cases(Path(os.environ["CSUNMIX_DATA"]))])
-    text = ["# The default method on real and third-party images", ""]
-    text += ["`python -m benchmarks.accuracy.real`", f"({describe()})", ""]
-    text += [*__doc__.strip().splitlines()[4:], "", to_markdown(table), ""]
-    options.out.write_text("\n".join(text))
+    title = "The default method on real and third-party images"
+    write_report(options.out, title, "python -m benchmarks.accuracy.real", __doc__, table)
     print(to_markdown(table))
 
 

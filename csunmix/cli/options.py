@@ -91,7 +91,8 @@ def _unmix_arguments(parser: argparse.ArgumentParser) -> None:
         "--lam",
         type=_number_or("auto"),
         metavar="L",
-        help="weight of the l1 norm, DN, or auto: from each image's noise",
+        help="weight of the l1 norm, DN, or auto: from the detector's noise where it is given, "
+        "else from each image's; by default 0.07 times the noise with a saturation, else auto",
     )
     method.add_argument("--n-nonzero", type=int, metavar="K", help="most atoms of a pursuit")
     method.add_argument(
@@ -140,7 +141,7 @@ def _unmix_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         metavar=("MIN", "MAX"),
         default=_ABSENT,
-        help="number of targets",
+        help="number of targets; grid methods use MAX, as the limit of a pursuit",
     )
     flux = prior.add_mutually_exclusive_group()
     flux.add_argument(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -17,7 +18,46 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MatchingPursuit:
+class _Pursuit(ABC):
+    """Parameters and front door that the pursuits have in common."""
+
+    n_nonzero: int = 5
+    residual_tol: float = 0.0
+    positive: bool = True
+
+    def __post_init__(self) -> None:
+        as_integer(self.n_nonzero, "n_nonzero", minimum=1)
+        as_number(self.residual_tol, "residual_tol", minimum=0.0)
+
+    def solve(
+        self,
+        dictionary: Dictionary,
+        images: npt.ArrayLike,
+        *,
+        weights: npt.ArrayLike | None = None,
+        censored: npt.ArrayLike | None = None,
+        x0: npt.ArrayLike | None = None,
+        callback: Callback | None = None,
+    ) -> SolveResult:
+        """Solve for a batch of images, see `csunmix.solvers.base.Solver.solve`."""
+        problem = Problem.make(
+            dictionary, images, positive=self.positive, weights=weights, censored=censored, x0=x0
+        )
+        # A greedy step knows no bounds: censored pixels are ignored.
+        problem = replace(
+            problem,
+            weights=np.where(problem.censored, 0.0, problem.weights),
+            censored=np.zeros_like(problem.censored),
+        )
+        return self._run(problem, dictionary.grid.factor, Monitor(callback))
+
+    @abstractmethod
+    def _run(self, problem: Problem, factor: int, monitor: Monitor) -> SolveResult:
+        """Solve a problem that has been checked, on a grid of `factor` cells per pixel."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatchingPursuit(_Pursuit):
     r"""Matching pursuit: one atom at a time, its coefficient added to what it has.
 
     Each step takes the atom of the largest normalised correlation with the residual,
@@ -45,30 +85,15 @@ class MatchingPursuit:
         If a parameter is of the wrong type or out of range; the message names it.
     """
 
-    n_nonzero: int = 5
-    residual_tol: float = 0.0
     max_iter: int = 100
-    positive: bool = True
 
     def __post_init__(self) -> None:
-        as_integer(self.n_nonzero, "n_nonzero", minimum=1)
-        as_number(self.residual_tol, "residual_tol", minimum=0.0)
+        super().__post_init__()
         as_integer(self.max_iter, "max_iter", minimum=1)
 
-    def solve(
-        self,
-        dictionary: Dictionary,
-        images: npt.ArrayLike,
-        *,
-        weights: npt.ArrayLike | None = None,
-        censored: npt.ArrayLike | None = None,
-        x0: npt.ArrayLike | None = None,
-        callback: Callback | None = None,
-    ) -> SolveResult:
-        """Solve for a batch of images, see `csunmix.solvers.base.Solver.solve`."""
+    def _run(self, problem: Problem, factor: int, monitor: Monitor) -> SolveResult:
         from csunmix._kernels.pursuit import Rules, matching_pursuit
 
-        problem = _problem(dictionary, images, weights, censored, x0, self.positive)
         rules = Rules(
             low=0.0 if self.positive else -np.inf,
             high=np.inf,
@@ -77,13 +102,15 @@ class MatchingPursuit:
             reach=0.0,
         )
 
+        energies = _energies(problem)
+
         def pursue(x: FloatArray, n_iter: npt.NDArray[np.int64], limit: int) -> None:
             matching_pursuit(
                 problem.a_y,
                 problem.a_x,
                 problem.y,
                 problem.weights,
-                _energies(problem),
+                energies,
                 self.n_nonzero,
                 float(self.residual_tol),
                 limit,
@@ -92,11 +119,11 @@ class MatchingPursuit:
                 n_iter,
             )
 
-        return _greedy(problem, pursue, self.max_iter, self.residual_tol, Monitor(callback))
+        return _greedy(problem, pursue, self.max_iter, self.residual_tol, monitor)
 
 
 @dataclass(frozen=True, kw_only=True)
-class OMP:
+class OMP(_Pursuit):
     r"""Orthogonal matching pursuit, with what makes it work on a coherent dictionary.
 
     Each step takes the atom of the largest normalised correlation with the residual and refits all
@@ -135,17 +162,13 @@ class OMP:
         If a parameter is of the wrong type or out of range; the message names it.
     """
 
-    n_nonzero: int = 5
-    residual_tol: float = 0.0
     bounds: tuple[float, float] | None = None
     locally_optimised: bool = False
     search_radius: float = 0.5
     exclusion_radius: float = 0.0
-    positive: bool = True
 
     def __post_init__(self) -> None:
-        as_integer(self.n_nonzero, "n_nonzero", minimum=1)
-        as_number(self.residual_tol, "residual_tol", minimum=0.0)
+        super().__post_init__()
         if self.bounds is not None:
             as_range(self.bounds, "bounds", minimum=0.0)
             if not self.positive:
@@ -153,22 +176,11 @@ class OMP:
         as_number(self.search_radius, "search_radius", above=0.0)
         as_number(self.exclusion_radius, "exclusion_radius", minimum=0.0)
 
-    def solve(
-        self,
-        dictionary: Dictionary,
-        images: npt.ArrayLike,
-        *,
-        weights: npt.ArrayLike | None = None,
-        censored: npt.ArrayLike | None = None,
-        x0: npt.ArrayLike | None = None,
-        callback: Callback | None = None,
-    ) -> SolveResult:
-        """Solve for a batch of images, see `csunmix.solvers.base.Solver.solve`."""
+    def _run(self, problem: Problem, factor: int, monitor: Monitor) -> SolveResult:
         from csunmix._kernels.pursuit import Rules, orthogonal_matching_pursuit
 
-        problem = _problem(dictionary, images, weights, censored, x0, self.positive)
         low, high = self.bounds or (0.0 if self.positive else -np.inf, np.inf)
-        cells = float(dictionary.grid.factor)
+        cells = float(factor)
         rules = Rules(
             low=float(low),
             high=float(high),
@@ -180,13 +192,15 @@ class OMP:
 
         n_start = int(np.count_nonzero(problem.start, axis=(1, 2)).max())
 
+        energies = _energies(problem)
+
         def pursue(x: FloatArray, n_iter: npt.NDArray[np.int64], limit: int) -> None:
             orthogonal_matching_pursuit(
                 problem.a_y,
                 problem.a_x,
                 problem.y,
                 problem.weights,
-                _energies(problem),
+                energies,
                 min(n_start + limit, self.n_nonzero),  # the start is kept whole
                 float(self.residual_tol),
                 rules,
@@ -194,26 +208,7 @@ class OMP:
                 n_iter,
             )
 
-        return _greedy(problem, pursue, self.n_nonzero, self.residual_tol, Monitor(callback))
-
-
-def _problem(
-    dictionary: Dictionary,
-    images: npt.ArrayLike,
-    weights: npt.ArrayLike | None,
-    censored: npt.ArrayLike | None,
-    x0: npt.ArrayLike | None,
-    positive: bool,
-) -> Problem:
-    """Least-squares problem, the censored pixels ignored."""
-    problem = Problem.make(
-        dictionary, images, positive=positive, weights=weights, censored=censored, x0=x0
-    )
-    return replace(
-        problem,
-        weights=np.where(problem.censored, 0.0, problem.weights),
-        censored=np.zeros_like(problem.censored),
-    )
+        return _greedy(problem, pursue, self.n_nonzero, self.residual_tol, monitor)
 
 
 def _energies(problem: Problem) -> FloatArray:
