@@ -30,6 +30,7 @@ from .solvers.proximal import ISTA as ISTA
 from .solvers.pursuit import OMP as OMP
 from .solvers.pursuit import MatchingPursuit as MatchingPursuit
 from .solvers.reference import CvxpyLasso as CvxpyLasso
+from .tracks import simulate_tracks as simulate_tracks
 from .unmixer import GridUnmixer as GridUnmixer
 
 __version__: str

@@ -16,8 +16,11 @@ BoolArray = npt.NDArray[np.bool_]
 _T = TypeVar("_T")
 
 
-def as_real(value: npt.ArrayLike, name: str) -> FloatArray:
-    """Return `value` as a real floating array in native byte order: float32, or else float64."""
+def as_real(value: npt.ArrayLike, name: str, *, kinds: str = "biuf") -> FloatArray:
+    """Return `value` as a real floating array in native byte order: float32, or else float64.
+
+    `kinds` are the kinds of dtype that count as real numbers.
+    """
     if np.ma.isMaskedArray(value) and np.ma.getmaskarray(value).any():
         raise TypeError(
             f"{name} is a masked array with masked entries; "
@@ -27,7 +30,7 @@ def as_real(value: npt.ArrayLike, name: str) -> FloatArray:
         array = np.asarray(value)
     except ValueError as error:
         raise TypeError(f"{name} cannot be made into an array: {error}") from None
-    if array.dtype.kind not in "biuf":
+    if array.dtype.kind not in kinds:
         raise TypeError(f"{name} must hold real numbers, got dtype {array.dtype}")
     single = array.dtype.newbyteorder("=") == np.float32
     with np.errstate(over="ignore"):  # a long double beyond float64 becomes infinite
@@ -64,12 +67,13 @@ def as_images(
     Raises
     ------
     TypeError
-        If the values are not real numbers.
+        If the values are not real numbers. Bools are none: an image of them is a mask that was
+        handed in by mistake.
     ValueError
         If there are fewer than two axes, an axis of an image is empty, the shape differs from
         `shape`, or a value is not finite.
     """
-    array = as_real(value, name)
+    array = as_real(value, name, kinds="iuf")
     if array.ndim < 2:
         raise ValueError(
             f"{name} must have at least two axes (..., y, x), got an array of shape {array.shape}"
@@ -93,6 +97,7 @@ def as_number(
     above: float | None = None,
 ) -> float:
     """Return `value` as a finite float, at least `minimum` or strictly above `above`."""
+    value = _unwrapped(value)
     if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a real number, got {value!r}")
     try:
@@ -110,6 +115,7 @@ def as_number(
 
 def as_integer(value: Any, name: str, *, minimum: int | None = None) -> int:
     """Return `value` as an int, at least `minimum`."""
+    value = _unwrapped(value)
     if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{name} must be an integer, got {value!r}")
     if minimum is not None and value < minimum:
@@ -119,9 +125,39 @@ def as_integer(value: Any, name: str, *, minimum: int | None = None) -> int:
 
 def as_bool(value: Any, name: str) -> bool:
     """Return `value` as a bool; nothing else passes for one."""
+    value = _unwrapped(value)
     if not isinstance(value, bool | np.bool_):
         raise TypeError(f"{name} must be True or False, got {value!r}")
     return bool(value)
+
+
+def as_rng(value: np.random.Generator | int, name: str = "rng") -> np.random.Generator:
+    """Return `value`, or a new generator with `value` for its seed."""
+    if isinstance(value, np.random.Generator):
+        return value
+    try:
+        return np.random.default_rng(as_integer(value, name, minimum=0))
+    except TypeError:
+        wanted = "a numpy.random.Generator or an integer"
+        raise TypeError(f"{name} must be {wanted}, got {value!r}") from None
+
+
+def as_weights(
+    value: npt.ArrayLike | None, shape: tuple[int, ...], name: str = "weights"
+) -> FloatArray:
+    """Return `value` as finite weights, at least 0, broadcast to `shape`; None is 1."""
+    weights = as_finite(1.0 if value is None else value, name)
+    if (weights < 0).any():
+        raise ValueError(f"{name} must not be negative, got {weights.min():g}")
+    return _broadcast(weights, shape, name)
+
+
+def as_mask(value: npt.ArrayLike | None, shape: tuple[int, ...], name: str) -> BoolArray:
+    """Return `value` as an array of bool, broadcast to `shape`; None is False."""
+    mask = np.asarray(False if value is None else value)
+    if mask.dtype != np.bool_:
+        raise TypeError(f"{name} must be an array of bool, got dtype {mask.dtype}")
+    return _broadcast(mask, shape, name)
 
 
 def as_instance(value: _T, kind: type, name: str) -> _T:
@@ -153,6 +189,18 @@ def _require_finite(array: FloatArray, name: str) -> None:
         bad = np.argwhere(~finite)
         where = f", the first at index {tuple(bad[0].tolist())}" if array.ndim else ""
         raise ValueError(f"{name} must be finite, got {len(bad)} NaN or infinite value(s){where}")
+
+
+def _broadcast(array: Array, shape: tuple[int, ...], name: str) -> Array:
+    try:
+        return np.broadcast_to(array, shape)
+    except ValueError:
+        raise ValueError(f"{name} of shape {array.shape} does not fit {shape}") from None
+
+
+def _unwrapped(value: Any) -> Any:
+    """The number in an array without axes, as `numpy.load` returns one; all else as it is."""
+    return value[()] if isinstance(value, np.ndarray) and value.ndim == 0 else value
 
 
 def _as_pair(value: Any, name: str, form: str) -> tuple[Any, Any]:

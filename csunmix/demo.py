@@ -56,7 +56,7 @@ def run(out: Path, *, progress: bool = False) -> None:
     data = _make_data(out / "data", setup, progress=progress)
     print(f"{len(data.images)} simulated images after the protocol of CSIST-100K -> {out / 'data'}")
 
-    print("unmixing (the first run on a machine compiles, up to a minute) ...", flush=True)
+    print("unmixing (the first run on a machine compiles, some seconds) ...", flush=True)
     unmixer = grid_unmixer(
         DEFAULT_METHOD, psf=setup.psf, shape=setup.shape, sensor=setup.sensor, prior=setup.prior
     )

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from csunmix._validation import FloatArray, as_bool, as_images, as_instance
+from csunmix._validation import (
+    FloatArray,
+    as_bool,
+    as_images,
+    as_instance,
+    as_mask,
+    as_rng,
+    as_weights,
+)
 from csunmix.grid import SubpixelGrid
 from csunmix.psf import PSF, SeparablePSF
 
@@ -157,13 +165,41 @@ class Dictionary:
         stack = images.reshape(-1, a_y.shape[0], a_x.shape[0])
         return np.asarray(((a_y.T @ stack) @ a_x).reshape(*images.shape[:-2], *self.map_shape))
 
-    def lam_max(self, images: npt.ArrayLike) -> FloatArray:
-        """Smallest ``lam`` for which ``x = 0`` is optimal with ``x >= 0``.
+    def lam_max(
+        self,
+        images: npt.ArrayLike,
+        *,
+        positive: bool = True,
+        weights: npt.ArrayLike | None = None,
+        censored: npt.ArrayLike | None = None,
+    ) -> FloatArray:
+        """Smallest ``lam`` for which ``x = 0`` is optimal, shape (...).
 
-        ``max(0, max_j a_j^T y)`` for each image, shape (...); without the sign constraint it is
-        the largest absolute value instead.
+        ``max(0, max_j a_j^T (w r))`` for each image, with ``r = y``, or ``max(y, 0)`` in censored
+        pixels: what is left of the data at ``x = 0``.
+
+        Parameters
+        ----------
+        images : array_like, shape (..., n_y, n_x)
+            Images ``y``, DN.
+        positive : bool
+            Whether ``x >= 0`` is required; without it the largest absolute value counts.
+        weights : array_like, broadcasting to the images, optional
+            Pixel weights ``w >= 0``.
+        censored : array_like of bool, broadcasting to the images, optional
+            Pixels whose recorded value is a lower bound.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an argument is of the wrong type or shape, not finite, or a weight is negative.
         """
-        correlation = self.adjoint(as_images(images, shape=self.image_shape))
+        y = as_images(images, shape=self.image_shape)
+        bounded = as_mask(censored, y.shape, "censored")
+        residual = as_weights(weights, y.shape) * np.where(bounded, np.maximum(y, 0), y)
+        correlation = self.adjoint(residual.astype(y.dtype, copy=False))
+        if not as_bool(positive, "positive"):
+            correlation = np.abs(correlation)
         largest: FloatArray = correlation.max(axis=(-2, -1), initial=0.0)
         return largest
 
@@ -273,7 +309,7 @@ def dot_test(
     >>> cu.dot_test(d.forward, d.adjoint, d.map_shape, d.image_shape)
     True
     """
-    rng = np.random.default_rng(rng)
+    rng = as_rng(rng)
     u, v = rng.standard_normal(domain_shape), rng.standard_normal(range_shape)
     image, back = forward(u), adjoint(v)
     difference = abs(np.vdot(image, v) - np.vdot(u, back))

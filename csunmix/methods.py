@@ -2,40 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from csunmix._validation import as_instance, as_shape
+from csunmix._validation import as_instance, as_integer, as_shape
 from csunmix.dictionary import Dictionary
+from csunmix.names import DEFAULT_METHOD, GRID_METHODS, PEAK_RULES, PURSUITS
 from csunmix.peaks import EveryCell, LocalMaxima, MassMerging, PeakRule
 from csunmix.prior import Prior
 from csunmix.psf import PSF
 from csunmix.sensor import Sensor
-from csunmix.solvers.base import Lam, Solver
+from csunmix.solvers.base import Lam, Solver, check_lam
 from csunmix.unmixer import Background, GridUnmixer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-Method = Literal["ista", "fista", "active-set", "split-bregman", "matching-pursuit", "omp"]
-Peaks = Literal["every-cell", "local-maxima", "mass-merging"]
-
-GRID_METHODS: tuple[str, ...] = (
-    "ista",
-    "fista",
-    "active-set",
-    "split-bregman",
-    "matching-pursuit",
-    "omp",
-)
-"""Names of the grid methods."""
-
-PEAK_RULES: tuple[str, ...] = ("every-cell", "local-maxima", "mass-merging")
-"""Names of the peak rules."""
-
-DEFAULT_METHOD = "active-set"
-"""The most accurate method that exists."""
+__all__ = ["DEFAULT_METHOD", "GRID_METHODS", "PEAK_RULES", "grid_unmixer"]
 
 # For sigma = 0.5 px (a width of 0.55 px with the pixel); lengths scale with the width. Factor,
 # merging radius and lam are tuned with benchmarks/accuracy/tune.py, the pursuit's radii by trial on
@@ -127,14 +112,17 @@ def grid_unmixer(
         # A saturated pixel holds its targets by a bound only: shrinkage takes their flux away.
         bounded = sensor.saturation is not None and sensor.noise > 0
         lam = _LAM_PER_NOISE * sensor.noise if bounded else "auto"
+    check_lam(lam)  # also where the method does not use it
     if n_nonzero is None:
         n_nonzero = prior.count[1] if prior.count is not None else 5
+    else:
+        as_integer(n_nonzero, "n_nonzero", minimum=1)
     if threshold is None:
-        threshold = _default_threshold(psf, sensor, prior)
+        threshold = _default_threshold(width, sensor, prior)
     if min_share is None:
         min_share = 0.0 if prior.flux is not None else _MIN_SHARE
     if peaks is None:
-        peaks = "every-cell" if method in ("matching-pursuit", "omp") else "mass-merging"
+        peaks = "every-cell" if method in PURSUITS else "mass-merging"
     residual_tol = sensor.noise * float(np.sqrt(shape[0] * shape[1]))
     return GridUnmixer(
         Dictionary(psf, shape, factor),
@@ -145,12 +133,12 @@ def grid_unmixer(
     )
 
 
-def _default_threshold(psf: PSF, sensor: Sensor, prior: Prior) -> float:
+def _default_threshold(width: float, sensor: Sensor, prior: Prior) -> float:
     if prior.flux is not None:
         return 0.2 * prior.flux[0]
     # Matched filter: the flux error of a lone target is noise / ||response||.
-    norm = float(np.linalg.norm(psf.response(20.0, 20.0, (41, 41))))
-    return 5.0 * float(max(sensor.noise, np.sqrt(1.0 / 12.0))) / norm
+    norm = 1.0 / (2.0 * math.sqrt(math.pi) * width)
+    return 5.0 * max(sensor.noise, math.sqrt(1.0 / 12.0)) / norm
 
 
 def _solver(

@@ -8,6 +8,9 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from scipy.spatial import KDTree
 
 from csunmix._validation import FloatArray, as_images, as_integer, as_number
 from csunmix.grid import SubpixelGrid
@@ -70,7 +73,8 @@ class EveryCell:
 class LocalMaxima:
     """Cells that no neighbour exceeds are targets, with the flux of that cell alone.
 
-    On a plateau of equal cells the first in row-major order counts.
+    Such cells in each other's neighbourhood are equal; directly or through others they are one
+    target, at the first of them in row-major order.
 
     Parameters
     ----------
@@ -95,14 +99,11 @@ class LocalMaxima:
     def find(self, maps: npt.ArrayLike, grid: SubpixelGrid) -> Candidates:
         """Read the targets of flux maps (n, m_y, m_x) or (m_y, m_x)."""
         stack = _stack(maps, grid)
-        neighbours = np.ones((self.size, self.size), bool)
-        earlier, later = neighbours.copy(), neighbours.copy()
-        middle = self.size * self.size // 2
-        earlier.ravel()[middle:] = False
-        later.ravel()[: middle + 1] = False
-        above_earlier = stack > _neighbour_max(stack, earlier)
-        above_later = stack >= _neighbour_max(stack, later)
-        maxima = above_earlier & above_later & (stack >= self.threshold)
+        largest = ndimage.maximum_filter(
+            stack, size=(1, self.size, self.size), mode="constant", cval=-np.inf
+        )
+        maxima = (stack == largest) & (stack >= self.threshold)
+        maxima[maxima] = _first_of_plateaus(np.argwhere(maxima), self.size // 2)
         return _bright(_at_cells(stack, maxima, grid), self.threshold, self.min_share)
 
 
@@ -169,12 +170,14 @@ def _stack(maps: npt.ArrayLike, grid: SubpixelGrid) -> FloatArray:
     return stack.reshape(-1, *grid.map_shape)
 
 
-def _neighbour_max(stack: FloatArray, neighbours: npt.NDArray[np.bool_]) -> FloatArray:
-    if not neighbours.any():
-        return np.full_like(stack, -np.inf)
-    return np.asarray(
-        ndimage.maximum_filter(stack, footprint=neighbours[None], mode="constant", cval=-np.inf)
-    )
+def _first_of_plateaus(cells: npt.NDArray[np.int64], reach: int) -> npt.NDArray[np.bool_]:
+    """Whether a cell (frame, i, j) is the first of those tied by steps of at most `reach`."""
+    apart = cells * (reach + 1, 1, 1)  # frames are out of each other's reach
+    pairs = KDTree(apart).query_pairs(reach, p=np.inf, output_type="ndarray")
+    graph = coo_array((np.ones(len(pairs), bool), pairs.T), shape=(len(cells), len(cells)))
+    first = np.zeros(len(cells), bool)
+    first[np.unique(connected_components(graph)[1], return_index=True)[1]] = True
+    return first
 
 
 def _at_cells(stack: FloatArray, chosen: npt.NDArray[np.bool_], grid: SubpixelGrid) -> Candidates:

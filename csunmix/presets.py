@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from csunmix import names
 from csunmix.prior import Prior
 from csunmix.psf import PSF, GaussianPSF
 from csunmix.sensor import Sensor
@@ -84,5 +85,7 @@ def seq_csist() -> Preset:
     )
 
 
-PRESETS: dict[str, Callable[[], Preset]] = {"csist-100k": csist_100k, "seq-csist": seq_csist}
+PRESETS: dict[str, Callable[[], Preset]] = dict(
+    zip(names.PRESETS, (csist_100k, seq_csist), strict=True)
+)
 """Presets by their name on the command line."""

@@ -23,13 +23,11 @@ Axis = Literal["y", "x"]
 
 _RAYLEIGH_PER_SIGMA = 1.9  # Airy radius of a Gaussian of width sigma, by 84 % encircled energy
 _FIRST_ZERO_J1 = 3.8317059702075123
+_WIDTH_TOLERANCE = 1e-6  # relative, of the squared kernel's sum
 
 
 class PSF(ABC):
     """A pixel-integrated, shift-invariant point spread function of unit volume."""
-
-    separable: bool = False
-    """Whether the response is a product of a factor in y and a factor in x."""
 
     @abstractmethod
     def kernel(self, dy: npt.ArrayLike, dx: npt.ArrayLike) -> FloatArray:
@@ -48,10 +46,16 @@ class PSF(ABC):
     def width(self) -> float:
         """Equivalent Gaussian width of the pixel response, ``1/sqrt(4 pi sum kernel^2)``, px.
 
-        The sum runs over the pixels of a target at a pixel's centre.
+        The sum runs over the pixels of a target at a pixel's centre, as far out as they count. The
+        norm of the response is ``1/(sqrt(4 pi) width)``.
         """
-        d = np.arange(-20, 21)
-        return float(1.0 / np.sqrt(4.0 * np.pi * np.square(self.kernel(d[:, None], d)).sum()))
+        reach, energy, change = 8, 0.0, np.inf
+        while change > _WIDTH_TOLERANCE * energy:
+            reach *= 2
+            d = np.arange(-reach, reach + 1)
+            before, energy = energy, float(np.square(self.kernel(d[:, None], d)).sum())
+            change = energy - before
+        return float(1.0 / np.sqrt(4.0 * np.pi * energy))
 
     def response(self, y: npt.ArrayLike, x: npt.ArrayLike, shape: tuple[int, int]) -> FloatArray:
         """Image of a target of unit flux.
@@ -85,8 +89,6 @@ class PSF(ABC):
 
 class SeparablePSF(PSF):
     """A PSF that is a product of one factor per axis: ``kernel(dy, dx) = k_y(dy) k_x(dx)``."""
-
-    separable = True
 
     @abstractmethod
     def axis_kernel(self, d: npt.ArrayLike, axis: Axis) -> FloatArray:

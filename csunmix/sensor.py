@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from csunmix._validation import BoolArray, FloatArray, as_bool, as_images, as_number
+from csunmix._validation import BoolArray, FloatArray, as_bool, as_images, as_number, as_rng
 
 _ROUNDING_VARIANCE = 1.0 / 12.0  # of a uniform error of one DN
 
@@ -31,7 +31,7 @@ class Sensor:
     rounding : bool
         Whether values are rounded to integers.
     saturation : float, optional
-        Largest value, DN; pixels at or above it are saturated. None for no limit.
+        Largest value, DN, above `offset`; pixels at or above it are saturated. None for no limit.
     bad_pixels : array_like of bool, shape (n_y, n_x), optional
         Pixels that carry no information.
 
@@ -40,7 +40,7 @@ class Sensor:
     TypeError
         If an argument is of the wrong type; the message names it.
     ValueError
-        If a number is out of range; the message names it.
+        If a number is out of range or no light fits between `offset` and `saturation`.
 
     Examples
     --------
@@ -69,7 +69,10 @@ class Sensor:
         if self.gain is not None:
             checked["gain"] = as_number(self.gain, "gain", above=0.0)
         if self.saturation is not None:
-            checked["saturation"] = as_number(self.saturation, "saturation", above=0.0)
+            saturation = as_number(self.saturation, "saturation", above=0.0)
+            if saturation <= self.offset:  # a dark pixel would be saturated
+                raise ValueError(f"saturation must be above offset {self.offset}, got {saturation}")
+            checked["saturation"] = saturation
         if self.bad_pixels is not None:
             bad = np.array(self.bad_pixels)
             if bad.dtype != np.bool_ or bad.ndim != 2:
@@ -96,7 +99,11 @@ class Sensor:
         return variance
 
     def censored(self, images: npt.ArrayLike) -> BoolArray:
-        """Saturated pixels: the true value is at least the recorded one."""
+        """Saturated pixels: the true value is at least the recorded one.
+
+        Values above `saturation` count as well, with a bound as high as they are: a flat field or
+        a scale lifts saturated pixels to different levels.
+        """
         images = as_images(images)
         if self.saturation is None:
             return np.zeros(images.shape, dtype=bool)
@@ -127,7 +134,7 @@ class Sensor:
         ndarray of float64, shape (..., n_y, n_x)
             The recorded values, DN; bad pixels read 0.
         """
-        rng = np.random.default_rng(rng)
+        rng = as_rng(rng)
         value = as_images(light, "light").astype(np.float64)
         if self.gain is not None:
             value = rng.poisson(np.maximum(value, 0.0) * self.gain) / self.gain

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import numpy.typing as npt
 
-from csunmix._validation import FloatArray, as_instance, as_integer, as_shape
+from csunmix._validation import FloatArray, as_instance, as_integer, as_rng, as_shape
 from csunmix.prior import Prior
 from csunmix.psf import PSF
 from csunmix.sensor import Sensor
@@ -111,7 +111,7 @@ def simulate(
     margin = as_integer(margin, "margin", minimum=0)
     if min(shape) <= 2 * margin:
         raise ValueError(f"shape {shape} leaves no pixel {margin} px from the border")
-    rng = np.random.default_rng(rng)
+    rng = as_rng(rng)
     low, high = scene.count
     if count_model == "uniform":
         counts = rng.integers(low, high + 1, n)

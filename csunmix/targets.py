@@ -29,7 +29,12 @@ _WHOLE = ("frame", "flags")
 
 
 class Flag(enum.IntFlag):
-    """What a user should know of a target or a frame; the values are bits and add up."""
+    """What a user should know of a target or a frame; the values are bits and add up.
+
+    ``table["flags"] & Flag.SATURATED`` tells the targets that have a flag.
+    """
+
+    __iter__ = None  # type: ignore[assignment]  # pandas takes what iterates for a list
 
     SATURATED = 1
     """The image has saturated pixels."""
@@ -104,18 +109,14 @@ def make_table(
     if unknown:
         raise TypeError(f"unknown column(s) {sorted(unknown)}; the table has {list(COLUMNS)}")
     given = {"frame": frame, "y": y, "x": x, "flux": flux, **columns}
-    table = _assemble(given)
-    last = table.attrs["n_frames"] - 1
-    table.attrs.update(attrs or {})
-    if n_frames is not None:
-        table.attrs["n_frames"] = as_integer(n_frames, "n_frames", minimum=0)
-        if n_frames <= last:
-            raise ValueError(f"n_frames must be above the last frame, {last}, got {n_frames}")
+    made: dict[Any, Any] = dict(attrs or {})
+    table = _assemble(given, made.get("n_frames") if n_frames is None else n_frames)
+    table.attrs = {**made, **table.attrs}
     table.attrs["frame_flags"] = {int(k): int(v) for k, v in (frame_flags or {}).items()}
     return table
 
 
-def _assemble(given: Mapping[str, npt.ArrayLike]) -> pd.DataFrame:
+def _assemble(given: Mapping[str, npt.ArrayLike], n_frames: int | None) -> pd.DataFrame:
     """Make a target table of the columns given, the absent ones filled up."""
     import pandas as pd
 
@@ -129,8 +130,11 @@ def _assemble(given: Mapping[str, npt.ArrayLike]) -> pd.DataFrame:
             raise ValueError(f"{name} must have shape ({shape[0]},), got {column.shape}")
         data[name] = np.broadcast_to(column, shape).copy()
     table = check_table(pd.DataFrame(data), "table").astype(dict.fromkeys(_WHOLE, np.int64))
-    table.attrs["n_frames"] = int(table["frame"].max()) + 1 if len(table) else 0
-    table.attrs["frame_flags"] = {}
+    last = int(table["frame"].max()) if len(table) else -1
+    n_frames = last + 1 if n_frames is None else as_integer(n_frames, "n_frames", minimum=0)
+    if n_frames <= last:
+        raise ValueError(f"n_frames must be above the last frame, {last}, got {n_frames}")
+    table.attrs = {"n_frames": n_frames, "frame_flags": {}}
     return table
 
 
@@ -188,20 +192,35 @@ def n_frames(table: pd.DataFrame) -> int:
     return max(known, int(table["frame"].max()) + 1 if len(table) else 0)
 
 
-def read_csv(path: str | os.PathLike[str]) -> pd.DataFrame:
+def read_csv(path: str | os.PathLike[str], *, n_frames: int | None = None) -> pd.DataFrame:
     """Read a target table that `write_csv` or the command line wrote.
 
     Columns beyond `COLUMNS` (such as ``image``) are kept; ``y_err, x_err, flux_err, score,
-    flags`` may be absent. What the file does not hold (``df.attrs``) is not restored: where the
-    last images have no targets, set ``df.attrs["n_frames"]``.
+    flags`` may be absent. A CSV file does not hold ``df.attrs``, and so not the number of images
+    either: give `n_frames` where the last ones may have no targets.
+
+    Parameters
+    ----------
+    path : path-like
+        The CSV file.
+    n_frames : int, optional
+        Number of images, those without targets included; by default ``max(frame) + 1``.
+
+    Returns
+    -------
+    pandas.DataFrame
+        The target table.
 
     Raises
     ------
     OSError
         If the file cannot be opened.
+    TypeError
+        If `n_frames` is not an integer.
     ValueError
         If the file is not a CSV table, lacks ``frame, y, x, flux``, or holds a value that
-        `make_table` would refuse; the message names the file, the column and the line.
+        `make_table` would refuse (the message names the file, the column and the line), or
+        `n_frames` does not reach the last frame.
     """
     import pandas as pd
 
@@ -227,7 +246,7 @@ def read_csv(path: str | os.PathLike[str]) -> pd.DataFrame:
             # Python's own conversion is exact; that of pandas is not in every version.
             raw[name] = raw[name].to_numpy(dtype=object).astype(np.float64)
     check_table(raw, file)
-    table = _assemble({name: raw[name].to_numpy(dtype=np.float64) for name in known})
+    table = _assemble({name: raw[name].to_numpy(dtype=np.float64) for name in known}, n_frames)
     for name in raw.columns.difference(list(COLUMNS), sort=False):
         table[name] = raw[name].to_numpy()
     return table

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from csunmix._validation import FloatArray, as_integer
+from csunmix._validation import FloatArray, as_instance, as_integer, as_rng
 from csunmix.presets import Preset
 from csunmix.simulate import CountModel, Simulation, render, simulate
 from csunmix.targets import make_table
@@ -47,11 +47,12 @@ def simulate_tracks(
 
     Raises
     ------
-    ValueError
+    TypeError, ValueError
         As `csunmix.simulate.simulate`.
     """
+    as_instance(preset, Preset, "preset")
     n_tracks, length = as_integer(n_tracks, "n_tracks", minimum=1), preset.frames_per_track
-    rng = np.random.default_rng(rng)
+    rng = as_rng(rng)
     optics = (preset.psf, preset.sensor, preset.scene)
     first = simulate(
         *optics, shape=preset.shape, n=n_tracks, rng=rng, count_model=count_model, margin=_MARGIN

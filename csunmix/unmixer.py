@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from dataclasses import KW_ONLY, dataclass, is_dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from csunmix._validation import (
+    Array,
     BoolArray,
     FloatArray,
     as_bool,
@@ -29,6 +30,7 @@ from csunmix.targets import Flag, make_table
 
 if TYPE_CHECKING:
     import pandas as pd
+    from threadpoolctl import ThreadpoolController
 
 Background = float | Literal["border"]
 
@@ -51,6 +53,8 @@ class GridUnmixer:
     sensor : Sensor, optional
         Its bad pixels are ignored, whatever they hold; its saturated pixels are lower bounds; its
         offset is taken off. Its shot noise (gain) is not used: all good pixels weigh the same.
+        Weights ``noise^2/variance`` would let the same `lam` take up to ``variance/noise^2`` times
+        as much flux from a bright target; call the solver with weights and a `lam` chosen for them.
     background : float or "border"
         Constant level taken off each image beside the sensor's offset, DN; "border" takes the
         median of the image's outermost ring of pixels instead of both.
@@ -85,9 +89,10 @@ class GridUnmixer:
 
     def __post_init__(self) -> None:
         as_instance(self.dictionary, Dictionary, "dictionary")
-        if not isinstance(self.solver, Solver):
+        # A class has the methods of its instances, but nobody's settings.
+        if not isinstance(self.solver, Solver) or isinstance(self.solver, type):
             raise TypeError(f"solver must have a method solve(), got {self.solver!r}")
-        if not isinstance(self.peaks, PeakRule):
+        if not isinstance(self.peaks, PeakRule) or isinstance(self.peaks, type):
             raise TypeError(f"peaks must have a method find(), got {self.peaks!r}")
         if self.sensor is not None:
             as_instance(self.sensor, Sensor, "sensor")
@@ -112,7 +117,8 @@ class GridUnmixer:
         progress : bool
             Show a progress bar.
         batch_size : int
-            Images worked on at a time; bounds the memory of their maps, not of the images.
+            Images worked on at a time. It bounds the memory: a stack of integers, or one that is
+            memory-mapped, is never copied whole.
 
         Returns
         -------
@@ -130,19 +136,21 @@ class GridUnmixer:
         """
         as_bool(progress, "progress")
         batch_size = as_integer(batch_size, "batch_size", minimum=1)
-        images = self._check(images)
-        stack = images.reshape(-1, *self.dictionary.image_shape)
-        finite = np.isfinite(stack).all(axis=(1, 2))
-        if not finite.any():
-            as_images(images)  # says where
+        stack = self._stack(images)
         found, flags = [], np.zeros(len(stack), np.int64)
-        flags[~finite] = Flag.NOT_FINITE
-        if not finite.all():
-            bad = np.flatnonzero(~finite)
+        for part in _batches(len(stack), batch_size, progress):
+            batch = self._check(stack[part])
+            finite = np.isfinite(batch).all(axis=(1, 2))
+            frames = part.start + np.flatnonzero(finite)
+            flags[part] = Flag.NOT_FINITE
+            if frames.size:
+                (index, y, x, flux), flags[frames] = self._unmix(batch[finite])
+                found.append(Candidates(frames[index], y, x, flux))
+        if not found:
+            as_images(self._check(images))  # says where
+        bad = np.flatnonzero(flags & Flag.NOT_FINITE)
+        if bad.size:
             logger.warning("%d image(s) not finite, first frame %d: skipped", bad.size, bad[0])
-        for part in _batches(np.flatnonzero(finite), batch_size, progress):
-            (index, y, x, flux), flags[part] = self._unmix(stack[part])
-            found.append(Candidates(part[index], y, x, flux))
         every = Candidates(*(np.concatenate(column) for column in zip(*found, strict=True)))
         flags[np.bincount(every.frame, minlength=len(stack)) == 0] |= Flag.NO_TARGET
         return make_table(
@@ -155,19 +163,28 @@ class GridUnmixer:
 
     def solve(self, images: npt.ArrayLike) -> SolveResult:
         """Coefficient maps of `images` (..., n_y, n_x), background taken off; see `Solver`."""
-        from threadpoolctl import threadpool_limits
+        return self._solve(as_images(self._check(images)))
 
-        images = as_images(self._check(images))
+    def _solve(self, images: FloatArray) -> SolveResult:
         sensor = self.sensor or Sensor()
         level = self._level(images)
         # The products are small: BLAS threads would wait for each other more than they compute.
-        with threadpool_limits(1, user_api="blas"):
+        with _threads().limit(limits=1, user_api="blas"):
             return self._solver.solve(
                 self.dictionary,
                 images - level.astype(images.dtype),
                 weights=sensor.valid(images).astype(images.dtype),
                 censored=sensor.censored(images),
             )
+
+    def _stack(self, images: npt.ArrayLike) -> Array:
+        """One axis of images, as they are: they are made real numbers batch by batch."""
+        shape = self.dictionary.image_shape
+        if not isinstance(images, np.ndarray):
+            images = as_images(images, shape=shape, finite=False)
+        one = images if images.ndim < 3 or 0 in images.shape else images[(0,) * (images.ndim - 2)]
+        as_images(one, shape=shape, finite=False)
+        return images.reshape(-1, *shape)
 
     def _check(self, images: npt.ArrayLike) -> FloatArray:
         """Real images, bad pixels put to the median of the good ones: nothing depends on them."""
@@ -198,7 +215,7 @@ class GridUnmixer:
 
     def _unmix(self, images: FloatArray) -> tuple[Candidates, npt.NDArray[np.int64]]:
         """Targets of a batch of finite images (n, n_y, n_x), and the flags of each."""
-        result = self.solve(images)
+        result = self._solve(images)
         flags = np.where(result.converged, 0, int(Flag.NOT_CONVERGED))
         if self.sensor is not None:
             flags |= _any_pixel(self.sensor.censored(images)) * Flag.SATURATED
@@ -217,13 +234,20 @@ def _any_pixel(mask: BoolArray) -> npt.NDArray[np.int64]:
     return np.asarray(mask.any(axis=(1, 2)), dtype=np.int64)
 
 
-def _batches(
-    index: npt.NDArray[np.int64], batch_size: int, progress: bool
-) -> Iterator[npt.NDArray[np.int64]]:
+@cache
+def _threads() -> ThreadpoolController:
+    """The thread pools of BLAS; looking for them takes longer than unmixing an image."""
+    import scipy.linalg.cython_blas  # noqa: F401  (numba's, which must be there to be found)
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController()
+
+
+def _batches(n: int, batch_size: int, progress: bool) -> Iterator[slice]:
     from tqdm import tqdm
 
-    with tqdm(total=index.size, unit="image", disable=not progress) as bar:
-        for start in range(0, index.size, batch_size):
-            part = index[start : start + batch_size]
-            yield part
-            bar.update(part.size)
+    with tqdm(total=n, unit="image", disable=not progress) as bar:
+        for start in range(0, n, batch_size):
+            stop = min(start + batch_size, n)
+            yield slice(start, stop)
+            bar.update(stop - start)

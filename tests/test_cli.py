@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 
 import csunmix as cu
-from csunmix import demo, methods, presets
-from csunmix.cli import _FLAG_TEXT, main, options, output
+from csunmix import demo, methods, names, presets
+from csunmix.cli import _FLAG_TEXT, main, output
 from csunmix.cli import run as cli_run
 from csunmix.datasets import read_csist, read_seq_csist, write_csist, write_seq_csist
 from csunmix.targets import COLUMNS, Flag, make_table, read_csv, write_csv
@@ -45,8 +45,10 @@ def small_batches(monkeypatch):
 
 
 @pytest.fixture
-def run(capsys):
+def run(capsys, monkeypatch):
     """Run `main`; give the exit code and what stands on standard output and error."""
+    monkeypatch.setattr(cli_run, "compiles", lambda: False)  # whatever the machine has compiled
+    monkeypatch.delenv("CSUNMIX_DEBUG", raising=False)
 
     def run(*argv):
         code = main([str(arg) for arg in argv])
@@ -88,10 +90,7 @@ def _write_pngs(folder, images, numbers=None):
 
 
 def test_names_are_those_of_the_library():
-    assert options.METHODS == methods.GRID_METHODS
-    assert options.DEFAULT_METHOD == methods.DEFAULT_METHOD
-    assert options.PEAKS == methods.PEAK_RULES
-    assert tuple(presets.PRESETS) == options.PRESETS
+    assert tuple(presets.PRESETS) == names.PRESETS
     assert set(_FLAG_TEXT) == {flag.name for flag in Flag}
 
 
@@ -159,6 +158,46 @@ def test_bugs_show_their_traceback(monkeypatch, tmp_path):
     monkeypatch.setattr(demo, "run", broken)
     with pytest.raises(KeyError, match="a bug"):
         main(["demo", "--out", str(tmp_path / "demo")])
+
+
+def test_debugging_lets_any_error_through(refused, monkeypatch, tmp_path, stack_file):
+    argv = ["unmix", str(stack_file), "--out", str(tmp_path / "t.csv"), "--factor", "0"]
+    refused(*argv)
+    monkeypatch.setenv("CSUNMIX_DEBUG", "1")
+    with pytest.raises(ValueError, match="factor must be at least 1"):
+        main(argv)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_first_run_says_that_it_compiles(compiled, run, monkeypatch, tmp_path, stack_file):
+    monkeypatch.setattr(cli_run, "compiles", lambda: not compiled)
+    code, _, err = run("unmix", stack_file, "--out", tmp_path / "t.csv")
+    assert code == 0
+    assert ("csunmix: compiling kernels" in err) is not compiled
+
+
+def test_compiled_kernels_are_looked_for_where_numba_keeps_them(tmp_path):
+    code = (
+        "from csunmix._kernels.merging import merge_closest as f; from csunmix.cli.run import *;"
+        "print(compiles()); folder = Path(f.stats.cache_path); folder.mkdir(exist_ok=True);"
+        "(folder / 'kernel.nbi').touch(); print(compiles(), folder)"
+    )
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+    argv = [sys.executable, "-c", code]
+    done = subprocess.run(argv, capture_output=True, text=True, env=environment)
+    assert done.stdout.startswith(f"True\nFalse {tmp_path}"), done.stderr
+
+
+def test_library_prints_nothing():
+    code = (
+        "import csunmix as cu; s = cu.presets.csist_100k();"
+        "optics = dict(psf=s.psf, shape=s.shape, sensor=s.sensor);"
+        "images = cu.simulate(s.psf, s.sensor, s.scene, shape=s.shape, n=3, rng=0).images;"
+        "[cu.grid_unmixer(m, **optics)(images) for m in ('active-set', 'omp')]"
+    )
+    argv = [sys.executable, "-W", "error", "-c", code]
+    done = subprocess.run(argv, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 @pytest.mark.parametrize(
@@ -265,9 +304,22 @@ def test_frames_without_targets_are_reported(run, tmp_path, scenes, small_batche
     code, out, err = run("unmix", tmp_path / "images.npy", "--out", tmp_path / "t.csv")
     assert code == 0
     assert err.count("\n") == 1  # the log does not speak in between
-    assert "  NOT_FINITE: 6 images with NaN or infinite pixels, not unmixed, first frame 0\n" in out
+    skipped = "NOT_FINITE: 6 images with NaN or infinite pixels, not unmixed"
+    assert f"  {skipped}, frames 0, 5, 6, 7, 8, 9\n" in out
     assert "  NO_TARGET: 7 images without a target, first frame 0\n" in out
     assert set(read_csv(tmp_path / "t.csv")["frame"]) == {1, 2, 3, 4, 10}
+
+
+def test_skipped_frames_are_named(run, tmp_path, small_batches):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for k in range(13):
+        pixels = np.full((11, 11), 0.0 if k == 3 else np.nan, np.float32)
+        Image.fromarray(pixels).save(folder / f"image_{k}.tif")
+    out = run("unmix", folder, "--out", tmp_path / "t.csv")[1]
+    first = [k for k in range(13) if k != 3][:10]
+    listed = ", ".join(f"{k} (image_{k}.tif)" for k in first)
+    assert f"not unmixed, frames {listed} and 2 more\n" in out
 
 
 def test_zero_and_saturated_images_are_valid(run, tmp_path):
@@ -327,6 +379,48 @@ def test_background_border(run, tmp_path):
     for table in tables[1:]:
         np.testing.assert_allclose(table["flux"], tables[0]["flux"], rtol=1e-6)
         np.testing.assert_allclose(table[["y", "x"]], tables[0][["y", "x"]], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("assumed", "argv"),
+    [(True, []), (False, ["--preset", "seq-csist", "--psf-sigma", 0.6])],
+)
+def test_images_brighter_than_the_preset_are_refused(run, refused, tmp_path, assumed, argv):
+    path = tmp_path / "i.npy"
+    np.save(path, 4000 * PRESET.psf.response([5.0, 6.0], [5.2, 4.0], (11, 11)))
+    command = ["unmix", path, "--out", tmp_path / "t.csv"]
+    err = refused(*command, *argv)
+    assert f"{path}: its largest value, 1" in err
+    assert "is above the saturation of preset" in err
+    assert ("csist-100k, assumed for want of a PSF (255)" in err) is assumed
+    assert ("--psf-sigma" in err) is assumed
+    for mend in (["--no-saturation"], ["--saturation", 1000]):
+        assert run(*command, *argv, *mend)[0] == 0
+    assert run(*command, "--psf-sigma", 0.5)[0] == 0
+
+
+def test_wide_psf_and_background_are_warned_of(run, tmp_path):
+    def warnings(images, *argv):
+        np.save(tmp_path / "i.npy", images)
+        code, _, err = run("unmix", tmp_path / "i.npy", "--out", tmp_path / "t.csv", *argv)
+        assert code == 0
+        return [line for line in err.splitlines() if "warning" in line]
+
+    noise = np.random.default_rng(1).normal(0.0, 2.0, (5, 11, 11))
+    images = 200 * cu.GaussianPSF(sigma=1.2).response(5.2, 4.8, (11, 11)) + noise
+    sigma = ("--psf-sigma", 1.2)
+    assert warnings(images, *sigma) == []
+    assert warnings(images - noise, *sigma) == []  # the PSF's own tails, without noise
+    assert warnings(images, "--psf-sigma", 5)[0].endswith("or --psf-oversampling, right?")
+    images[:3] += 100.0
+    images[4] = np.nan
+    (line,) = warnings(images, *sigma)
+    level = float(line.removeprefix("csunmix: warning: a background of ").split()[0])
+    assert level == pytest.approx(100, abs=2)
+    assert warnings(images, *sigma, "--background", "border") == []
+    assert warnings(images, *sigma, "--background", 100) == []
+    images[1:] = np.nan  # sampled are frames that are not finite, too
+    assert len(warnings(images, *sigma)) == 1
 
 
 @pytest.mark.parametrize("method", ["continuous", "posterior"])
@@ -402,7 +496,28 @@ def test_options_override_the_preset(asked):
     )
     names = ("method", "factor", "lam", "n_nonzero", "peaks", "threshold", "background")
     assert [settings[k] for k in names] == ["omp", 4, 0.5, 2, "local-maxima", 70, 3]
-    assert err == "csunmix: preset csist-100k, PSF sigma 0.6 px, method omp, factor 4\n"
+    assert err.endswith("csunmix: preset csist-100k, PSF sigma 0.6 px, method omp, factor 4\n")
+
+
+@pytest.mark.parametrize(
+    ("argv", "idle"),
+    [
+        ("", ""),
+        ("--lam 0 --threshold 40 --flux 100 300 --no-saturation --read-noise 0", "--read-noise"),
+        ("--count 1 3 --n-nonzero 3 --cell", "--cell, --count, --n-nonzero"),
+        ("--extent 2 --min-separation 0 --seed 0", "--extent, --min-separation, --seed"),
+        ("--threshold 40 --min-share 0 --flux 100 300", "--flux"),
+        ("--lam 1 --no-flux-prior --read-noise 1", ""),
+        ("--lam auto --threshold 40 --read-noise 1", ""),
+        ("--method omp --lam 1 --n-nonzero 3 --count 1 3", "--count, --lam"),
+        ("--method omp --threshold 40 --min-share 0 --flux 100 300 --count 1 3", ""),
+        ("--method matching-pursuit --n-nonzero 3 --read-noise 1", ""),
+    ],
+)
+def test_options_without_effect_are_named(asked, argv, idle):
+    method = "omp" if "omp" in argv else "active-set"
+    line = f"csunmix: method {method} does not use {idle}\n" if idle else ""
+    assert asked(*argv.split())[1].startswith(f"{line}csunmix: preset csist-100k, method ")
 
 
 def test_parts_of_the_preset_can_be_taken_away(asked):
@@ -465,24 +580,28 @@ def test_bad_arrays(refused, tmp_path, values, message):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--psf-sigma", "-1"], "sigma must be above 0, got -1.0"),
-        (["--psf-sigma", "nan"], "sigma must be finite"),
-        (["--factor", "0"], "factor must be at least 1, got 0"),
-        (["--factor", "-3"], "factor must be at least 1, got -3"),
-        (["--lam", "-1"], "lam must be at least 0, got -1.0"),
-        (["--lam", "nan"], "lam must be finite"),
-        (["--read-noise", "-1"], "read_noise must be at least 0"),
-        (["--saturation", "0"], "saturation must be above 0"),
-        (["--threshold", "0"], "threshold must be above 0"),
-        (["--count", "3", "1"], "count must be ordered"),
-        (["--flux", "250", "220"], "flux must be ordered"),
-        (["--min-separation", "-1"], "min_separation must be at least 0"),
-        (["--extent", "0"], "extent must be above 0"),
-        (["--method", "omp", "--n-nonzero", "0"], "n_nonzero must be at least 1"),
-        (["--background", "nan"], "background must be finite"),
+        (["--psf-sigma", "-1"], "--psf-sigma must be above 0, got -1.0"),
+        (["--psf-sigma", "nan"], "--psf-sigma must be finite"),
+        (["--factor", "0"], "error: --factor must be at least 1, got 0"),
+        (["--factor", "-3"], "error: --factor must be at least 1, got -3"),
+        (["--lam", "-1"], "error: --lam must be at least 0, got -1.0"),
+        (["--lam", "nan"], "error: --lam must be finite"),
+        (["--read-noise", "-1"], "error: --read-noise must be at least 0"),
+        (["--saturation", "0"], "error: --saturation must be above 0"),
+        (["--threshold", "0"], "error: --threshold must be above 0"),
+        (["--count", "3", "1"], "error: --count must be ordered"),
+        (["--flux", "250", "220"], "error: --flux must be ordered"),
+        (["--min-separation", "-1"], "error: --min-separation must be at least 0"),
+        (["--extent", "0"], "error: --extent must be above 0"),
+        (["--method", "omp", "--n-nonzero", "0"], "error: --n-nonzero must be at least 1"),
+        (["--background", "nan"], "error: --background must be finite"),
         (["--psf-oversampling", "4"], "--psf-oversampling needs --psf"),
         (["--psf", "nowhere.npy"], "nowhere.npy: No such file"),
-        (["--array", "images"], "images.npy"),
+        (["--array", "images"], "images.npy: --array images is given"),
+        (["--n-nonzero", "-3"], "error: --n-nonzero must be at least 1"),
+        (["--method", "omp", "--lam", "-1"], "error: --lam must be at least 0"),
+        (["--seed", "-3"], "error: --seed must be at least 0"),
+        (["--count", "-1", "2"], "error: --count must be at least 0"),
     ],
 )
 def test_bad_options(refused, tmp_path, stack_file, argv, message):
@@ -495,7 +614,7 @@ def test_bad_options(refused, tmp_path, stack_file, argv, message):
         (np.zeros((5, 5)), 4, "must sum to a positive number"),
         (np.full((5, 5), np.nan), 4, "must be finite"),
         (np.ones((3, 3)), 4, "at least 4 x 4 samples"),
-        (np.ones((9, 9)), 0, "oversampling must be above 0"),
+        (np.ones((9, 9)), 0, "psf.npy: --psf-oversampling must be above 0"),
         (np.ones(9), 4, "must have two axes"),
     ],
 )
@@ -527,7 +646,14 @@ def test_bad_files(refused, tmp_path, scenes):
     Image.fromarray(np.zeros((5, 5), np.uint8)).save(folder / "image_2.png")
     assert "image_2.png" in refused("unmix", folder, "--out", out)
     np.savez(tmp_path / "two.npz", a=np.zeros((5, 5)), b=np.zeros((5, 5)))
-    assert "several arrays" in refused("unmix", tmp_path / "two.npz", "--out", out)
+    err = refused("unmix", tmp_path / "two.npz", "--out", out)
+    assert "several arrays may be meant, name one with --array: " in err
+
+    (tmp_path / "nan").mkdir()
+    Image.fromarray(np.full((5, 5), np.nan, np.float32)).save(tmp_path / "nan" / "a.tif")
+    assert f"{tmp_path / 'nan' / 'a.tif'}: has NaN" in refused(
+        "unmix", tmp_path / "nan", "--out", out
+    )
 
 
 def test_bad_output_is_refused_before_the_work(refused, tmp_path, stack_file, monkeypatch):
@@ -649,7 +775,7 @@ def test_resume_may_be_stopped_again(run, tmp_path, stack_file, small_batches, s
 def test_without_resume_a_part_is_begun_anew(run, tmp_path, stack_file, stopped):
     code, _, err = run("unmix", stack_file, "--out", stopped)
     assert code == 0
-    assert "going on" not in err
+    assert f"csunmix: discarding {stopped}.part of a stopped run" in err
     assert stopped.read_bytes() == (tmp_path / "whole.csv").read_bytes()
     assert not list(tmp_path.glob("other.csv.*"))
 
@@ -696,6 +822,13 @@ def test_resume_refuses_other_images(refused, stack_file, scenes, stopped):
     assert "was begun with other images" in err
 
 
+@pytest.mark.parametrize("n", [3, 13])
+def test_resume_refuses_another_number_of_images(refused, stack_file, scenes, stopped, n):
+    np.save(stack_file, np.resize(scenes.images, (n, 11, 11)))
+    err = refused("unmix", stack_file, "--out", stopped, "--resume")
+    assert "was begun with other images" in err
+
+
 def test_resume_knows_moved_images(run, tmp_path, stack_file, stopped):
     (tmp_path / "elsewhere").mkdir()
     moved = stack_file.rename(tmp_path / "elsewhere" / stack_file.name)
@@ -703,9 +836,14 @@ def test_resume_knows_moved_images(run, tmp_path, stack_file, stopped):
     assert stopped.read_bytes() == (tmp_path / "whole.csv").read_bytes()
 
 
-@pytest.mark.parametrize("content", ["", "[1]", "{}", '{"frames": 10', '{"a": 1}'])
+@pytest.mark.parametrize(
+    "content", ["", "[1]", "{}", '{"frames": 10', '{"a": 1}', {"frames": 13}, {"frames": "10"}]
+)
 def test_resume_refuses_a_damaged_state(refused, stack_file, stopped, content):
-    stopped.with_name("other.csv.state.json").write_text(content)
+    state = stopped.with_name("other.csv.state.json")
+    if isinstance(content, dict):
+        content = json.dumps(json.loads(state.read_text()) | content)
+    state.write_text(content)
     assert "state.json: is damaged" in refused("unmix", stack_file, "--out", stopped, "--resume")
 
 
@@ -930,6 +1068,21 @@ def test_evaluate_without_targets_and_rank_by(run, tmp_path, scenes):
     assert ranked["rank_by"] == "score"
 
 
+@pytest.mark.parametrize(("argv", "n"), [([], 5), (["--n-images", 10], 10)])
+def test_evaluate_counts_images_beyond_a_truth_table(run, refused, tmp_path, argv, n):
+    write_csv(make_table([0, 2], [5.0, 5.0], [5.0, 5.0], [1.0, 1.0]), tmp_path / "truth.csv")
+    found = make_table([0, 2, 4], [5.0, 5.0, 5.0], [5.0, 5.0, 5.0], [1.0, 1.0, 2.0])
+    write_csv(found, tmp_path / "found.csv")
+    command = ("evaluate", tmp_path / "found.csv", "--truth", tmp_path / "truth.csv")
+    assert run(*command, *argv, "--json", tmp_path / "r.json")[0] == 0
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert report["n_images"] == n
+    assert report["metrics"]["targets per frame"] == pytest.approx(3 / n)
+    assert report["metrics"]["count accuracy"] == pytest.approx(100 * (n - 1) / n)
+    assert report["metrics"]["CSO-mAP"] == pytest.approx(100 * 2 / 3)  # the false alarm is first
+    assert "error: --n-images must be at least 5, got 4" in refused(*command, "--n-images", 4)
+
+
 def test_evaluate_refuses_another_order_of_images(refused, run, tmp_path, data_set, scenes):
     order = sorted(range(12), key=str)  # image_10 before image_2: not the natural order
     images = scenes.images[order]
@@ -960,7 +1113,10 @@ def test_evaluate_refuses(refused, run, tmp_path, data_set, found, scenes):
     assert "nowhere: No such file" in refused("evaluate", found, "--truth", tmp_path / "nowhere")
     assert "No such file" in refused("evaluate", tmp_path / "nowhere", "--truth", data_set)
     assert "is no data set" in refused("evaluate", found, "--truth", data_set / "cso_img")
-    assert "score" in refused("evaluate", found, "--truth", data_set, "--rank-by", "score")
+    err = refused("evaluate", found, "--truth", data_set, "--rank-by", "score")
+    assert err.startswith("csunmix: error: targets.csv: column 'score' is NaN")
+    assert err.endswith("use --rank-by flux\n")
+    assert "--n-images" in refused("evaluate", found, "--truth", data_set, "--n-images", 20)
     assert "is the input" in refused("evaluate", found, "--truth", data_set, "--json", found)
     no_folder = tmp_path / "no" / "r.json"
     assert "--json" in refused("evaluate", found, "--truth", data_set, "--json", no_folder)
@@ -971,7 +1127,7 @@ def test_evaluate_refuses(refused, run, tmp_path, data_set, found, scenes):
     write_csv(table, tmp_path / "beyond.csv")
     report = tmp_path / "r.json"
     err = refused("evaluate", tmp_path / "beyond.csv", "--truth", data_set, "--json", report)
-    assert "frame 12" in err
+    assert "beyond.csv: has frame 12, the truth has 12 images" in err
     for split in ("train", "test"):
         write_csist(tmp_path / "splits", scenes.images, scenes.truth, split=split)
     assert "several data sets" in refused("evaluate", found, "--truth", tmp_path / "splits")

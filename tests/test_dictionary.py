@@ -190,6 +190,37 @@ def test_lam_max() -> None:
         d.lam_max(np.full(SHAPE, np.nan))
 
 
+@pytest.mark.parametrize("positive", [True, False])
+@pytest.mark.parametrize("data", ["plain", "weighted", "censored", "both"])
+def test_zero_is_optimal_from_lam_max_on(positive: bool, data: str) -> None:
+    rng = np.random.default_rng(8)
+    d = cu.Dictionary(cu.GaussianPSF(0.5), SHAPE, 2)
+    images = rng.normal(-1.0, 3.0, (3, *SHAPE))
+    images[0, 2, 3] = -40.0  # what a bound below zero hides
+    given: dict[str, Any] = {}
+    if data in ("weighted", "both"):
+        given["weights"] = rng.uniform(0, 2, SHAPE) * (rng.random(SHAPE) < 0.7)
+    if data in ("censored", "both"):
+        given["censored"] = (images > 3) | (images < -30)
+    solver = cu.ActiveSet if positive else cu.FISTA
+    largest = d.lam_max(images, positive=positive, **given)
+    for image, lam, mask in zip(images, largest, given.pop("censored", [None] * 3), strict=True):
+        for scale, zero in ((1 + 1e-7, True), (1 - 1e-4, False)):
+            solve = solver(lam=scale * lam, positive=positive, tol=1e-12).solve
+            assert (not solve(d, image, censored=mask, **given).x.any()) == zero
+
+
+def test_lam_max_of_what_does_not_fit() -> None:
+    d = cu.Dictionary(cu.GaussianPSF(0.5), SHAPE, 2)
+    image = np.ones(SHAPE)
+    with pytest.raises(ValueError, match=r"^weights of shape \(2,\) does not fit"):
+        d.lam_max(image, weights=[1.0, 2.0])
+    with pytest.raises(TypeError, match=r"^censored must be an array of bool"):
+        d.lam_max(image, censored=np.zeros(SHAPE))
+    with pytest.raises(TypeError, match=r"^positive must be True or False"):
+        d.lam_max(image, positive="yes")  # type: ignore[arg-type]
+
+
 @EVERY_PSF
 def test_linear_and_batched(psf: PSF) -> None:
     d = cu.Dictionary(psf, SHAPE, 2)

@@ -195,19 +195,26 @@ def test_min_share_is_of_the_brightest_in_the_frame() -> None:
 
 
 def naive_maxima(image: Floats, size: int, threshold: float) -> list[tuple[int, int]]:
-    """Cells that no neighbour exceeds; of equal neighbours the first in row-major order."""
+    """Cells that no neighbour exceeds; of those that neighbour each other the first."""
     half, found = size // 2, []
-    for i, j in np.ndindex(image.shape):
-        value = image[i, j]
-        near = [
-            (a, b)
-            for a in range(max(0, i - half), min(image.shape[0], i + half + 1))
-            for b in range(max(0, j - half), min(image.shape[1], j + half + 1))
-            if (a, b) != (i, j)
-        ]
-        beaten = any(image[c] > value or (image[c] == value and c < (i, j)) for c in near)
-        if value >= threshold and not beaten:
-            found.append((i, j))
+
+    def near(i: int, j: int) -> list[tuple[int, int]]:
+        rows = range(max(0, i - half), min(image.shape[0], i + half + 1))
+        columns = range(max(0, j - half), min(image.shape[1], j + half + 1))
+        return [(a, b) for a in rows for b in columns]
+
+    left = {
+        cell
+        for cell in np.ndindex(*image.shape)
+        if image[cell] >= threshold and image[cell] == max(image[c] for c in near(*cell))
+    }
+    while left:
+        found.append(min(left))
+        plateau = [found[-1]]
+        while plateau:
+            cell = plateau.pop()
+            left.discard(cell)
+            plateau += left.intersection(near(*cell))
     return found
 
 
@@ -232,6 +239,15 @@ def test_plateaus_and_borders() -> None:
     assert found.flux.tolist() == [9.0, 7.0, 8.0]
     np.testing.assert_allclose(found.y, [-1 / 3, 4 / 3, 10 / 3])
     np.testing.assert_allclose(found.x, [-1 / 3, 4 / 3, 13 / 3])
+
+
+@pytest.mark.parametrize("turns", range(4))
+def test_a_plateau_of_any_form_is_one_target(turns: int) -> None:
+    v, bridge = [(5, 5), (6, 6), (5, 7)], [(9, 1), (9, 3)]  # two apart: neighbours at size 5 only
+    maps = np.rot90(maps_of(*((0, i, j, 7.0) for i, j in v + bridge)), turns, axes=(1, 2))
+    grid = GRID if turns % 2 == 0 else cu.SubpixelGrid(GRID.shape[::-1], GRID.factor)
+    for size, count in ((1, 5), (3, 3), (5, 2)):
+        assert cu.LocalMaxima(threshold=2.0, size=size).find(maps, grid).flux.size == count
 
 
 # --- merging ------------------------------------------------------------------------------------
@@ -276,6 +292,34 @@ def test_the_most_unequal_of_equally_close_pairs_merges_first() -> None:
     maps = maps_of((0, 4, 4, 20.0), (0, 4, 5, 1.0), (0, 4, 6, 15.0))
     found = cu.MassMerging(threshold=2.0, radius=0.34).find(maps, GRID)
     assert found.flux.tolist() == [21.0, 15.0]  # not 20 and 16
+
+
+def merge_plainly(y: Floats, x: Floats, flux: Floats, radius: float) -> Floats:
+    """The closest pair of all, of equally close ones the most unequal, again and again."""
+    while True:
+        gap = np.hypot(y[:, None] - y, x[:, None] - x) + np.diag(np.full(y.size, np.inf))
+        if gap.min() > radius * (1 + 1e-9):
+            return np.column_stack([y, x, flux])
+        share = np.minimum(flux[:, None], flux) / (flux[:, None] + flux)
+        tied = gap <= gap.min() * (1 + 1e-9)
+        a, b = np.unravel_index(np.where(tied, share, np.inf).argmin(), gap.shape)
+        total = flux[a] + flux[b]
+        y[a], x[a] = (
+            (flux[a] * y[a] + flux[b] * y[b]) / total,
+            (flux[a] * x[a] + flux[b] * x[b]) / total,
+        )
+        flux[a] = total
+        y, x, flux = (np.delete(values, b) for values in (y, x, flux))
+
+
+@pytest.mark.parametrize("radius", [0.4, 0.7])
+def test_dense_maps_merge_by_the_rule(radius: float) -> None:
+    full = np.random.default_rng(4).uniform(1, 10, GRID.map_shape)
+    y, x = np.meshgrid(GRID.y, GRID.x, indexing="ij")
+    expected = merge_plainly(y.ravel(), x.ravel(), full.ravel().copy(), radius)
+    found = cu.MassMerging(threshold=1e-9, radius=radius).find(full, GRID)
+    assert 5 < found.flux.size < 100
+    np.testing.assert_allclose(np.column_stack(found[1:]), expected, rtol=1e-9)
 
 
 def test_frames_never_merge() -> None:

@@ -245,13 +245,34 @@ def test_target_far_away_leaves_nothing(psf: PSF) -> None:
 def test_separable_response_is_an_outer_product(name: str) -> None:
     psf = PSFS[name]
     assert isinstance(psf, SeparablePSF)
-    assert psf.separable
     k_y, k_x = psf.axis_response(2.3, 6, "y"), psf.axis_response(4.1, 9, "x")
     g_y, g_x = psf.axis_gradient(2.3, 6, "y"), psf.axis_gradient(4.1, 9, "x")
     np.testing.assert_allclose(np.outer(k_y, k_x), psf.response(2.3, 4.1, (6, 9)), rtol=1e-14)
     by_y, by_x = psf.gradient(2.3, 4.1, (6, 9))
     np.testing.assert_allclose(np.outer(g_y, k_x), by_y, rtol=1e-14)
     np.testing.assert_allclose(np.outer(k_y, g_x), by_x, rtol=1e-14)
+
+
+@pytest.mark.parametrize(
+    "psf",
+    [
+        cu.GaussianPSF(0.5),
+        cu.GaussianPSF(sigma_x=14.0, sigma_y=3.0),
+        cu.GaussianPSF(20.0),
+        cu.AiryPSF(1.5),
+        cu.AiryPSF(8.0),
+        sampled(cu.GaussianPSF(11.0), 1, (121, 101)),
+    ],
+    ids=repr,
+)
+def test_width_tells_the_norm_of_the_response(psf: PSF) -> None:
+    norm = np.linalg.norm(psf.response(100.0, 100.0, (201, 201)))
+    assert psf.width == pytest.approx(1 / (np.sqrt(4 * np.pi) * norm), rel=1e-6)
+
+
+def test_width_of_a_wide_gaussian_is_its_own_with_the_pixel() -> None:
+    for sigma in (4.0, 10.0, 40.0):
+        assert cu.GaussianPSF(sigma).width == pytest.approx(np.hypot(sigma, 12**-0.5), rel=1e-5)
 
 
 def test_rayleigh_unit() -> None:

@@ -13,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pytest
-from scipy.optimize import linear_sum_assignment
 
 import csunmix as cu
 from csunmix.targets import Flag, check_table
@@ -50,31 +49,25 @@ class Score(NamedTuple):
 def score(
     table: pd.DataFrame, xy: Floats, flux: Floats, radius: float, *, tied: bool = False
 ) -> Score:
-    """Match each image's list with the truth, one to one at the least sum of distances.
+    """Match the targets of all images with the truth, one to one.
 
-    `xy` is (n, k, 2) and `flux` (n, k), NaN where there is none; `tied` takes the mean offset of a
-    group's pairs off before distances are measured.
+    `xy` is (n, k, 2) and `flux` (n, k), NaN where there is none; `tied` takes the mean offset of
+    the pairs in an image off before distances are measured, where there are several.
     """
-    right, distances, ratios, n_true = 0, [np.zeros(0)], [np.zeros(0)], 0
-    for b in range(len(xy)):
-        real = np.isfinite(xy[b, :, 0])
-        truth = xy[b, real][:, ::-1].astype(float)
-        rows = table[table["frame"] == b]
-        found = rows[["y", "x"]].to_numpy()
-        right += len(found) == len(truth)
-        n_true += len(truth)
-        gap = np.linalg.norm(truth[:, None] - found[None], axis=-1)
-        i, j = linear_sum_assignment(np.minimum(gap, 2 * radius))
-        hit = gap[i, j] <= radius
-        i, j = i[hit], j[hit]
-        offset = found[j] - truth[i]
-        if tied and len(offset) > 1:
-            offset = offset - offset.mean(axis=0)
-        distances.append(np.linalg.norm(offset, axis=1))
-        ratios.append(rows["flux"].to_numpy()[j] / flux[b, real][i])
-    distance, ratio = np.concatenate(distances), np.concatenate(ratios)
+    frame, k = np.nonzero(np.isfinite(xy[..., 0]))
+    x, y = xy[frame, k].T
+    truth = cu.targets.make_table(frame, y, x, flux[frame, k], n_frames=len(xy))
+    pairs = cu.metrics.match(table, truth, max_distance=radius)
+    found, true = table.iloc[pairs.detection], truth.iloc[pairs.truth]
+    offset = pd.DataFrame(found[["y", "x"]].to_numpy() - true[["y", "x"]].to_numpy())
+    if tied:
+        image = offset.groupby(true["frame"].to_numpy())
+        offset -= image.transform("mean").where(image.transform("size") > 1, 0.0)
     return Score(
-        right / len(xy), distance.size / n_true, float(np.median(distance)), float(np.median(ratio))
+        cu.metrics.count_accuracy(table, truth),
+        len(pairs) / len(truth),
+        float(np.median(np.linalg.norm(offset, axis=1))),
+        float(np.median(found["flux"].to_numpy() / true["flux"].to_numpy())),
     )
 
 

@@ -126,6 +126,8 @@ def test_inputs_are_left_alone() -> None:
         ({"offset": np.inf}, ValueError, "offset must be finite"),
         ({"rounding": 1}, TypeError, "rounding must be True or False, got 1"),
         ({"saturation": 0}, ValueError, "saturation must be above 0"),
+        ({"saturation": 99.0, "offset": 100}, ValueError, "saturation must be above offset 100"),
+        ({"saturation": 100, "offset": 100}, ValueError, "saturation must be above offset 100"),
         ({"saturation": True}, TypeError, "saturation must be a real number"),
         ({"bad_pixels": np.zeros((2, 2))}, TypeError, "bad_pixels must be a 2-D array of bool"),
         ({"bad_pixels": [True, False]}, TypeError, "bad_pixels must be a 2-D array of bool"),

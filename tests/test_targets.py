@@ -51,8 +51,19 @@ def test_flags_are_distinct_bits() -> None:
     both = Flag.SATURATED | Flag.BORDER
     assert int(both) == 3
     assert Flag.BORDER in Flag(make_table(0, 1, 1, 1, flags=both)["flags"].iloc[0])
+    with pytest.raises(TypeError, match="not iterable"):
+        iter(both)  # type: ignore[call-overload]
     names = {"SATURATED", "BORDER", "COUNT_AMBIGUOUS", "NOT_CONVERGED", "NOT_FINITE", "NO_TARGET"}
     assert names <= set(Flag.__members__)
+
+
+def test_flags_of_a_table_by_operators() -> None:
+    column = make_table([0, 1, 2], 1, 1, 1, flags=[1, 3, 4])["flags"]
+    assert (column & Flag.SATURATED).tolist() == [1, 1, 0]
+    assert (Flag.BORDER & column).tolist() == [0, 2, 0]
+    assert (column | Flag.BORDER).tolist() == [3, 3, 6]
+    assert (column == Flag.SATURATED | Flag.BORDER).tolist() == [False, True, False]
+    assert (column != Flag.COUNT_AMBIGUOUS).tolist() == [True, True, False]
 
 
 def test_columns_dtypes_and_what_is_absent() -> None:
@@ -214,6 +225,17 @@ def test_csv_keeps_every_digit(tmp_path: Path) -> None:
     again = read_csv(path)
     pd.testing.assert_frame_equal(again, table, check_exact=True)
     assert again.attrs == {"n_frames": 9, "frame_flags": {}}
+
+
+def test_csv_does_not_know_images_without_targets_at_the_end(tmp_path: Path) -> None:
+    path, table = tmp_path / "targets.csv", make_table([0, 2], 1, 1, [1, 2], n_frames=5)
+    write_csv(table, path)
+    assert n_frames(read_csv(path)) == 3
+    assert read_csv(path, n_frames=5).attrs == table.attrs
+    with pytest.raises(ValueError, match="n_frames must be above the last frame, 2, got 2"):
+        read_csv(path, n_frames=2)
+    with pytest.raises(TypeError, match="n_frames must be an integer"):
+        read_csv(path, n_frames=5.0)  # type: ignore[arg-type]
 
 
 def test_csv_keeps_more_columns(tmp_path: Path) -> None:

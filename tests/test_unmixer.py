@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -314,6 +315,7 @@ def test_one_image_that_is_not_finite_stops_nothing(caplog: pytest.LogCaptureFix
     (record,) = caplog.records
     assert record.name == "csunmix"
     assert "2 image(s) not finite, first frame 4" in record.message
+    pd.testing.assert_frame_equal(unmixer()(images, batch_size=1), table)
 
 
 def test_nothing_but_images_that_are_not_finite() -> None:
@@ -377,11 +379,29 @@ def test_parts_of_ones_own_need_no_inheritance() -> None:
     assert mixed["flux"].tolist() == pytest.approx([230.0])
 
 
+def test_batches_bound_the_memory() -> None:
+    stack = np.ones((2000, 64, 64), np.uint8)
+    unmix = unmixer(
+        dictionary=cu.Dictionary(PRESET.psf, (64, 64), 1),
+        solver=MatchedFilter(),
+        peaks=Brightest(),
+        sensor=cu.Sensor(bad_pixels=np.eye(64) > 0),
+    )
+    unmix(stack[:10])
+    tracemalloc.start()
+    unmix(stack, batch_size=20)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2 * stack.nbytes  # the stack in double precision takes eight times as much
+
+
 @pytest.mark.parametrize(
     ("given", "error", "message"),
     [
         ({"dictionary": "A"}, TypeError, "dictionary must be of type Dictionary"),
         ({"solver": cu.MassMerging()}, TypeError, r"solver must have a method solve\(\)"),
+        ({"solver": cu.ActiveSet}, TypeError, r"solver must have a method solve\(\), got <class"),
+        ({"peaks": cu.MassMerging}, TypeError, r"peaks must have a method find\(\), got <class"),
         ({"peaks": cu.OMP()}, TypeError, r"peaks must have a method find\(\)"),
         ({"sensor": PRESET.prior}, TypeError, "sensor must be of type Sensor"),
         (
@@ -408,6 +428,11 @@ def test_wrong_parts(given: dict[str, Any], error: type[Exception], message: str
         (np.zeros(SHAPE, complex), TypeError, "images must hold real numbers"),
         (np.full(SHAPE, "1"), TypeError, "images must hold real numbers"),
         (np.full(SHAPE, None), TypeError, "images must hold real numbers"),
+        (
+            np.ma.masked_equal(np.arange(2)[:, None, None] + np.zeros(SHAPE), 1),
+            TypeError,
+            "images is a masked array",
+        ),
     ],
 )
 def test_wrong_images(images: Any, error: type[Exception], message: str) -> None:

@@ -18,10 +18,13 @@ from csunmix._validation import (
     as_images,
     as_instance,
     as_integer,
+    as_mask,
     as_number,
     as_range,
     as_real,
+    as_rng,
     as_shape,
+    as_weights,
 )
 
 IMAGE = np.arange(12.0).reshape(3, 4)
@@ -68,8 +71,10 @@ def test_float32_stays_float32(dtype: str) -> None:
     np.testing.assert_array_equal(images, IMAGE)
 
 
-def test_bool_images_are_zeros_and_ones() -> None:
-    np.testing.assert_array_equal(as_images(IMAGE > 5), (IMAGE > 5).astype(float))
+def test_masks_are_no_images() -> None:
+    with pytest.raises(TypeError, match=r"^images must hold real numbers, got dtype bool"):
+        as_images(IMAGE > 5)
+    np.testing.assert_array_equal(as_real(IMAGE > 5, "weights"), (IMAGE > 5).astype(float))
 
 
 def test_nothing_is_copied_without_need() -> None:
@@ -166,7 +171,17 @@ def test_leading_axes_are_free() -> None:
 
 @pytest.mark.parametrize(
     "value",
-    [2, 2.0, np.float32(2), np.float16(2), np.longdouble(2), np.int8(2), np.uint64(2), Fraction(2)],
+    [
+        2,
+        2.0,
+        np.float32(2),
+        np.float16(2),
+        np.longdouble(2),
+        np.int8(2),
+        np.uint64(2),
+        np.array(2.0),  # what `numpy.load` makes of a number
+        Fraction(2),
+    ],
 )
 def test_numbers_of_any_real_kind(value: Any) -> None:
     number = as_number(value, "lam", minimum=2, above=1)
@@ -199,20 +214,57 @@ def test_numbers_out_of_range(value: Any, message: str) -> None:
 
 
 def test_integers() -> None:
-    for value in (3, np.int32(3), np.uint8(3)):
+    for value in (3, np.int32(3), np.uint8(3), np.array(3)):
         assert type(as_integer(value, "n", minimum=3)) is int
     with pytest.raises(ValueError, match=r"^n must be at least 1, got 0"):
         as_integer(0, "n", minimum=1)
-    for bad in (3.0, np.float64(3)):
-        with pytest.raises(TypeError, match=r"^n must be an integer, got .*3.0"):
+    for bad in (3.0, np.float64(3), np.array(3.0), np.array([3])):
+        with pytest.raises(TypeError, match=r"^n must be an integer, got .*3"):
             as_integer(bad, "n")
 
 
 def test_bools() -> None:
-    assert as_bool(True, "rounding") is as_bool(np.True_, "rounding") is True
+    for good in (True, np.True_, np.array(True)):
+        assert as_bool(good, "rounding") is True
     for bad in (1, 0, "yes", None, np.array([True])):
         with pytest.raises(TypeError, match=r"^rounding must be True or False, got"):
             as_bool(bad, "rounding")
+
+
+def test_sources_of_randomness() -> None:
+    generator = np.random.default_rng(7)
+    assert as_rng(generator) is generator
+    for seed in (7, np.int64(7), np.array(7)):
+        assert as_rng(seed).random() == np.random.default_rng(7).random()
+    with pytest.raises(ValueError, match=r"^rng must be at least 0, got -1"):
+        as_rng(-1)
+
+
+@pytest.mark.parametrize("bad", ["a", None, 1.5, True, [1, 2], np.random.RandomState(0)])
+def test_what_is_no_source_of_randomness(bad: Any) -> None:
+    setup = cu.presets.seq_csist()
+    parts, shape = (setup.psf, setup.sensor, setup.scene), setup.shape
+    d = cu.Dictionary(setup.psf, shape, 2)
+    for draw in (
+        lambda: cu.simulate(*parts, shape=shape, n=1, rng=bad),
+        lambda: cu.simulate_tracks(setup, 1, bad),
+        lambda: setup.sensor.expose(IMAGE, bad),
+        lambda: cu.dot_test(d.forward, d.adjoint, d.map_shape, shape, rng=bad),
+    ):
+        with pytest.raises(TypeError, match=r"^rng must be a numpy.random.Generator or an integer"):
+            draw()
+
+
+def test_weights_and_masks() -> None:
+    assert as_weights(None, (2, 2)).tolist() == [[1, 1], [1, 1]]
+    assert as_weights([True, False], (2, 2)).tolist() == [[1, 0], [1, 0]]
+    assert as_mask(None, (2,), "censored").tolist() == [False, False]
+    with pytest.raises(ValueError, match=r"^weights must not be negative, got -1"):
+        as_weights([1, -1], (2,))
+    with pytest.raises(ValueError, match=r"^weights of shape \(3,\) does not fit \(2,\)"):
+        as_weights([1, 1, 1], (2,))
+    with pytest.raises(TypeError, match=r"^censored must be an array of bool, got dtype int64"):
+        as_mask([0, 1], (2,), "censored")
 
 
 def test_instances() -> None:
@@ -244,7 +296,14 @@ def test_pairs() -> None:
 
 
 @pytest.mark.parametrize(
-    "bad", [np.full((11, 11), np.nan), np.ones((11, 11), complex), np.full((11, 11), "a"), [1.0]]
+    "bad",
+    [
+        np.full((11, 11), np.nan),
+        np.ones((11, 11), complex),
+        np.ones((11, 11), bool),
+        np.full((11, 11), "a"),
+        [1.0],
+    ],
 )
 def test_public_functions_refuse_bad_images_by_name(bad: Any) -> None:
     d = cu.Dictionary(cu.GaussianPSF(0.5), (11, 11), 3)

@@ -18,7 +18,7 @@ from csunmix._kernels.atoms import (
     residual,
     write_coefficients,
 )
-from csunmix._kernels.linalg import cholesky, cholesky_solve, inner
+from csunmix._kernels.linalg import cholesky_append, cholesky_drop, cholesky_solve, inner
 from csunmix._validation import BoolArray, FloatArray, IntArray
 
 _ROUNDING = 1e-12  # of correlations and residuals, relative to the largest
@@ -72,7 +72,7 @@ def _lasso(
     for atom in range(n_atoms):
         if x[atom] > 0.0 and number[0] < most:
             append(view, chosen, atom, x[atom], lam)
-    _refit(chosen)
+    _refit(chosen, 0)
 
     steps, optimal = 0, False
     while True:
@@ -93,7 +93,7 @@ def _lasso(
         steps += 1
         before = number[0]
         append(view, chosen, best, 0.0, price)
-        _refit(chosen)
+        _refit(chosen, before)
         # Rounding may throw the new atom out again at once: leave it until something else moves.
         if number[0] == before and not contains(chosen, best):
             blocked[best] = True
@@ -147,15 +147,20 @@ def _strongest(g: FloatArray, chosen: Chosen, blocked: BoolArray) -> int:
 
 
 @numba.njit(cache=True, nogil=True)
-def _refit(chosen: Chosen) -> None:
-    """Minimise over the chosen atoms, dropping each that reaches 0 on the way."""
+def _refit(chosen: Chosen, sound: int) -> None:
+    """Minimise over the chosen atoms, dropping each that reaches 0 on the way.
+
+    The first `sound` atoms are in the Cholesky factor already; afterwards all are.
+    """
     x, fit = chosen.x, np.empty(chosen.x.size)
     while chosen.number[0] > 0:
         k = chosen.number[0]
         # No more atoms than pixels are independent, whatever rounding says.
-        sound = min(cholesky(chosen.gram, k, chosen.lower), chosen.columns.shape[1])
+        most = min(k, chosen.columns.shape[1])
+        while sound < most and cholesky_append(chosen.gram, sound, chosen.lower):
+            sound += 1
         if sound < k:
-            _exchange(chosen, sound, fit)
+            sound = _drop(chosen, _exchange(chosen, sound, fit), sound)
             continue
         cholesky_solve(chosen.lower, k, chosen.rhs, fit)
         step, first = 1.0, k
@@ -168,14 +173,24 @@ def _refit(chosen: Chosen) -> None:
             x[m] += step * (fit[m] - x[m])
         if first == k:
             return
-        drop(chosen, first)
+        sound = _drop(chosen, first, sound)
 
 
 @numba.njit(cache=True, nogil=True)
-def _exchange(chosen: Chosen, k: int, share: FloatArray) -> None:
-    """Drop one of atoms 0 to k, of which the last is a sum of the others, at no loss.
+def _drop(chosen: Chosen, position: int, sound: int) -> int:
+    """Drop an atom, from the factor too if it is there; returns how many are there."""
+    if position < sound:
+        cholesky_drop(chosen.lower, sound, position)
+        sound -= 1
+    drop(chosen, position)
+    return sound
 
-    The coefficients slide along what leaves the fit as it is, downhill in price, until one is 0.
+
+@numba.njit(cache=True, nogil=True)
+def _exchange(chosen: Chosen, k: int, share: FloatArray) -> int:
+    """Slide to where one of atoms 0 to k, of which the last is a sum of the others, is 0.
+
+    The fit stays as it is and the price falls. Returns the position of that atom.
     """
     x = chosen.x
     cholesky_solve(chosen.lower, k, chosen.gram[k], share)
@@ -189,7 +204,7 @@ def _exchange(chosen: Chosen, k: int, share: FloatArray) -> None:
         x[k] += sign * length
         for m in range(k):
             x[m] -= sign * length * share[m]
-    drop(chosen, first)
+    return first
 
 
 @numba.njit(cache=True, nogil=True)

@@ -30,29 +30,43 @@ def add(factor: float, a: FloatArray, out: FloatArray) -> None:
 def cholesky(gram: FloatArray, k: int, lower: FloatArray) -> int:
     """Factor the leading k x k block; returns k, or the index of the first dependent row."""
     for i in range(k):
-        for j in range(i + 1):
-            s = gram[i, j]
-            for m in range(j):
-                s -= lower[i, m] * lower[j, m]
-            if j < i:
-                lower[i, j] = s / lower[j, j]
-            elif s <= _DEPENDENT * gram[i, i]:
-                return i
-            else:
-                lower[i, i] = np.sqrt(s)
+        if not cholesky_append(gram, i, lower):
+            return i
     return k
+
+
+@numba.njit(cache=True, nogil=True)
+def cholesky_append(gram: FloatArray, i: int, lower: FloatArray) -> bool:
+    """Row i of the factor, rows 0 to i - 1 being there; False if it depends on them."""
+    for j in range(i):
+        lower[i, j] = (gram[i, j] - inner(lower[i, :j], lower[j, :j])) / lower[j, j]
+    pivot = gram[i, i] - inner(lower[i, :i], lower[i, :i])
+    if pivot <= _DEPENDENT * gram[i, i]:
+        return False
+    lower[i, i] = np.sqrt(pivot)
+    return True
+
+
+@numba.njit(cache=True, nogil=True)
+def cholesky_drop(lower: FloatArray, k: int, position: int) -> None:
+    """The factor of k rows without the row and column at `position`, by Givens rotations."""
+    for i in range(position, k - 1):
+        for j in range(i + 2):
+            lower[i, j] = lower[i + 1, j]
+    for j in range(position, k - 1):
+        length = np.hypot(lower[j, j], lower[j, j + 1])
+        c, s = lower[j, j] / length, lower[j, j + 1] / length
+        lower[j, j] = length
+        for i in range(j + 1, k - 1):
+            u, v = lower[i, j], lower[i, j + 1]
+            lower[i, j], lower[i, j + 1] = c * u + s * v, c * v - s * u
 
 
 @numba.njit(cache=True, nogil=True)
 def cholesky_solve(lower: FloatArray, k: int, rhs: FloatArray, out: FloatArray) -> None:
     """Solve ``L L^T out = rhs`` for the leading k unknowns."""
     for i in range(k):
-        s = rhs[i]
-        for m in range(i):
-            s -= lower[i, m] * out[m]
-        out[i] = s / lower[i, i]
+        out[i] = (rhs[i] - inner(lower[i, :i], out[:i])) / lower[i, i]
     for i in range(k - 1, -1, -1):
-        s = out[i]
-        for m in range(i + 1, k):
-            s -= lower[m, i] * out[m]
-        out[i] = s / lower[i, i]
+        out[i] /= lower[i, i]
+        add(-out[i], lower[i, :i], out[:i])

@@ -20,16 +20,14 @@ def merge_closest(mass: FloatArray, starts: IntArray, radius: float) -> None:
     is left with flux 0.
     """
     reach2 = radius * radius * (1.0 + _TIE)
-    partner = np.empty(len(mass), np.int64)
+    partner = np.empty(len(mass), np.int64)  # row that each merges with soonest; -1: none in reach
+    gap2 = np.empty(len(mass))  # squared distance to it
     for g in range(len(starts) - 1):
         first, last = starts[g], starts[g + 1]
         for m in range(first, last):
-            partner[m] = _find_partner(mass, m, first, last, reach2)
+            partner[m], gap2[m] = _find_partner(mass, m, first, last, reach2)
         while first < last:
-            a = first
-            for m in range(first, last):
-                if _sooner(mass, m, partner[m], a, partner[a]):
-                    a = m
+            a = _soonest(mass, partner, gap2, first, last)
             if partner[a] < 0:
                 break
             a, b = min(a, partner[a]), max(a, partner[a])
@@ -38,32 +36,49 @@ def merge_closest(mass: FloatArray, starts: IntArray, radius: float) -> None:
                 mass[a, axis] = (mass[a, 2] * mass[a, axis] + mass[b, 2] * mass[b, axis]) / total
             mass[a, 2], mass[b, 2] = total, 0.0
             for m in range(first, last):
-                touched = m in (a, b) or partner[m] in (a, b)
-                if touched or _distance2(mass, m, a) <= reach2:
-                    partner[m] = _find_partner(mass, m, first, last, reach2)
+                if m in (a, b) or partner[m] in (a, b):
+                    partner[m], gap2[m] = _find_partner(mass, m, first, last, reach2)
+                elif mass[m, 2] > 0.0:
+                    new2 = _distance2(mass, m, a)
+                    if new2 <= reach2 and _sooner(mass, m, a, new2, partner[m], gap2[m]):
+                        partner[m], gap2[m] = a, new2
 
 
 @numba.njit(cache=True, nogil=True)
-def _find_partner(mass: FloatArray, m: int, first: int, last: int, reach2: float) -> int:
-    """Row that row m merges with soonest; -1 if none is in reach."""
-    partner = -1
+def _find_partner(
+    mass: FloatArray, m: int, first: int, last: int, reach2: float
+) -> tuple[int, float]:
+    """Row that row m merges with soonest, and its squared distance; -1 if none is in reach."""
+    partner, gap2 = -1, np.inf
     if mass[m, 2] > 0.0:
         for n in range(first, last):
-            near = n != m and mass[n, 2] > 0.0 and _distance2(mass, m, n) <= reach2
-            if near and _sooner(mass, m, n, m, partner):
-                partner = n
-    return partner
+            if n != m and mass[n, 2] > 0.0:
+                new2 = _distance2(mass, m, n)
+                if new2 <= reach2 and _sooner(mass, m, n, new2, partner, gap2):
+                    partner, gap2 = n, new2
+    return partner, gap2
 
 
 @numba.njit(cache=True, nogil=True)
-def _sooner(mass: FloatArray, a: int, b: int, c: int, d: int) -> bool:
-    """Whether the pair (a, b) merges before the pair (c, d); -1 stands for no partner."""
-    if b < 0 or d < 0:
-        return b >= 0 and d < 0
-    first, second = _distance2(mass, a, b), _distance2(mass, c, d)
-    if abs(first - second) > _TIE * max(first, second):
-        return first < second
-    return _share(mass, a, b) < _share(mass, c, d)
+def _sooner(mass: FloatArray, m: int, n: int, new2: float, partner: int, gap2: float) -> bool:
+    """Whether row m merges with row n before its partner."""
+    if partner < 0 or abs(new2 - gap2) > _TIE * max(new2, gap2):
+        return new2 < gap2
+    new, old = _share(mass, m, n), _share(mass, m, partner)
+    return new < old or (new == old and n < partner)
+
+
+@numba.njit(cache=True, nogil=True)
+def _soonest(mass: FloatArray, partner: IntArray, gap2: FloatArray, first: int, last: int) -> int:
+    """Row that merges with its partner before all others do."""
+    limit = gap2[first:last].min() * (1.0 + _TIE)
+    soonest, least = first, np.inf
+    for m in range(first, last):
+        if gap2[m] <= limit and partner[m] >= 0:
+            share = _share(mass, m, partner[m])
+            if share < least:
+                soonest, least = m, share
+    return soonest
 
 
 @numba.njit(cache=True, nogil=True)

@@ -12,13 +12,21 @@ import json
 import logging
 import math
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 from csunmix import __version__
-from csunmix.cli.options import FUTURE_METHODS, make_parser, setting_text, unmixer_from
+from csunmix.cli.options import (
+    FUTURE_METHODS,
+    check_brightness,
+    make_parser,
+    setting_text,
+    unmixer_from,
+    unused,
+)
 
 _FLAG_TEXT = {
     "SATURATED": "with saturated pixels",
@@ -29,6 +37,19 @@ _FLAG_TEXT = {
     "NO_TARGET": "without a target",
     "BAD_PIXELS": "with bad pixels",
 }
+# What the library calls arguments, and what they are here.
+_OPTIONS = (
+    "background|count|extent|factor|flux|lam|min_separation|min_share|n_nonzero|read_noise|"
+    "saturation|seed|threshold"
+)
+_ARGUMENTS: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
+    (r"\bsigma(?= must )", "--psf-sigma"),
+    (r"\boversampling(?= must )", "--psf-oversampling"),
+    (rf"\b({_OPTIONS})(\[\d\])?(?= must )", lambda m: "--" + m[1].replace("_", "-")),
+    (r"\b(array|rank_by)='(\w+)'", lambda m: f"--{m[1].replace('_', '-')} {m[2]}"),
+    (r"\bwith array:", "with --array:"),
+    (r"\bruns\[(['\"])(.*)\1\]", r"\2"),
+)
 _INTERRUPTED, _BROKEN_PIPE = 130, 141  # what shells report for SIGINT and SIGPIPE
 
 
@@ -56,6 +77,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nor at exit
         return _BROKEN_PIPE
     except (ValueError, TypeError, OSError, MemoryError) as error:
+        if os.environ.get("CSUNMIX_DEBUG") == "1":
+            raise
         _say(f"error: {_one_line(error)}")
         return 2
     except KeyboardInterrupt as stop:
@@ -71,22 +94,35 @@ def unmix(options: argparse.Namespace) -> None:
     """Find the targets in images; write them as a CSV table."""
     if options.method in FUTURE_METHODS:
         raise ValueError(f"--method {options.method} is not available yet, take a grid method")
+    from csunmix.cli.inputs import hints, largest_value
     from csunmix.cli.output import output_file
-    from csunmix.cli.run import Run
+    from csunmix.cli.run import Run, compiles
     from csunmix.io import read_images
 
     inputs = [options.input, *filter(None, [options.psf])]
     out = output_file(options.out, "--out", inputs=inputs)
     stack = read_images(options.input, array=options.array)
     unmixer = unmixer_from(options, stack.images.shape[1:])
+    check_brightness(options, largest_value(stack, options.input), unmixer)
     run = Run(unmixer, stack, out, resume=options.resume)
+    if idle := unused(options):
+        _say(f"method {options.method} does not use {', '.join(idle)}")
+    for hint in hints(stack.images, unmixer):
+        _say(f"warning: {hint}")
+    if run.discards:
+        hint = "" if options.resume else "; --resume goes on with one"
+        _say(f"discarding {run.part} of a stopped run{hint}")
     begin = f", going on at image {run.state.frames}" if run.state.frames else ""
     factor = unmixer.dictionary.grid.factor
     _say(f"{setting_text(options)}, method {options.method}, factor {factor}{begin}")
+    if compiles():
+        _say("compiling kernels (once per machine, some seconds) ...")
     state = run.execute(progress=_on_terminal() and not options.no_progress)
     print(f"{_count(state.frames, 'image')}, {_count(state.targets, 'target')} -> {out}")
-    for name, (n, first) in state.flagged.items():
-        print(f"  {name}: {_count(n, 'image')} {_FLAG_TEXT[name]}, first frame {first}")
+    for name, (n, *frames) in state.flagged.items():
+        skipped = name == "NOT_FINITE"
+        which = _frames(frames, n, stack.names) if skipped else f"first frame {frames[0]}"
+        print(f"  {name}: {_count(n, 'image')} {_FLAG_TEXT[name]}, {which}")
 
 
 def simulate(options: argparse.Namespace) -> None:
@@ -122,15 +158,17 @@ def evaluate(options: argparse.Namespace) -> None:
     """Score a target table against the truth."""
     from csunmix import compare
     from csunmix.cli.output import output_file
-    from csunmix.cli.truth import check_images, read_truth
+    from csunmix.cli.truth import check_images, count_images, read_truth
     from csunmix.io import atomic_write
-    from csunmix.targets import n_frames, read_csv
+    from csunmix.targets import read_csv
 
     inputs = (options.targets, options.truth)
     report = output_file(options.json, "--json", inputs=inputs) if options.json else None
     targets = read_csv(options.targets)
     truth = read_truth(options.truth, progress=_on_terminal())
     check_images(targets, truth, options.targets)
+    n_images = count_images(targets, truth, options.n_images, options.targets)
+    truth.table.attrs["n_frames"] = n_images
     name = Path(options.targets).name
     metrics = compare({name: targets}, truth.table, rank_by=options.rank_by)
     print(metrics.T.to_string(float_format="{:.3f}".format, na_rep="-"))
@@ -140,7 +178,7 @@ def evaluate(options: argparse.Namespace) -> None:
             "targets": options.targets,
             "truth": options.truth,
             "rank_by": options.rank_by,
-            "n_images": n_frames(truth.table),
+            "n_images": n_images,
             "n_targets": len(targets),
             "n_true_targets": len(truth.table),
             "metrics": {k: v if math.isfinite(v) else None for k, v in values.items()},
@@ -182,13 +220,25 @@ def _say(text: str) -> None:
 
 
 def _one_line(error: BaseException) -> str:
+    """The error in one line that speaks of options and files, not of Python's arguments."""
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
-    return " ".join(str(error).split()) or type(error).__name__
+    text = " ".join(str(error).split()) or type(error).__name__
+    for pattern, replacement in _ARGUMENTS:
+        text = re.sub(pattern, replacement, text)
+    return text
 
 
 def _count(n: int, noun: str) -> str:
     return f"{n} {noun}{'' if n == 1 else 's'}"
+
+
+def _frames(frames: Sequence[int], n: int, names: Sequence[str]) -> str:
+    """The frames in words, the first of `n`, with their file names where these differ."""
+    named = len(set(names)) > 1
+    listed = ", ".join(f"{frame} ({names[frame]})" if named else str(frame) for frame in frames)
+    more = f" and {n - len(frames)} more" if n > len(frames) else ""
+    return f"frame{'' if n == 1 else 's'} {listed}{more}"
 
 
 def _on_terminal() -> bool:

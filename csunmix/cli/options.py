@@ -8,17 +8,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from csunmix import __version__
+from csunmix.names import DEFAULT_METHOD, GRID_METHODS, PEAK_RULES, PRESETS, PURSUITS
 
 if TYPE_CHECKING:
     from csunmix.psf import PSF
     from csunmix.unmixer import GridUnmixer
 
-# Names that the library knows, written out here because importing them takes a second.
-PRESETS = ("csist-100k", "seq-csist")
-METHODS = ("ista", "fista", "active-set", "split-bregman", "matching-pursuit", "omp")
 FUTURE_METHODS = ("continuous", "posterior")
-DEFAULT_METHOD = "active-set"
-PEAKS = ("every-cell", "local-maxima", "mass-merging")
 
 _ABSENT = argparse.SUPPRESS  # so that "not given" differs from None, which means "none"
 _NONE: dict[str, Any] = {"action": "store_const", "const": None, "default": _ABSENT}
@@ -34,6 +30,7 @@ def make_parser(
     main = _Parser(
         prog="csunmix",
         description="Unmix closely-spaced infrared small targets.",
+        epilog="With CSUNMIX_DEBUG=1 in the environment errors show where they come from.",
         allow_abbrev=False,
     )
     main.add_argument("--version", action="version", version=f"csunmix {__version__}")
@@ -73,13 +70,14 @@ def _unmix_arguments(parser: argparse.ArgumentParser) -> None:
         "--seed", type=int, metavar="N", help="for sampling methods to come; others draw nothing"
     )
 
+    names, future = ", ".join(GRID_METHODS), ", ".join(FUTURE_METHODS)
     method = parser.add_argument_group("method")
     method.add_argument(
         "--method",
-        choices=(*METHODS, *FUTURE_METHODS),
+        choices=(*GRID_METHODS, *FUTURE_METHODS),
         default=DEFAULT_METHOD,
         metavar="NAME",
-        help=f"{', '.join(METHODS)} (default: %(default)s); {', '.join(FUTURE_METHODS)}: to come",
+        help=f"{names} (default: %(default)s); {future}: to come",
     )
     method.add_argument(
         "--factor",
@@ -96,7 +94,10 @@ def _unmix_arguments(parser: argparse.ArgumentParser) -> None:
     )
     method.add_argument("--n-nonzero", type=int, metavar="K", help="most atoms of a pursuit")
     method.add_argument(
-        "--peaks", choices=PEAKS, metavar="RULE", help=f"from map to targets: {', '.join(PEAKS)}"
+        "--peaks",
+        choices=PEAK_RULES,
+        metavar="RULE",
+        help=f"from map to targets: {', '.join(PEAK_RULES)}",
     )
     method.add_argument("--threshold", type=float, metavar="V", help="smallest flux, DN")
     method.add_argument(
@@ -157,8 +158,12 @@ def _unmix_arguments(parser: argparse.ArgumentParser) -> None:
         "--min-separation", type=float, metavar="D", default=_ABSENT, help="smallest distance, px"
     )
     extent = prior.add_mutually_exclusive_group()
-    extent.add_argument("--extent", type=float, metavar="E", help="they lie in a box this size, px")
-    extent.add_argument("--cell", action="store_true", help="they lie in one pixel's cell")
+    extent.add_argument(
+        "--extent", type=float, metavar="E", default=_ABSENT, help="they lie in a box this size, px"
+    )
+    extent.add_argument(
+        "--cell", action="store_true", default=_ABSENT, help="they lie in one pixel's cell"
+    )
 
 
 def _simulate_arguments(parser: argparse.ArgumentParser) -> None:
@@ -187,6 +192,12 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("targets", metavar="targets.csv", help="target table")
     parser.add_argument(
         "--truth", required=True, metavar="DIR_OR_CSV", help="data set folder, or target table"
+    )
+    parser.add_argument(
+        "--n-images",
+        type=int,
+        metavar="N",
+        help="number of images that a CSV truth speaks of, where the last have no targets",
     )
     parser.add_argument("--json", metavar="FILE", help="write the figures here, too")
     parser.add_argument(
@@ -226,7 +237,10 @@ def _number_or(word: str) -> Callable[[str], float | str]:
 def unmixer_from(options: argparse.Namespace, shape: tuple[int, int]) -> GridUnmixer:
     """The unmixer that the options of `unmix` describe, for images of `shape`."""
     from csunmix import Prior, Sensor, grid_unmixer, presets
+    from csunmix._validation import as_integer
 
+    if options.seed is not None:
+        as_integer(options.seed, "seed", minimum=0)
     psf = _given_psf(options)
     preset = _preset_name(options)
     if preset is not None:
@@ -235,7 +249,7 @@ def unmixer_from(options: argparse.Namespace, shape: tuple[int, int]) -> GridUnm
     else:
         sensor, prior = Sensor(), Prior()
     assert psf is not None  # without a PSF there is a preset
-    extent = {"extent": options.extent, "cell": options.cell}
+    extent = _given(options, "extent", "cell")
     return grid_unmixer(
         options.method,
         psf=psf,
@@ -244,7 +258,7 @@ def unmixer_from(options: argparse.Namespace, shape: tuple[int, int]) -> GridUnm
         prior=replace(
             prior,
             **_given(options, "count", "flux", "min_separation"),
-            **(extent if options.extent is not None or options.cell else {}),
+            **({"extent": None, "cell": False} | extent if extent else {}),
         ),
         factor=options.factor,
         lam=options.lam,
@@ -284,6 +298,36 @@ def _preset_name(options: argparse.Namespace) -> str | None:
     psf_given = options.psf is not None or options.psf_sigma is not None
     name: str | None = options.preset
     return name if name is not None or psf_given else PRESETS[0]
+
+
+def check_brightness(options: argparse.Namespace, largest: float, unmixer: GridUnmixer) -> None:
+    """Refuse images brighter than the preset's detector can make them: they are of another one."""
+    preset, sensor = _preset_name(options), unmixer.sensor
+    if preset is None or "saturation" in vars(options) or sensor is None:
+        return
+    if sensor.saturation is not None and largest > sensor.saturation:
+        optics = "--psf, --psf-sigma, --preset" if options.preset is None else "another --preset"
+        raise ValueError(
+            f"{options.input}: its largest value, {largest:g}, is above the saturation of preset "
+            f"{preset}{', assumed for want of a PSF' if options.preset is None else ''} "
+            f"({sensor.saturation:g}); give {optics}, --saturation or --no-saturation"
+        )
+
+
+def unused(options: argparse.Namespace) -> list[str]:
+    """The options of `unmix` on the command line that make no difference to its method."""
+    given = {name for name, value in vars(options).items() if value is not None}
+    idle = {"seed", "min_separation", "extent", "cell"}  # for methods to come
+    flux_prior = getattr(options, "flux", _preset_name(options)) is not None  # presets have one
+    if options.method in PURSUITS:
+        idle |= {"lam"} | ({"count"} if "n_nonzero" in given else set())
+    else:
+        idle |= {"count", "n_nonzero"}
+        if options.lam not in (None, "auto") and ("threshold" in given or flux_prior):
+            idle |= {"read_noise"}
+    if options.method != "omp" and {"threshold", "min_share"} <= given:
+        idle |= {"flux"}
+    return sorted("--" + name.replace("_", "-") for name in idle & given)
 
 
 def setting_text(options: argparse.Namespace) -> str:

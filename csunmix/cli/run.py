@@ -20,7 +20,7 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from csunmix import __version__
-from csunmix._validation import Array
+from csunmix.cli.inputs import finite
 from csunmix.io import ImageStack, atomic_write
 from csunmix.psf import SampledPSF
 from csunmix.targets import Flag, make_table
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 MAX_BATCH = 100  # images, what a killed run loses at most
 _MAX_CELLS = 4_000_000  # of a batch's maps, bounds the memory
+_LISTED = 10  # frames by number
 
 
 @dataclass
@@ -48,7 +49,7 @@ class State:
     targets : int
         Targets in them.
     flagged : dict
-        ``[number of images, first frame]`` of every flag that occurred, by its name.
+        ``[number of images, first frames, ten at most]`` of every flag that occurred, by its name.
     """
 
     settings: str
@@ -62,8 +63,9 @@ class State:
         """Count a further batch, after which the part file has `size` bytes."""
         n = table.attrs["n_frames"]
         for flag, frames in _flagged_frames(table):
-            entry = self.flagged.setdefault(str(flag.name), [0, self.frames + int(frames[0])])
+            entry = self.flagged.setdefault(str(flag.name), [0])
             entry[0] += frames.size
+            entry += (self.frames + frames[: _LISTED + 1 - len(entry)]).tolist()
         self.frames, self.size, self.targets = self.frames + n, size, self.targets + len(table)
 
 
@@ -84,7 +86,7 @@ class Run:
     Raises
     ------
     ValueError
-        If no image is finite, or what is there to go on with is of other settings or images.
+        If what is there to go on with is damaged or of other settings or images.
     """
 
     def __init__(self, unmixer: GridUnmixer, stack: ImageStack, out: Path, *, resume: bool) -> None:
@@ -93,10 +95,14 @@ class Run:
         self.state_file = out.with_name(f"{out.name}.state.json")
         cells = unmixer.dictionary.shape[1]
         self.batch = max(1, min(MAX_BATCH, _MAX_CELLS // cells))
-        _require_finite(stack, self.batch)
         self.state = State(settings=_settings(unmixer), images=_fingerprint(stack, self.batch))
         if resume and self.part.exists() and self.state_file.exists():
             self.state = self._read_state()
+
+    @property
+    def discards(self) -> bool:
+        """Whether `execute` throws away what a stopped run left."""
+        return self.state.frames == 0 and self.part.exists()
 
     def execute(self, *, progress: bool) -> State:
         """Do what is left to do.
@@ -142,7 +148,7 @@ class Run:
     def _unmix(self, start: int) -> pd.DataFrame:
         """Target table of the batch from image `start` on."""
         images = self.stack.images[start : start + self.batch]
-        if _finite(images).any():
+        if finite(images).any():
             return self.unmixer(images, batch_size=self.batch)
         flags = dict.fromkeys(range(len(images)), Flag.NOT_FINITE | Flag.NO_TARGET)
         return make_table([], [], [], [], n_frames=len(images), frame_flags=flags)
@@ -154,24 +160,32 @@ class Run:
         return named.to_csv(index=False, header=start == 0, lineterminator="\n").encode()
 
     def _read_state(self) -> State:
+        damaged = ValueError(f"{self.state_file}: is damaged; run without --resume to start anew")
         try:
             state = State(**json.loads(self.state_file.read_text()))
-            whole = 0 <= state.size <= self.part.stat().st_size
-            whole &= 0 <= state.frames <= len(self.stack.images)
         except (ValueError, TypeError):
-            whole = False
-        if not whole:
-            raise ValueError(f"{self.state_file}: is damaged; run without --resume to start anew")
+            raise damaged from None
         for what in ("settings", "images"):
             if getattr(state, what) != getattr(self.state, what):
                 raise ValueError(
                     f"{self.part}: was begun with other {what}; run without --resume to start anew"
                 )
+        n, size = len(self.stack.images), self.part.stat().st_size
+        if state.frames not in range(n + 1) or state.size not in range(size + 1):
+            raise damaged
         return state
 
     def _write_state(self) -> None:
         with atomic_write(self.state_file) as temporary:
             temporary.write_text(json.dumps(asdict(self.state), indent=1))
+
+
+def compiles() -> bool:
+    """Whether no compiled kernel is kept from earlier runs, wherever numba keeps them."""
+    from csunmix._kernels.merging import merge_closest
+
+    folder = merge_closest.stats.cache_path
+    return folder is None or not any(Path(folder).glob("*.nbi"))
 
 
 def _flagged_frames(table: pd.DataFrame) -> Iterator[tuple[Flag, npt.NDArray[np.intp]]]:
@@ -186,23 +200,6 @@ def _flagged_frames(table: pd.DataFrame) -> Iterator[tuple[Flag, npt.NDArray[np.
             yield flag, frames
 
 
-def _finite(images: Array) -> npt.NDArray[np.bool_]:
-    return np.asarray(np.isfinite(images).all(axis=(1, 2)))
-
-
-def _batches(images: Array, batch: int) -> Iterator[Array]:
-    return (images[start : start + batch] for start in range(0, len(images), batch))
-
-
-def _require_finite(stack: ImageStack, batch: int) -> None:
-    if not any(_finite(part).any() for part in _batches(stack.images, batch)):
-        y, x = np.argwhere(~np.isfinite(stack.images[0]))[0].tolist()
-        raise ValueError(
-            f"{stack.names[0]}: has NaN or infinite pixels, the first in image 0 at row {y}, "
-            f"column {x}" + (", and so has every other image" if len(stack.images) > 1 else "")
-        )
-
-
 def _settings(unmixer: GridUnmixer) -> str:
     psf = unmixer.dictionary.psf
     values = f" of {_hash([psf.values.tobytes()])}" if isinstance(psf, SampledPSF) else ""
@@ -212,7 +209,8 @@ def _settings(unmixer: GridUnmixer) -> str:
 def _fingerprint(stack: ImageStack, batch: int) -> str:
     """Of names and pixels, whatever folder they lie in."""
     head = json.dumps([stack.names, stack.images.shape, stack.images.dtype.str]).encode()
-    pixels = (np.ascontiguousarray(part).tobytes() for part in _batches(stack.images, batch))
+    starts = range(0, len(stack.images), batch)
+    pixels = (np.ascontiguousarray(stack.images[k : k + batch]).tobytes() for k in starts)
     return _hash(chain([head], pixels))
 
 

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from csunmix._validation import as_integer
 from csunmix.datasets import read_csist, read_seq_csist
-from csunmix.targets import read_csv
+from csunmix.targets import n_frames, read_csv
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -62,6 +63,19 @@ def check_images(targets: pd.DataFrame, truth: Truth, name: str) -> None:
                 f"{name}: frame {frame} is {image}, which is frame {there} of the truth; "
                 "unmix the same images in the same order"
             )
+
+
+def count_images(targets: pd.DataFrame, truth: Truth, given: int | None, name: str) -> int:
+    """Number of images: of the data set, or that which is given, or up to the last target."""
+    known, last = n_frames(truth.table), n_frames(targets)
+    if not truth.is_complete:
+        least = max(known, last)
+        return least if given is None else as_integer(given, "--n-images", minimum=least)
+    if given is not None:
+        raise ValueError(f"--n-images is for a CSV truth; the data set has {known} images")
+    if last > known:
+        raise ValueError(f"{name}: has frame {last - 1}, the truth has {known} images from 0")
+    return known
 
 
 def _frame_by_name(table: pd.DataFrame) -> dict[str, int]:

@@ -14,9 +14,10 @@ class ActiveSet(L1Solver):
     r"""Exact non-negative l1 by an active-set method (compiled).
 
     Minimises ``1/2 sum w r^2 + lam sum x`` over ``x >= 0``. The atom with the largest correlation
-    ``a_j^T (w r) > lam`` enters, the chosen atoms are refitted by Cholesky factors of their Gram
-    matrix, and atoms that reach 0 on the way leave: the method of Lawson & Hanson (1974, Solving
-    Least Squares Problems, ch. 23) with a linear term. It ends after finitely many steps at the
+    ``a_j^T (w r) > lam`` enters, the chosen atoms are refitted by the Cholesky factor of their Gram
+    matrix, and atoms that reach 0 on the way leave, the factor following by a row or by Givens
+    rotations: the method of Lawson & Hanson (1974, Solving Least Squares Problems, ch. 23-24) with
+    a linear term. It ends after finitely many steps at the
     optimum. A censored pixel is an unknown more, ``s >= 0`` without a cost, by which the fit may
     exceed what was recorded: ``r = y + s - A x``.
 
@@ -38,7 +39,6 @@ class ActiveSet(L1Solver):
         If a parameter is of the wrong type or out of range, or ``positive=False``.
     """
 
-    max_iter: int = 1000
     tol: float = 1e-9
 
     def __post_init__(self) -> None:

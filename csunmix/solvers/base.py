@@ -16,7 +16,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -28,12 +28,11 @@ from csunmix._validation import (
     as_bool,
     as_finite,
     as_images,
+    as_instance,
     as_integer,
     as_number,
 )
-
-if TYPE_CHECKING:
-    from csunmix.dictionary import Dictionary
+from csunmix.dictionary import Dictionary
 
 Lam = float | Literal["auto"]
 
@@ -148,6 +147,7 @@ class Problem:
     lam: FloatArray
     positive: bool
     start: FloatArray  # coefficients to start from
+    norm2: float  # ||A||^2
     batch_shape: tuple[int, ...]
     map_shape: tuple[int, int]
     dtype: np.dtype[Any]  # of the images, and of the answer
@@ -165,6 +165,7 @@ class Problem:
         x0: npt.ArrayLike | None = None,
     ) -> Problem:
         """Check what a solver was given; see `Solver.solve`."""
+        as_instance(dictionary, Dictionary, "dictionary")
         y = as_images(images, shape=dictionary.image_shape)
         w = as_finite(1.0 if weights is None else weights, "weights")
         if (w < 0).any():
@@ -196,6 +197,7 @@ class Problem:
             lam=np.broadcast_to(_resolve_lam(lam, dictionary, y), len(stack)).astype(np.float64),
             positive=positive,
             start=lay(x, "x0", map_shape, cells),
+            norm2=dictionary.lipschitz,
             batch_shape=batch_shape,
             map_shape=map_shape,
             dtype=y.dtype,
@@ -216,11 +218,16 @@ class Problem:
             batch_shape=(len(self.y[index]),),
         )
 
+    def astype(self, dtype: npt.DTypeLike) -> Problem:
+        """The same problem in another precision."""
+        names = ("a_y", "a_x", "y", "weights", "lam", "start")
+        arrays = {name: getattr(self, name).astype(dtype, copy=False) for name in names}
+        return replace(self, **arrays)
+
     @property
     def lipschitz(self) -> FloatArray:
         """Upper bound of the Lipschitz constant of the data term's gradient, shape (b,)."""
-        norm = np.linalg.norm(self.a_y, 2) * np.linalg.norm(self.a_x, 2)
-        return np.asarray(norm**2 * self.weights.max(axis=(1, 2)))
+        return np.asarray(self.norm2 * self.weights.max(axis=(1, 2)))
 
     def forward(self, x: FloatArray) -> FloatArray:
         """``A x``."""
@@ -239,15 +246,14 @@ class Problem:
         """``lam ||x||_1``, shape (b,)."""
         return np.asarray(self.lam * np.abs(x).sum(axis=(1, 2), dtype=np.float64))
 
-    @property
-    def resolution(self) -> FloatArray:
-        """Relative gap that rounding leaves in the images' precision, shape (b,).
+    def resolution(self, dtype: np.dtype[Any]) -> FloatArray:
+        """Relative gap that rounding leaves in the precision `dtype`, shape (b,).
 
         ``16 eps max_j |a_j^T w y| / lam``: a dual point is scaled by ``lam`` over a correlation,
         which is told to within a few ``eps`` of the largest.
         """
         largest = np.abs(self.adjoint(self.weights * self.y)).max(axis=(1, 2))
-        eps = float(np.finfo(self.dtype).eps)
+        eps = float(np.finfo(dtype).eps)
         return np.asarray(16.0 * eps * largest / np.where(self.lam > 0, self.lam, np.inf))
 
     def evaluate(self, x: FloatArray) -> tuple[FloatArray, FloatArray]:
@@ -484,6 +490,7 @@ def _posed(
     censored: npt.ArrayLike | None,
 ) -> tuple[Problem, FloatArray]:
     """A problem and coefficients to judge, laid out as a solver's start would be."""
+    as_instance(dictionary, Dictionary, "dictionary")
     lam = as_number(lam, "lam", minimum=0.0)
     x = as_images(x, "x", shape=dictionary.map_shape)
     problem = Problem.make(

@@ -48,9 +48,10 @@ class SplitBregman(L1Solver):
         An orthogonal wavelet of PyWavelets.
     level : int
         Levels of the wavelet transform; maps too small for them are refused when solving.
-    penalty : float
+    penalty : float, optional
         Weight of the copies in the augmented Lagrangian, a pure number: it changes the speed, not
-        the answer.
+        the answer. By default 0.01, and 0.1 with a wavelet or total-variation term: the values of
+        0.003, 0.01, ..., 0.3 that take the fewest iterations on simulated clusters.
 
     Raises
     ------
@@ -63,7 +64,7 @@ class SplitBregman(L1Solver):
     lam_tv: float = 0.0
     wavelet: str = "haar"
     level: int = 2
-    penalty: float = 0.01
+    penalty: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -72,8 +73,16 @@ class SplitBregman(L1Solver):
         as_number(self.lam_wavelet, "lam_wavelet", minimum=0.0)
         as_number(self.lam_tv, "lam_tv", minimum=0.0)
         as_integer(self.level, "level", minimum=1)
-        as_number(self.penalty, "penalty", above=0.0)
+        if self.penalty is not None:
+            as_number(self.penalty, "penalty", above=0.0)
         _check_wavelet(self.wavelet)
+
+    @property
+    def _rho(self) -> float:
+        """The penalty, chosen where it is not given."""
+        if self.penalty is not None:
+            return self.penalty
+        return 0.1 if self.lam_wavelet or self.lam_tv else 0.01
 
     def _run(self, problem: Problem, monitor: Monitor) -> SolveResult:
         state = _State.start(problem, self)
@@ -154,7 +163,7 @@ class _State:
 
     def step(self) -> None:
         """One round: the quadratic problem in x, then every copy and its multiplier."""
-        problem, solver, rho = self.problem, self.solver, self.solver.penalty
+        problem, solver, rho = self.problem, self.solver, self.solver._rho
         shape = self.z.shape
         q = problem.adjoint(self.u - self.b_u) + rho * (self.z - self.b_z)
         if self.wavelet is not None:
@@ -181,7 +190,7 @@ class _State:
 
     def _step_differences(self, x: FloatArray) -> None:
         before = _differences(self.s)
-        self.d = _shrink(before + self.b_d, self.solver.lam_tv / self.solver.penalty)
+        self.d = _shrink(before + self.b_d, self.solver.lam_tv / self.solver._rho)
         d = _relax(self.d, before)
         h = _relax(x, self.s) + self.b_s
         self.s = _solve_smooth(h + _differences_adjoint(d - self.b_d))
@@ -195,13 +204,13 @@ class _State:
         r = problem.residual(z)
         correlation, penalty = problem.adjoint(problem.weights * r), problem.penalty(z)
         if self.wavelet is not None:
-            multiplier = self.wavelet.adjoint(solver.penalty * self.b_v)
+            multiplier = self.wavelet.adjoint(solver._rho * self.b_v)
             correlation = correlation - multiplier.reshape(z.shape)
             size = np.abs(self.wavelet.forward(maps)) * self.wavelet.details
             penalty = penalty + solver.lam_wavelet * size.sum(axis=(1, 2))
         if solver.lam_tv:
             limit = solver.lam_tv
-            multiplier = np.clip(solver.penalty * self.b_d, -limit, limit)
+            multiplier = np.clip(solver._rho * self.b_d, -limit, limit)
             correlation = correlation - _differences_adjoint(multiplier).reshape(z.shape)
             penalty = penalty + limit * np.abs(_differences(maps)).sum(axis=(1, 2, 3))
         alone = self.wavelet is None and not solver.lam_tv
@@ -241,8 +250,7 @@ class _WaveletTerm:
         self._wavelet, self._level, self._map_shape = wavelet, level, map_shape
         block = 2**level
         self._pad = tuple((0, -n % block) for n in map_shape)
-        shortest = min(n + after for n, (_, after) in zip(map_shape, self._pad, strict=True))
-        highest = pywt.dwt_max_level(shortest, wavelet)
+        highest = pywt.dwt_max_level(min(map_shape), wavelet)
         if level > highest:
             raise ValueError(
                 f"level must be at most {highest} for wavelet {wavelet!r} and maps of shape "

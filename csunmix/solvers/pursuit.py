@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from csunmix._validation import FloatArray, as_integer, as_number, as_range
+from csunmix._validation import FloatArray, as_bool, as_integer, as_number, as_range
 from csunmix.solvers.base import Callback, Monitor, Problem, SolveResult
 
 if TYPE_CHECKING:
@@ -19,7 +19,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class _Pursuit(ABC):
-    """Parameters and front door that the pursuits have in common."""
+    """Parameters and front door that the pursuits have in common.
+
+    A pursuit has no optimum to miss: an image has converged unless a callback stopped it while
+    steps were left to do. Whether it fits is told by ``residual_norm``.
+    """
 
     n_nonzero: int = 5
     residual_tol: float = 0.0
@@ -28,6 +32,7 @@ class _Pursuit(ABC):
     def __post_init__(self) -> None:
         as_integer(self.n_nonzero, "n_nonzero", minimum=1)
         as_number(self.residual_tol, "residual_tol", minimum=0.0)
+        as_bool(self.positive, "positive")
 
     def solve(
         self,
@@ -66,7 +71,8 @@ class MatchingPursuit(_Pursuit):
               x_j \leftarrow x_j + \frac{a_j^T w r}{\|a_j\|_w^2}
 
     (Mallat & Zhang 1993, IEEE Trans. Signal Process. 41, 3397). Atoms are normalised internally,
-    whatever the dictionary. Censored pixels are ignored.
+    whatever the dictionary. Censored pixels are ignored. An image has converged unless a callback
+    stopped it.
 
     Parameters
     ----------
@@ -128,7 +134,8 @@ class OMP(_Pursuit):
 
     Each step takes the atom of the largest normalised correlation with the residual and refits all
     chosen atoms by least squares (Pati, Rezaiifar & Krishnaprasad 1993, Asilomar 27, 40). Atoms
-    are normalised internally, whatever the dictionary. Censored pixels are ignored.
+    are normalised internally, whatever the dictionary. Censored pixels are ignored. An image has
+    converged unless a callback stopped it.
 
     A sub-pixel dictionary is coherent: the best single atom lies *between* two targets, and plain
     OMP never leaves it. ``locally_optimised`` moves, after each step, every atom in turn to the
@@ -154,7 +161,8 @@ class OMP(_Pursuit):
     exclusion_radius : float
         Smallest distance between two atoms, px; keep it below the targets' separation.
     positive : bool
-        Take only atoms of positive correlation, and drop atoms that the fit turns negative.
+        Take only atoms of positive correlation, and drop atoms that the fit turns negative. The
+        pursuit ends with a step that leaves no more atoms than there were.
 
     Raises
     ------
@@ -173,6 +181,7 @@ class OMP(_Pursuit):
             as_range(self.bounds, "bounds", minimum=0.0)
             if not self.positive:
                 raise ValueError("bounds need positive=True")
+        as_bool(self.locally_optimised, "locally_optimised")
         as_number(self.search_radius, "search_radius", above=0.0)
         as_number(self.exclusion_radius, "exclusion_radius", minimum=0.0)
 
@@ -228,18 +237,20 @@ def _greedy(
     x = problem.start.copy()
     n_iter = np.zeros(len(problem), np.int64)
     no_gap = np.full(len(problem), np.nan)
+    stopped = False
     for limit in range(1 if monitor.watched else max_steps, max_steps + 1):
         before = n_iter.sum()
         x[:], n_iter[:] = problem.start, 0
         pursue(x.reshape(len(x), -1), n_iter, limit)
         objective = problem.evaluate(x)[0]
-        if monitor.report(limit, objective, no_gap) or n_iter.sum() == before:
+        stopped = monitor.report(limit, objective, no_gap)
+        if stopped or n_iter.sum() == before:
             break
-    reached = np.sqrt(2.0 * objective) <= residual_tol
+    ended = (n_iter < limit) | (np.sqrt(2.0 * objective) <= residual_tol)
     return problem.result(
         x,
         n_iter=n_iter,
-        converged=reached | (residual_tol == 0.0),
+        converged=ended | (not stopped or limit == max_steps),
         objective=objective,
         gap=no_gap,
         history=monitor.history,

@@ -1,0 +1,74 @@
+"""What ``csunmix unmix`` asks of its images before the work starts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from csunmix._validation import Array
+from csunmix.background import border_level, noise_level
+from csunmix.io import ImageStack
+from csunmix.unmixer import GridUnmixer
+
+_BATCH_PIXELS = 1_000_000
+_SAMPLE = 100  # images, enough to see a background
+
+
+def finite(images: Array) -> npt.NDArray[np.bool_]:
+    """Which of the images (n, n_y, n_x) have neither NaN nor infinite pixels."""
+    return np.asarray(np.isfinite(images).all(axis=(1, 2)))
+
+
+def largest_value(stack: ImageStack, source: str) -> float:
+    """Largest value of the finite images, DN; they are gone through in batches.
+
+    Raises
+    ------
+    ValueError
+        If no image of the file or folder `source` is finite.
+    """
+    images = stack.images
+    step = max(1, _BATCH_PIXELS // images[0].size)
+    parts = (images[start : start + step] for start in range(0, len(images), step))
+    maxima = [float(part[good].max()) for part in parts if (good := finite(part)).any()]
+    if maxima:
+        return max(maxima)
+    y, x = np.argwhere(~np.isfinite(images[0]))[0].tolist()
+    file = Path(source, stack.names[0]) if Path(source).is_dir() else source
+    raise ValueError(
+        f"{file}: has NaN or infinite pixels, the first in image 0 at row {y}, "
+        f"column {x}" + (", and so has every other image" if len(images) > 1 else "")
+    )
+
+
+def hints(images: Array, unmixer: GridUnmixer) -> Iterator[str]:
+    """Signs that the PSF or the background is not as the settings have it.
+
+    The PSF: an image measures less than four of its widths. The background: in more than half of
+    some images, of all parts of the stack, the median of the border lies above what is taken off
+    by more than 5 times the noise and a hundredth of the brightest pixel (the PSF's own tails).
+    """
+    width, (n_y, n_x) = unmixer.dictionary.psf.width, images.shape[1:]
+    if min(n_y, n_x) < 4 * width:
+        yield (
+            f"images of {n_y} x {n_x} px are small for a PSF {width:.3g} px wide (sigma); "
+            "is its width, or --psf-oversampling, right?"
+        )
+        return
+    if unmixer.background == "border":
+        return
+    offset = unmixer.sensor.offset if unmixer.sensor is not None else 0.0
+    sample = images[np.linspace(0, len(images) - 1, min(_SAMPLE, len(images))).astype(int)]
+    sample = sample[finite(sample)] - (unmixer.background + offset)
+    if len(sample) == 0:
+        return
+    level = border_level(sample)
+    bright = level > np.maximum(5 * noise_level(sample), 0.01 * sample.max(axis=(1, 2)))
+    if bright.mean() > 0.5:
+        yield (
+            f"a background of {np.median(level):.4g} DN is left in the images; "
+            "--background border takes it off"
+        )

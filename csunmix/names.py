@@ -1,0 +1,16 @@
+"""Names of methods, peak rules and presets: here, so that the command line need not import them."""
+
+PURSUITS = ("matching-pursuit", "omp")
+"""Names of the greedy methods."""
+
+GRID_METHODS = ("ista", "fista", "active-set", "split-bregman", *PURSUITS)
+"""Names of the grid methods."""
+
+DEFAULT_METHOD = "active-set"
+"""The most accurate method that exists."""
+
+PEAK_RULES = ("every-cell", "local-maxima", "mass-merging")
+"""Names of the peak rules."""
+
+PRESETS = ("csist-100k", "seq-csist")
+"""Names of the presets."""

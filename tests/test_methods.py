@@ -1,0 +1,25 @@
+"""What `grid_unmixer` chooses and refuses, beyond what tests/test_unmixer.py sees in use."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import csunmix as cu
+
+
+@pytest.mark.parametrize("sigma", [0.5, 3.0, 12.0])
+def test_default_threshold_is_five_times_the_error_of_a_lone_flux(sigma: float) -> None:
+    psf = cu.GaussianPSF(sigma=sigma)
+    unmix = cu.grid_unmixer(psf=psf, shape=(9, 9), sensor=cu.Sensor(read_noise=2.0))
+    norm = np.linalg.norm(psf.response(100, 100, (201, 201)))
+    assert isinstance(unmix.peaks, cu.MassMerging)
+    assert unmix.peaks.threshold == pytest.approx(5 * 2.0 / norm, rel=1e-6)
+
+
+def test_settings_are_checked_where_the_method_does_not_use_them() -> None:
+    optics = {"psf": cu.GaussianPSF(sigma=0.5), "shape": (9, 9)}
+    with pytest.raises(ValueError, match="n_nonzero must be at least 1, got -3"):
+        cu.grid_unmixer("active-set", n_nonzero=-3, **optics)
+    with pytest.raises(ValueError, match="lam must be at least 0, got -1"):
+        cu.grid_unmixer("omp", lam=-1.0, **optics)
