@@ -5,6 +5,13 @@ from . import plots as plots
 from . import presets as presets
 from . import solvers as solvers
 from . import targets as targets
+from .continuous.bound import CramerRao as CramerRao
+from .continuous.bound import cramer_rao as cramer_rao
+from .continuous.count import CountTest as CountTest
+from .continuous.count import count_test as count_test
+from .continuous.frank_wolfe import SlidingFrankWolfe as SlidingFrankWolfe
+from .continuous.posterior import PosteriorUnmixer as PosteriorUnmixer
+from .continuous.unmixer import ContinuousUnmixer as ContinuousUnmixer
 from .dictionary import Dictionary as Dictionary
 from .dictionary import dot_test as dot_test
 from .grid import SubpixelGrid as SubpixelGrid

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator
 
 _MAX_DENSE_BYTES = 4 * 2**30
+_MOST_ATOMS = 2**28  # a map of them takes 2 GiB
 
 
 class Dictionary:
@@ -58,7 +60,7 @@ class Dictionary:
     TypeError
         If `psf` is not a PSF or `factor` is not an integer.
     ValueError
-        If `shape` or `factor` is not positive.
+        If `shape` or `factor` is not positive, or the grid has more than 2^28 cells.
 
     Examples
     --------
@@ -77,6 +79,12 @@ class Dictionary:
     ) -> None:
         self.psf = as_instance(psf, PSF, "psf")
         self.grid = SubpixelGrid(shape, factor)
+        most = math.isqrt(_MOST_ATOMS // math.prod(self.grid.shape))
+        if self.grid.factor > most:
+            raise ValueError(
+                f"factor must be at most {most} for images of shape {self.grid.shape}, "
+                f"got {factor}: the grid would have more than 2^28 cells"
+            )
         self.normalised = as_bool(normalised, "normalised")
 
     def __repr__(self) -> str:

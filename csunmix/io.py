@@ -22,6 +22,7 @@ from tqdm import tqdm
 from csunmix._validation import Array, FloatArray, as_images, as_real
 
 _RASTER = (".png", ".tif", ".tiff")
+_PNG_END = b"IEND\xaeB`\x82"  # name and checksum of the chunk that ends a PNG file
 _FITS = (".fits", ".fit", ".fts", ".fits.gz")
 _SUFFIXES = (*_RASTER, *_FITS, ".npy", ".npz")
 
@@ -398,6 +399,8 @@ def _read_raster(path: Path) -> Array:
         with Image.open(path, formats=("PNG", "TIFF")) as image:
             if image.format == "PNG" and getattr(image, "n_frames", 1) > 1:
                 raise ValueError("animated images are not read")
+            if image.format == "PNG" and _PNG_END not in path.read_bytes():
+                raise ValueError("it is cut off: it has no IEND chunk")  # Pillow does not mind
             pages = [_grey(page) for page in ImageSequence.Iterator(image)]
         if len({page.shape for page in pages}) > 1:
             raise ValueError(f"its pages differ in shape: {[page.shape for page in pages]}")

@@ -6,8 +6,14 @@ PURSUITS = ("matching-pursuit", "omp")
 GRID_METHODS = ("ista", "fista", "active-set", "split-bregman", *PURSUITS)
 """Names of the grid methods."""
 
-DEFAULT_METHOD = "active-set"
-"""The most accurate method that exists."""
+DEFAULT_GRID_METHOD = "active-set"
+"""The most accurate grid method."""
+
+OFF_GRID_METHODS = ("continuous", "posterior")
+"""Names of the grid-free methods."""
+
+DEFAULT_METHOD = "posterior"
+"""The most accurate method."""
 
 PEAK_RULES = ("every-cell", "local-maxima", "mass-merging")
 """Names of the peak rules."""

@@ -14,9 +14,19 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from csunmix._validation import FloatArray, as_images, as_instance, as_integer, as_number
+from csunmix._validation import (
+    BoolArray,
+    FloatArray,
+    as_images,
+    as_instance,
+    as_integer,
+    as_number,
+)
 from csunmix.grid import SubpixelGrid
 from csunmix.metrics import THRESHOLDS, cso_map, precision_recall
+from csunmix.psf import PSF
+from csunmix.sensor import Sensor
+from csunmix.simulate import render
 from csunmix.solvers.base import SolveResult
 from csunmix.targets import check_table
 
@@ -24,9 +34,11 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-# Okabe & Ito, Color universal design (2008): the colour-blind tell these apart.
+# Okabe & Ito, Color universal design (2008), then Tol's wine and a grey: the colour-blind tell
+# these apart.
 _BLUE, _VERMILION = "#0072B2", "#D55E00"
-_COLOURS = (_BLUE, _VERMILION, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_OTHERS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#882255", "#999999")
+_COLOURS = (_BLUE, _VERMILION, *_OTHERS)
 _DASHES = ("-", "--", "-.", ":")  # lines on top of each other stay visible
 
 _FULL_AREA = 110.0  # of a marker at full flux, points^2
@@ -118,8 +130,10 @@ def plot_targets(
     color: str = _VERMILION,
     label: str | None = None,
     full_flux: float | None = None,
+    errors: Literal["bars", "ellipses"] = "bars",
+    n_sigma: float = 1.0,
 ) -> Axes:
-    """Draw the positions of targets, with error bars where the table knows the errors.
+    """Draw the positions of targets, with their errors where the table knows them.
 
     Parameters
     ----------
@@ -138,6 +152,11 @@ def plot_targets(
     full_flux : float, optional
         Flux of a marker of full area, DN; by default that of the brightest target drawn. The area
         is proportional to the flux, but never below a tenth of the full one.
+    errors : {"bars", "ellipses"}
+        How ``y_err`` and ``x_err`` are drawn; errors that are not finite are left out.
+    n_sigma : float
+        Half length of bars, half axes of ellipses, in standard errors. Normal errors are within an
+        ellipse of 1 with a probability of 39 %, of 2.45 with 95 %.
 
     Returns
     -------
@@ -154,6 +173,9 @@ def plot_targets(
     if full_flux is None:
         full_flux = _largest_flux(rows)
     full_flux = as_number(full_flux, "full_flux", above=0.0)
+    n_sigma = as_number(n_sigma, "n_sigma", above=0.0)
+    if errors not in ("bars", "ellipses"):
+        raise ValueError(f"errors must be 'bars' or 'ellipses', got {errors!r}")
     ax = _current(ax)
     from matplotlib.markers import MarkerStyle
 
@@ -169,13 +191,11 @@ def plot_targets(
         zorder=3,
         path_effects=_halo(),
     )
-    errors: dict[str, Any] = {
-        name: rows[column].to_numpy(dtype=np.float64)
-        for name, column in (("xerr", "x_err"), ("yerr", "y_err"))
-        if column in rows and np.isfinite(rows[column]).any()
-    }
-    if errors:
-        ax.errorbar(x, y, **errors, fmt="none", ecolor=color, elinewidth=1.2, capsize=3)
+    y_err, x_err = (n_sigma * _errors(rows, name) for name in ("y_err", "x_err"))
+    if errors == "ellipses":
+        _draw_ellipses(ax, y, x, y_err, x_err, color)
+    else:
+        _draw_bars(ax, y, x, y_err, x_err, color)
     return _label_pixels(ax)
 
 
@@ -193,7 +213,8 @@ def plot_unmixing(
 
     The image; the flux map on the sub-pixel grid; the image with truth (open circles) and targets
     (crosses). The last two show the pixels that hold targets, or the brightest pixel where there
-    are none, and one more on each side; a dashed frame in the image marks that window.
+    are none, and one more on each side; a dashed frame in the image marks that window. Ellipses
+    are the standard errors of the positions, where the tables know them.
 
     Parameters
     ----------
@@ -238,7 +259,13 @@ def plot_unmixing(
     for name, marker, color in (("truth", "o", _BLUE), ("targets", "x", _VERMILION)):
         if name in tables:
             plot_targets(
-                tables[name], ax=right, marker=marker, color=color, label=name, full_flux=full_flux
+                tables[name],
+                ax=right,
+                marker=marker,
+                color=color,
+                label=name,
+                full_flux=full_flux,
+                errors="ellipses",
             )
     right.set_title(" and ".join(tables) or "image")
     if len(tables) > 1:
@@ -250,6 +277,69 @@ def plot_unmixing(
         middle.set_title("flux map")
     _zoom(axes, _window(image, list(tables.values())))
     return axes
+
+
+def plot_residual(
+    image: npt.ArrayLike,
+    targets: pd.DataFrame,
+    psf: PSF,
+    *,
+    sensor: Sensor | None = None,
+    frame: int | None = None,
+    ax: Axes | None = None,
+    colorbar: bool = False,
+    **imshow: Any,
+) -> Axes:
+    """Draw what the targets leave unexplained: the image less the sensor's offset and their light.
+
+    Colours are symmetric about 0. Saturated pixels are hatched, and show no more than what the
+    targets lack to saturate them; bad pixels stay empty.
+
+    Parameters
+    ----------
+    image : array_like, shape (n_y, n_x)
+        Image, DN; NaN pixels stay empty.
+    targets : pandas.DataFrame
+        Target table: what was found.
+    psf : PSF
+        The optics.
+    sensor : Sensor, optional
+        The detector; by default one without offset, saturation and bad pixels.
+    frame : int, optional
+        The image's frame in the table; may be left out where that speaks of one frame only.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw; the current axes by default.
+    colorbar : bool
+        Draw a bar with the residuals, DN, beside the image.
+    **imshow
+        Options of `matplotlib.axes.Axes.imshow`, such as ``cmap``, ``vmin`` and ``vmax``.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+
+    Raises
+    ------
+    ImportError
+        If matplotlib is not installed.
+    TypeError, ValueError
+        If an input is malformed, the table has several frames and `frame` is not given, or the
+        sensor's bad pixels do not fit the image.
+    """
+    image = _one_image(image, "image")
+    sensor = as_instance(Sensor() if sensor is None else sensor, Sensor, "sensor")
+    rows = _one_frame(targets, frame, "targets").assign(frame=0)
+    (light,) = render(psf, rows, shape=(image.shape[0], image.shape[1]), n=1)
+    known = np.where(np.isnan(image), 0.0, image)
+    saturated = sensor.censored(known)
+    residual = image - sensor.offset - light
+    residual[saturated] = np.maximum(residual[saturated], 0.0)
+    residual[~sensor.valid(known)] = np.nan
+    limit = np.nanmax(np.abs(residual), initial=0.0) or 1.0
+    colours = {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit}
+    ax = _plot_pixels(residual, image.shape, ax, colorbar, {**colours, **imshow})
+    _hatch(ax, saturated)
+    return ax
 
 
 def plot_convergence(
@@ -448,6 +538,39 @@ def _plot_pixels(
     return _label_pixels(ax)
 
 
+def _draw_bars(
+    ax: Axes, y: FloatArray, x: FloatArray, y_err: FloatArray, x_err: FloatArray, color: str
+) -> None:
+    bars = {"yerr": y_err, "xerr": x_err}
+    known: dict[str, Any] = {name: err for name, err in bars.items() if not np.isnan(err).all()}
+    if known:
+        ax.errorbar(x, y, **known, fmt="none", ecolor=color, elinewidth=1.2, capsize=3)
+
+
+def _draw_ellipses(
+    ax: Axes, y: FloatArray, x: FloatArray, y_err: FloatArray, x_err: FloatArray, color: str
+) -> None:
+    from matplotlib.collections import PatchCollection
+    from matplotlib.colors import to_rgb
+    from matplotlib.patches import Ellipse
+
+    known = ~np.isnan(y_err) & ~np.isnan(x_err)
+    places = zip(*(each[known] for each in (y, x, y_err, x_err)), strict=True)
+    ellipses = [Ellipse((b, a), 2 * b_err, 2 * a_err) for a, b, a_err, b_err in places]
+    face = (*to_rgb(color), 0.25)
+    ax.add_collection(PatchCollection(ellipses, facecolor=face, edgecolor=color, linewidth=1.4))
+
+
+def _hatch(ax: Axes, marked: BoolArray) -> None:
+    """Hatch the pixels `marked`."""
+    from matplotlib.collections import PatchCollection
+    from matplotlib.patches import Rectangle
+
+    pixels = [Rectangle((c - 0.5, r - 0.5), 1.0, 1.0) for r, c in np.argwhere(marked)]
+    style: dict[str, Any] = {"facecolor": "none", "edgecolor": "black", "linewidth": 0.8}
+    ax.add_collection(PatchCollection(pixels, hatch="////", **style))
+
+
 def _label_pixels(ax: Axes) -> Axes:
     """Name the axes, keep pixels square, put ticks on pixel centres."""
     from matplotlib.ticker import MaxNLocator
@@ -531,6 +654,12 @@ def _one_frame(table: pd.DataFrame, frame: int | None, name: str) -> pd.DataFram
     if n > 1:
         raise ValueError(f"frame must be given: {name} speaks of {n} frames")
     return rows
+
+
+def _errors(rows: pd.DataFrame, name: str) -> FloatArray:
+    """A column of errors; NaN where the table has none, or none that is finite."""
+    found = rows[name].to_numpy(np.float64) if name in rows else np.full(len(rows), np.nan)
+    return np.where(np.isfinite(found), found, np.nan)
 
 
 def _largest_flux(rows: pd.DataFrame) -> float:

@@ -9,6 +9,7 @@ of one factor in y and one in x) and write its kernel and the kernel's gradient.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -24,6 +25,7 @@ Axis = Literal["y", "x"]
 _RAYLEIGH_PER_SIGMA = 1.9  # Airy radius of a Gaussian of width sigma, by 84 % encircled energy
 _FIRST_ZERO_J1 = 3.8317059702075123
 _WIDTH_TOLERANCE = 1e-6  # relative, of the squared kernel's sum
+_MOST_SAMPLES = 512  # of that sum, to either side
 
 
 class PSF(ABC):
@@ -46,16 +48,18 @@ class PSF(ABC):
     def width(self) -> float:
         """Equivalent Gaussian width of the pixel response, ``1/sqrt(4 pi sum kernel^2)``, px.
 
-        The sum runs over the pixels of a target at a pixel's centre, as far out as they count. The
-        norm of the response is ``1/(sqrt(4 pi) width)``.
+        The sum runs over the pixels of a target at a pixel's centre, as far out as they count, but
+        not beyond 512 samples. The norm of the response is ``1/(sqrt(4 pi) width)``.
         """
-        reach, energy, change = 8, 0.0, np.inf
-        while change > _WIDTH_TOLERANCE * energy:
-            reach *= 2
-            d = np.arange(-reach, reach + 1)
-            before, energy = energy, float(np.square(self.kernel(d[:, None], d)).sum())
-            change = energy - before
-        return float(1.0 / np.sqrt(4.0 * np.pi * energy))
+        return float(1.0 / np.sqrt(4.0 * np.pi * self._energy()))
+
+    def _energy(self) -> float:
+        """Sum of the squared response to a target at a pixel's centre."""
+        return _sum_of_squares(lambda d: self.kernel(d[:, None], d), self._spacing("y"))
+
+    def _spacing(self, axis: Axis) -> float:
+        """Distance of samples that tell the response's sum as well as all pixels do, px."""
+        return 1.0
 
     def response(self, y: npt.ArrayLike, x: npt.ArrayLike, shape: tuple[int, int]) -> FloatArray:
         """Image of a target of unit flux.
@@ -97,6 +101,10 @@ class SeparablePSF(PSF):
     @abstractmethod
     def axis_kernel_gradient(self, d: npt.ArrayLike, axis: Axis) -> FloatArray:
         """Derivative of `axis_kernel` by `d`, 1/px."""
+
+    def _energy(self) -> float:
+        along_y = _sum_of_squares(lambda d: self.axis_kernel(d, "y"), self._spacing("y"))
+        return along_y * _sum_of_squares(lambda d: self.axis_kernel(d, "x"), self._spacing("x"))
 
     def axis_response(self, position: npt.ArrayLike, n: int, axis: Axis) -> FloatArray:
         """Factor of the response in `n` pixels along one axis, shape (..., n)."""
@@ -188,6 +196,9 @@ class GaussianPSF(SeparablePSF):
         edges = np.exp(-0.5 * ((d + 0.5) / sigma) ** 2) - np.exp(-0.5 * ((d - 0.5) / sigma) ** 2)
         return np.asarray(edges / (np.sqrt(2.0 * np.pi) * sigma))
 
+    def _spacing(self, axis: Axis) -> float:
+        return max(1.0, self._sigma(axis) / 4.0)
+
     def _sigma(self, axis: Axis) -> float:
         return self.sigma_y if axis == "y" else self.sigma_x
 
@@ -251,6 +262,9 @@ class AiryPSF(PSF):
             self._line(dy + 0.5, dx) - self._line(dy - 0.5, dx),
             self._line(dx + 0.5, dy) - self._line(dx - 0.5, dy),
         )
+
+    def _spacing(self, axis: Axis) -> float:
+        return max(1.0, self.radius / 8.0)  # its square holds no period below 0.4 radius
 
     @cached_property
     def _rule(self) -> tuple[FloatArray, FloatArray]:
@@ -339,6 +353,10 @@ class SampledPSF(PSF):
         """Derivatives of `kernel` by `dy` and by `dx`, 1/px."""
         return self._evaluate(dy, dx, by_dy=1), self._evaluate(dy, dx, by_dx=1)
 
+    def _energy(self) -> float:
+        d_y, d_x = (np.arange(-(edge[-1] // 1), edge[-1] // 1 + 1) for edge in self._axes)
+        return float(np.square(self.kernel(d_y[:, None], d_x)).sum())
+
     @cached_property
     def _axes(self) -> tuple[FloatArray, FloatArray]:
         k_y, k_x = self.values.shape
@@ -362,6 +380,17 @@ class SampledPSF(PSF):
         out = np.zeros(dy.shape)
         out[inside] = self._spline.ev(dy[inside], dx[inside], dx=by_dy, dy=by_dx)
         return out
+
+
+def _sum_of_squares(response: Callable[[FloatArray], FloatArray], spacing: float) -> float:
+    """``spacing^n sum response^2`` along the response's n axes, as far out as it counts."""
+    reach, energy, change = 8, 0.0, np.inf
+    while change > _WIDTH_TOLERANCE * energy and reach < _MOST_SAMPLES:
+        reach *= 2
+        values = response(spacing * np.arange(-reach, reach + 1))
+        before, energy = energy, float(spacing**values.ndim * np.square(values).sum())
+        change = energy - before
+    return energy
 
 
 def _axis_offsets(position: npt.ArrayLike, n: int) -> FloatArray:

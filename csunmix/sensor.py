@@ -114,6 +114,26 @@ class Sensor:
         images = as_images(images)
         return np.broadcast_to(self._good(images), images.shape).copy()
 
+    def interval(self, images: npt.ArrayLike) -> tuple[FloatArray, FloatArray]:
+        """Bounds of what every pixel held before rounding and clipping, DN above `offset`.
+
+        Rounding leaves half a DN to either side; a saturated pixel has no upper bound, one that
+        reads 0 or less where values are clipped no lower bound, a bad pixel neither. Where values
+        are not rounded both bounds are the value itself.
+        """
+        images = as_images(images)
+        half = 0.5 if self.rounding else 0.0
+        low, high = images - half - self.offset, images + half - self.offset
+        censored = self.censored(images)
+        high[censored] = np.inf
+        if self.rounding:  # up to a limit that is no whole number, too
+            low[censored] = np.ceil(images[censored]) - 0.5 - self.offset
+        if self.saturation is not None:
+            low[images <= 0.0] = -np.inf
+        bad = ~self.valid(images)
+        low[bad], high[bad] = -np.inf, np.inf
+        return low, high
+
     @property
     def noise(self) -> float:
         """Standard deviation of the noise of a dark pixel, DN."""

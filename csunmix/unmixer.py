@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Iterator
 from dataclasses import KW_ONLY, dataclass, is_dataclass, replace
@@ -24,6 +25,7 @@ from csunmix._validation import (
 from csunmix.background import border_level
 from csunmix.dictionary import Dictionary
 from csunmix.peaks import Candidates, PeakRule
+from csunmix.psf import PSF
 from csunmix.sensor import Sensor
 from csunmix.solvers.base import Solver, SolveResult, universal_lam
 from csunmix.targets import Flag, make_table
@@ -46,8 +48,9 @@ class GridUnmixer:
     dictionary : Dictionary
         Optics, image shape and grid.
     solver : Solver
-        Turns images into coefficient maps. With ``lam="auto"`` and a sensor that has noise, the
-        sensor's noise is used.
+        Turns images into coefficient maps; its ``solve`` need not take `weights` where the sensor
+        has no bad pixels, nor `censored` where it does not saturate. With ``lam="auto"`` and a
+        sensor that has noise, the sensor's noise is used.
     peaks : PeakRule
         Turns flux maps into targets.
     sensor : Sensor, optional
@@ -97,6 +100,10 @@ class GridUnmixer:
         if self.sensor is not None:
             as_instance(self.sensor, Sensor, "sensor")
             self.sensor.valid(np.zeros(self.dictionary.image_shape))  # refuses another shape
+            if self.sensor.bad_pixels is not None:
+                _check_takes(self.solver, "weights", "the sensor has bad pixels")
+            if self.sensor.saturation is not None:
+                _check_takes(self.solver, "censored", "the sensor saturates")
         if isinstance(self.background, str):
             if self.background != "border":
                 raise ValueError(
@@ -168,13 +175,17 @@ class GridUnmixer:
     def _solve(self, images: FloatArray) -> SolveResult:
         sensor = self.sensor or Sensor()
         level = self._level(images)
+        told: dict[str, Any] = {}
+        if sensor.bad_pixels is not None:
+            told["weights"] = sensor.valid(images).astype(images.dtype)
+        if sensor.saturation is not None:
+            told["censored"] = sensor.censored(images)
         # The products are small: BLAS threads would wait for each other more than they compute.
         with _threads().limit(limits=1, user_api="blas"):
             return self._solver.solve(
                 self.dictionary,
                 images - level.astype(images.dtype),
-                weights=sensor.valid(images).astype(images.dtype),
-                censored=sensor.censored(images),
+                **told,
             )
 
     def _stack(self, images: npt.ArrayLike) -> Array:
@@ -196,6 +207,11 @@ class GridUnmixer:
             return np.zeros_like(images)
         median = np.median(images[..., ~bad], axis=-1)
         return np.where(bad, median[..., None, None], images)
+
+    @property
+    def psf(self) -> PSF:
+        """The optics."""
+        return self.dictionary.psf
 
     @cached_property
     def _solver(self) -> Solver:
@@ -228,6 +244,15 @@ class GridUnmixer:
         inside = (found.y >= 0.5) & (found.y <= n_y - 1.5)
         inside &= (found.x >= 0.5) & (found.x <= n_x - 1.5)
         return np.where(inside, 0, int(Flag.BORDER))
+
+
+def _check_takes(solver: Solver, name: str, reason: str) -> None:
+    """Refuse a solver whose method lacks the argument `name`."""
+    taken = inspect.signature(solver.solve).parameters
+    if name not in taken and all(p.kind is not p.VAR_KEYWORD for p in taken.values()):
+        raise TypeError(
+            f"solver must have a method solve(..., {name}=...) since {reason}, got {solver!r}"
+        )
 
 
 def _any_pixel(mask: BoolArray) -> npt.NDArray[np.int64]:

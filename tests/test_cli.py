@@ -7,17 +7,20 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from pandas.testing import assert_frame_equal
 from PIL import Image
 
 import csunmix as cu
 from csunmix import demo, methods, names, presets
-from csunmix.cli import _FLAG_TEXT, main, output
+from csunmix.cli import _FLAG_TEXT, main, output, unmix
 from csunmix.cli import run as cli_run
+from csunmix.cli.options import make_parser
 from csunmix.datasets import read_csist, read_seq_csist, write_csist, write_seq_csist
 from csunmix.targets import COLUMNS, Flag, make_table, read_csv, write_csv
 from csunmix.tracks import simulate_tracks
@@ -51,7 +54,10 @@ def run(capsys, monkeypatch):
     monkeypatch.delenv("CSUNMIX_DEBUG", raising=False)
 
     def run(*argv):
-        code = main([str(arg) for arg in argv])
+        argv = [str(arg) for arg in argv]
+        if argv[:1] == ["unmix"] and "--method" not in argv:
+            argv += ["--method", "active-set"]  # a quick one, where the method is not the matter
+        code = main(argv)
         captured = capsys.readouterr()
         return code, captured.out, captured.err
 
@@ -162,6 +168,7 @@ def test_bugs_show_their_traceback(monkeypatch, tmp_path):
 
 def test_debugging_lets_any_error_through(refused, monkeypatch, tmp_path, stack_file):
     argv = ["unmix", str(stack_file), "--out", str(tmp_path / "t.csv"), "--factor", "0"]
+    argv += ["--method", "active-set"]
     refused(*argv)
     monkeypatch.setenv("CSUNMIX_DEBUG", "1")
     with pytest.raises(ValueError, match="factor must be at least 1"):
@@ -423,10 +430,27 @@ def test_wide_psf_and_background_are_warned_of(run, tmp_path):
     assert len(warnings(images, *sigma)) == 1
 
 
-@pytest.mark.parametrize("method", ["continuous", "posterior"])
-def test_methods_to_come(refused, tmp_path, stack_file, method):
-    err = refused("unmix", stack_file, "--out", tmp_path / "t.csv", "--method", method)
-    assert f"--method {method} is not available yet" in err
+@pytest.mark.parametrize(
+    ("method", "kind"),
+    [("continuous", cu.ContinuousUnmixer), ("posterior", cu.PosteriorUnmixer)],
+)
+def test_grid_free_methods_equal_the_library(run, tmp_path, scenes, method, kind):
+    images = scenes.images[:3]
+    np.save(tmp_path / "few.npy", images)
+    out = tmp_path / "t.csv"
+    argv = ("--method", method, "--seed", 3, "--factor", 5, "--count", 1, 4)
+    code, _, err = run("unmix", tmp_path / "few.npy", "--out", out, *argv)
+    assert code == 0
+    assert f"method {method} does not use --factor\n" in err
+    prior = replace(PRESET.prior, count=(1, 4))
+    expected = kind(PRESET.psf, PRESET.sensor, prior, seed=3)(images)
+    columns = list(cu.targets.COLUMNS)
+    assert_frame_equal(cu.targets.read_csv(out)[columns], expected[columns], check_exact=True)
+
+
+def test_the_most_accurate_method_is_the_default():
+    parse = make_parser([unmix]).parse_args
+    assert parse(["unmix", "a.npy", "--out", "b.csv"]).method == names.DEFAULT_METHOD == "posterior"
 
 
 def test_progress_bar_on_a_terminal_only(run, tmp_path, stack_file, monkeypatch):
@@ -601,6 +625,7 @@ def test_bad_arrays(refused, tmp_path, values, message):
         (["--n-nonzero", "-3"], "error: --n-nonzero must be at least 1"),
         (["--method", "omp", "--lam", "-1"], "error: --lam must be at least 0"),
         (["--seed", "-3"], "error: --seed must be at least 0"),
+        (["--factor", "100000"], "error: --factor must be at most"),
         (["--count", "-1", "2"], "error: --count must be at least 0"),
     ],
 )
@@ -877,7 +902,7 @@ def add(self, table, size):
         os.kill(os.getpid(), signal.SIGKILL)  # the second batch is written but not noted
     original(self, table, size)
 run.State.add = add
-main(["unmix", {str(stack_file)!r}, "--out", {str(out)!r}])
+main(["unmix", {str(stack_file)!r}, "--out", {str(out)!r}, "--method", "active-set"])
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
@@ -968,7 +993,7 @@ def test_simulate_refuses(refused, tmp_path):
     assert "full: the folder is not empty" in refused(*argv, tmp_path / "full")
     assert "is a file" in refused(*argv, tmp_path / "full" / "mine.txt")
     assert "--n must be at least 1" in refused(*argv, tmp_path / "d", "--n", "0")
-    assert "--seed must be at least 0" in refused(*argv, tmp_path / "d", "--seed", "-1")
+    assert "error: --seed must be at least 0" in refused(*argv, tmp_path / "d", "--seed", "-1")
 
 
 @pytest.mark.parametrize("is_new", [True, False])

@@ -51,7 +51,10 @@ def test_function_is_not_hidden_by_its_module_of_the_same_name() -> None:
 def test_using_the_library_prints_nothing() -> None:
     code = (
         "import csunmix as cu; s = cu.presets.csist_100k();"
-        "cu.simulate(s.psf, s.sensor, s.scene, shape=s.shape, n=3, rng=0)"
+        "made = cu.simulate(s.psf, s.sensor, s.scene, shape=s.shape, n=3, rng=0).images;"
+        "made[1, 2, 3] = float('nan');"  # which is logged
+        "t = cu.grid_unmixer(psf=s.psf, shape=s.shape, sensor=s.sensor, prior=s.prior)(made);"
+        "assert 1 in t.attrs['frame_flags']"
     )
     assert run(code) == ""
 

@@ -256,6 +256,15 @@ def test_damaged_files_are_named(tmp_path: Path, suffix: str, damage: str) -> No
         read_images(path)
 
 
+@pytest.mark.parametrize("missing", [1, 4, 8, 12, 16, 20])
+def test_png_without_its_end_is_refused(tmp_path: Path, missing: int) -> None:
+    path = tmp_path / "cut.png"
+    write_png(path, FRAME8)
+    path.write_bytes(path.read_bytes()[:-missing])
+    with pytest.raises(ValueError, match=r"cut\.png: not a readable PNG"):
+        read_images(path)
+
+
 @pytest.mark.parametrize("limit", [40, 80])
 def test_decompression_bomb_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int

@@ -310,7 +310,9 @@ def test_active_set_equals_nnls(active_set: Any, seed: int, lam: float) -> None:
     y, w = rng.normal(2, 5, (2, 5, 6)), rng.uniform(0.3, 2, (2, 5, 6))
     x, n_iter, optimal = np.zeros((2, 30)), np.zeros(2, np.int64), np.zeros(2, bool)
     censored = np.zeros(y.shape, bool)
-    active_set(a_y, a_x, y, w, censored, np.full(2, lam), 1000, 0.0, x, n_iter, optimal)
+    prices = np.array([lam, lam + 1.0])  # at once, and by stages
+    active_set(a_y, a_x, y, w, censored, np.full(2, lam), 1000, 0.0, prices, x, n_iter, optimal)
+    assert (prices == lam).all()
     assert optimal.all()
     for b in range(2):
         root = np.sqrt(w[b].ravel())

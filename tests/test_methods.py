@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -15,6 +17,26 @@ def test_default_threshold_is_five_times_the_error_of_a_lone_flux(sigma: float) 
     norm = np.linalg.norm(psf.response(100, 100, (201, 201)))
     assert isinstance(unmix.peaks, cu.MassMerging)
     assert unmix.peaks.threshold == pytest.approx(5 * 2.0 / norm, rel=1e-6)
+
+
+@pytest.mark.parametrize("method", ["ista", "fista", "split-bregman"])
+def test_first_order_methods_converge_by_default(method: str) -> None:
+    setup = cu.presets.csist_100k()
+    made = cu.simulate(setup.psf, setup.sensor, setup.scene, shape=setup.shape, n=6, rng=7)
+    optics: dict[str, Any] = {"psf": setup.psf, "shape": setup.shape, "prior": setup.prior}
+    optics["factor"] = 3
+    unmix = cu.grid_unmixer(method, sensor=setup.sensor, **optics)
+    assert setup.sensor.censored(made.images).any()
+    assert unmix.solve(made.images).converged.all()
+    tolerances = [
+        cu.grid_unmixer(method, sensor=setup.sensor, lam=lam, **optics).solver.tol
+        for lam in ("auto", 10.0, 0.3, 0.1, 0.001)
+    ]
+    assert tolerances[0] == tolerances[1] <= 3e-3
+    assert tolerances[3] == pytest.approx(3 * tolerances[2])
+    assert tolerances[4] == 0.03
+    exact = cu.grid_unmixer("active-set", sensor=setup.sensor, **optics).solver
+    assert exact.tol <= 1e-9
 
 
 def test_settings_are_checked_where_the_method_does_not_use_them() -> None:

@@ -166,6 +166,40 @@ def test_no_error_bars_where_no_error_is_known(ax):
     assert len(ax.collections) == 1
 
 
+def ellipses(ax):
+    """Extents (left, top, right, bottom) of the ellipses in `ax`."""
+    (group,) = (c for c in ax.collections if not is_markers(c))
+    return [path.get_extents().extents.tolist() for path in group.get_paths()]
+
+
+def test_error_ellipses_where_both_errors_are_known(ax):
+    targets = make_table(
+        [0] * 4,
+        [2.0, 3, 4, 5],
+        [4.0, 5, 6, 7],
+        1.0,
+        x_err=[0.1, np.nan, 1, 1],
+        y_err=[0.2, 1, np.inf, 0.5],
+    )
+    plots.plot_targets(targets, ax=ax, errors="ellipses", n_sigma=2.0)
+    np.testing.assert_allclose(ellipses(ax), [[3.8, 1.6, 4.2, 2.4], [5.0, 4.0, 9.0, 6.0]])
+
+
+def test_bars_are_as_long_as_asked(ax):
+    targets = make_table(0, [2.0], [4.0], [1.0], x_err=[0.1], y_err=[0.2])
+    plots.plot_targets(targets, ax=ax, n_sigma=2.0)
+    along_x, along_y = (c.get_segments()[0] for c in ax.collections if not is_markers(c))
+    np.testing.assert_allclose(along_x, [[3.8, 2.0], [4.2, 2.0]])
+    np.testing.assert_allclose(along_y, [[4.0, 1.6], [4.0, 2.4]])
+
+
+def test_ellipses_of_a_table_without_errors(ax):
+    targets = make_table(0, [2.0], [4.0], [1.0])[["frame", "y", "x", "flux"]]
+    plots.plot_targets(targets, ax=ax, errors="ellipses")
+    assert ellipses(ax) == []
+    ax.figure.canvas.draw()
+
+
 def test_empty_table_draws_no_target(ax):
     plots.plot_targets(make_table([], [], [], []), ax=ax)
     ((positions, _),) = markers(ax)
@@ -202,6 +236,12 @@ def test_three_panels(scene):
     np.testing.assert_array_equal(middle.images[0].get_array(), scene["coefficients"])
     assert left.get_xlim() == (-0.5, 11.5)
     axes[0].figure.canvas.draw()
+
+
+def test_three_panels_show_errors_as_ellipses(scene):
+    scene["targets"] = scene["targets"].assign(y_err=0.1, x_err=[0.2, np.nan])
+    _, _, right = plots.plot_unmixing(image=scene["image"], targets=scene["targets"])
+    np.testing.assert_allclose(ellipses(right), [[8.8, 2.15, 9.2, 2.35]])
 
 
 def test_zoom_shows_the_pixels_with_targets_and_their_neighbours(scene):
@@ -264,6 +304,58 @@ def test_the_unmixer_and_the_picture_agree_on_where_things_are():
     x, y = true[0]
     assert shown_at(right, x, y) == image.max()
     assert shown_at(middle, x, y) == flux_map.max()
+
+
+# What is left
+
+
+PSF = cu.GaussianPSF(sigma=0.5)
+TRUTH = make_table([2, 2], [2.2, 4.8], [8.9, 3.2], [200.0, 220.0])
+
+
+def hatched(ax):
+    """Extents (left, top, right, bottom) of the hatched pixels in `ax`."""
+    (group,) = ax.collections
+    assert group.get_hatch()
+    return [path.get_extents().extents.tolist() for path in group.get_paths()]
+
+
+def test_residual_is_the_image_less_offset_and_light(ax):
+    noise = np.random.default_rng(0).normal(0.0, 3.0, SHAPE)
+    light = cu.render(PSF, TRUTH, shape=SHAPE)[2]
+    sensor = cu.Sensor(offset=20.0)
+    assert plots.plot_residual(light + 20.0 + noise, TRUTH, PSF, sensor=sensor, ax=ax) is ax
+    (picture,) = ax.images
+    np.testing.assert_allclose(picture.get_array(), noise, atol=1e-10)
+    assert picture.get_clim() == pytest.approx((-np.abs(noise).max(), np.abs(noise).max()))
+    assert hatched(ax) == []
+
+
+def test_residual_marks_saturated_pixels_and_leaves_bad_ones_empty(ax):
+    image = cu.render(PSF, TRUTH, shape=SHAPE)[2]
+    bad = np.zeros(SHAPE, dtype=bool)
+    bad[0, 0] = True
+    image[0, 0], image[6, 11] = np.nan, np.nan
+    image[2, 9] = 60.0  # less than the light there
+    image[1, 9] += 60.0
+    sensor = cu.Sensor(saturation=60.0, bad_pixels=bad)
+    plots.plot_residual(np.minimum(image, 60.0), TRUTH, PSF, sensor=sensor, ax=ax)
+    residual = ax.images[0].get_array()
+    expected = np.zeros(SHAPE)
+    expected[1, 9] = 60.0 - cu.render(PSF, TRUTH, shape=SHAPE)[2, 1, 9]
+    np.testing.assert_allclose(residual.filled(0.0), expected, atol=1e-10)
+    np.testing.assert_array_equal(np.argwhere(residual.mask), [[0, 0], [6, 11]])
+    assert [8.5, 1.5, 9.5, 2.5] in hatched(ax)
+    assert len(hatched(ax)) == np.sum(image >= 60.0)
+    ax.figure.canvas.draw()
+
+
+def test_residual_of_a_perfect_fit_and_options(ax):
+    plots.plot_residual(np.zeros(SHAPE), make_table([], [], [], []), PSF, ax=ax)
+    assert ax.images[0].get_clim() == (-1.0, 1.0)
+    plots.plot_residual(np.ones(SHAPE), TRUTH, PSF, frame=0, ax=ax, vmax=7.0, cmap="PuOr")
+    assert ax.images[1].get_clim() == (-1.0, 7.0)
+    assert ax.images[1].get_cmap().name == "PuOr"
 
 
 # Convergence
@@ -373,9 +465,10 @@ def test_precision_recall_is_that_of_the_metric(ax, runs):
 
 def test_lines_differ_in_style_for_many_methods(ax):
     truth = make_table([0], [1.0], [1.0], [1.0])
-    plots.plot_ap({str(k): truth for k in range(28)}, truth, ax=ax)
-    styles = {(line.get_color(), line.get_linestyle()) for line in ax.get_lines()}
-    assert len(styles) == 28
+    plots.plot_ap({str(k): truth for k in range(36)}, truth, ax=ax)
+    styles = [(line.get_color(), line.get_linestyle()) for line in ax.get_lines()]
+    assert len(set(styles)) == 36
+    assert len({colour for colour, _ in styles[:8]}) == 8  # as many methods as notebook 2 compares
 
 
 # Axes, errors, imports
@@ -389,6 +482,7 @@ def every_plot():
         "image": lambda ax: plots.plot_image(np.ones(SHAPE), ax=ax),
         "map": lambda ax: plots.plot_map(np.ones(grid.map_shape), grid, ax=ax),
         "targets": lambda ax: plots.plot_targets(table, ax=ax),
+        "residual": lambda ax: plots.plot_residual(np.ones(SHAPE), table, PSF, ax=ax),
         "convergence": lambda ax: plots.plot_convergence({"a": story}, ax=ax),
         "precision-recall": lambda ax: plots.plot_precision_recall({"a": table}, table, 0.1, ax=ax),
         "ap": lambda ax: plots.plot_ap({"a": table}, table, ax=ax),
@@ -428,6 +522,21 @@ GRID = cu.SubpixelGrid(SHAPE, 2)
         (lambda: plots.plot_targets([1]), TypeError, "targets must be a pandas.DataFrame"),
         (lambda: plots.plot_targets(TABLE, full_flux=0), ValueError, "full_flux must be above 0"),
         (lambda: plots.plot_targets(TABLE, frame=0.5), TypeError, "frame must be an integer"),
+        (lambda: plots.plot_targets(TABLE, errors="box"), ValueError, "errors must be 'bars' or"),
+        (lambda: plots.plot_targets(TABLE, n_sigma=0), ValueError, "n_sigma must be above 0"),
+        (lambda: plots.plot_residual(np.ones(3), TABLE, PSF), ValueError, "image must have at"),
+        (lambda: plots.plot_residual(np.ones(SHAPE), 3, PSF), TypeError, "targets must be a pand"),
+        (lambda: plots.plot_residual(np.ones(SHAPE), TABLE, 3), TypeError, "psf must be of type"),
+        (
+            lambda: plots.plot_residual(np.ones(SHAPE), TABLE, PSF, sensor=1),
+            TypeError,
+            "sensor must be of type Sensor",
+        ),
+        (
+            lambda: plots.plot_residual(np.ones(SHAPE), make_table([0, 1], 1, 1, 1), PSF),
+            ValueError,
+            "frame must be given: targets speaks of 2 frames",
+        ),
         (
             lambda: plots.plot_unmixing(np.ones(SHAPE), coefficients=np.ones((14, 24))),
             ValueError,

@@ -261,6 +261,7 @@ def test_separable_response_is_an_outer_product(name: str) -> None:
         cu.GaussianPSF(20.0),
         cu.AiryPSF(1.5),
         cu.AiryPSF(8.0),
+        cu.AiryPSF(13.0),
         sampled(cu.GaussianPSF(11.0), 1, (121, 101)),
     ],
     ids=repr,
@@ -271,8 +272,38 @@ def test_width_tells_the_norm_of_the_response(psf: PSF) -> None:
 
 
 def test_width_of_a_wide_gaussian_is_its_own_with_the_pixel() -> None:
-    for sigma in (4.0, 10.0, 40.0):
+    for sigma in (4.0, 10.0, 40.0, 3000.0, 1e7):
         assert cu.GaussianPSF(sigma).width == pytest.approx(np.hypot(sigma, 12**-0.5), rel=1e-5)
+
+
+def test_width_needs_few_samples_however_wide_the_psf(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+
+    def count(kind: type[PSF], name: str) -> None:
+        kernel = getattr(kind, name)
+
+        def counted(self: PSF, d: Any, *rest: Any) -> Any:
+            sizes.append(np.size(d))
+            return kernel(self, d, *rest)
+
+        monkeypatch.setattr(kind, name, counted)
+
+    count(cu.GaussianPSF, "axis_kernel")
+    count(cu.AiryPSF, "kernel")
+    assert cu.GaussianPSF(sigma_x=800.0, sigma_y=0.5).width == pytest.approx(21.1, rel=1e-2)
+    assert cu.AiryPSF(5000.0).width == pytest.approx(100 * cu.AiryPSF(50.0).width, rel=1e-3)
+    assert max(sizes) <= 1025
+
+
+def test_width_of_a_psf_that_never_falls_off() -> None:
+    class Flat(PSF):
+        def kernel(self, dy: Any, dx: Any) -> Any:
+            return np.ones(np.broadcast_shapes(np.shape(dy), np.shape(dx)))
+
+        def kernel_gradient(self, dy: Any, dx: Any) -> Any:
+            raise NotImplementedError
+
+    assert 0 < Flat().width < 1
 
 
 def test_rayleigh_unit() -> None:

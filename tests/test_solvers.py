@@ -360,6 +360,48 @@ def test_active_set_agrees_with_cvxpy_on_hard_images(
     assert kkt_violation(d, y, result.x, lam=1.0, censored=censored) < 1e-6
 
 
+def saturated_block(size: int) -> tuple[cu.Dictionary, Floats, npt.NDArray[np.bool_]]:
+    """A dictionary, and an image with a saturated block in its middle on a dim noisy ground."""
+    y = np.random.default_rng(size).integers(0, 20, (11, 11)).astype(float)
+    first = (11 - size) // 2
+    y[first : first + size, first : first + size] = SATURATION
+    return cu.Dictionary(PRESET.psf, (11, 11), 3), y, y == SATURATION
+
+
+@pytest.mark.parametrize("lam", [0.0, 1e-8, 1e-6, 1e-4])
+@pytest.mark.parametrize("size", [6, 7, 9, 11])
+@pytest.mark.parametrize("factor", [3, 7])
+def test_active_set_on_large_saturated_areas(factor: int, size: int, lam: float) -> None:
+    _, y, censored = saturated_block(size)
+    d = cu.Dictionary(PRESET.psf, (11, 11), factor)
+    result = cu.ActiveSet(lam=lam).solve(d, y, censored=censored)
+    # FISTA is far from the optimum here, which is flat, but it can not be below it.
+    first_order = cu.FISTA(lam=lam, max_iter=300).solve(d, y, censored=censored)
+    assert result.objective <= first_order.objective * (1 + 1e-9) + 1e-9
+    # Rounding is relative to the largest term of the fit.
+    rounding = 1e-12 * max(SATURATION, result.x.max())
+    assert kkt_violation(d, y, result.x, lam=lam, censored=censored) <= 100 * rounding
+    if lam >= 1e-6:
+        assert result.converged
+
+
+@pytest.mark.parametrize("size", [6, 9])
+def test_active_set_agrees_with_cvxpy_on_a_saturated_block(size: int) -> None:
+    d, y, censored = saturated_block(size)
+    result = cu.ActiveSet(lam=1e-2).solve(d, y, censored=censored)
+    twin = cu.CvxpyLasso(lam=1e-2).solve(d, y, censored=censored)
+    assert result.objective == pytest.approx(float(twin.objective), rel=1e-6)
+
+
+def test_active_set_in_stages_is_the_same_when_watched() -> None:
+    d, y, censored = saturated_block(7)
+    seen: list[IterationStats] = []
+    alone = cu.ActiveSet(lam=1e-6).solve(d, y, censored=censored)
+    watched = cu.ActiveSet(lam=1e-6).solve(d, y, censored=censored, callback=seen.append)
+    assert watched.converged
+    assert watched.objective == pytest.approx(float(alone.objective), rel=1e-9)
+
+
 def test_active_set_takes_as_many_atoms_as_a_bright_background_has_pixels() -> None:
     d = cu.Dictionary(PRESET.psf, (21, 21), 3)
     y = np.full((21, 21), 200.0) + np.random.default_rng(1).normal(size=(21, 21))

@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 
 import csunmix as cu
-from csunmix.methods import DEFAULT_METHOD, GRID_METHODS, PEAK_RULES
+from csunmix.methods import DEFAULT_GRID_METHOD, GRID_METHODS, PEAK_RULES
 from csunmix.peaks import Candidates
 from csunmix.solvers import SolveResult
 from csunmix.solvers.base import universal_lam
@@ -379,6 +379,52 @@ def test_parts_of_ones_own_need_no_inheritance() -> None:
     assert mixed["flux"].tolist() == pytest.approx([230.0])
 
 
+class Plain(MatchedFilter):
+    """A solver that knows of images only."""
+
+    def solve(  # type: ignore[override]
+        self,
+        dictionary: cu.Dictionary,
+        images: npt.ArrayLike,
+        *,
+        x0: Any = None,
+        callback: Any = None,
+    ) -> SolveResult:
+        return super().solve(dictionary, images)
+
+
+BAD_PIXELS = cu.Sensor(bad_pixels=np.eye(11) > 0)
+
+
+def test_a_solver_is_told_of_pixels_only_where_the_sensor_has_to_say_something() -> None:
+    one = lone_target()
+    for sensor in (None, cu.Sensor(read_noise=1.0, offset=3.0)):
+        table = unmixer(solver=Plain(), peaks=Brightest(), sensor=sensor)(one)
+        assert (table["y"][0], table["x"][0]) == pytest.approx((5, 5))
+    told: list[set[str]] = []
+
+    class Listener(MatchedFilter):
+        def solve(self, dictionary: cu.Dictionary, images: npt.ArrayLike, **given: Any) -> Any:
+            told.append(set(given))
+            return super().solve(dictionary, images)
+
+    for sensor in (None, PRESET.sensor, BAD_PIXELS):
+        unmixer(solver=Listener(), peaks=Brightest(), sensor=sensor)(one)
+    assert told == [set(), {"censored"}, {"weights"}]
+
+
+@pytest.mark.parametrize(
+    ("sensor", "message"),
+    [
+        (PRESET.sensor, r"solve\(..., censored=...\) since the sensor saturates, got .*Plain"),
+        (BAD_PIXELS, r"solve\(..., weights=...\) since the sensor has bad pixels, got .*Plain"),
+    ],
+)
+def test_a_solver_that_can_not_be_told_is_refused(sensor: cu.Sensor, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        unmixer(solver=Plain(), sensor=sensor)
+
+
 def test_batches_bound_the_memory() -> None:
     stack = np.ones((2000, 64, 64), np.uint8)
     unmix = unmixer(
@@ -453,7 +499,7 @@ def test_wrong_batch_size_and_progress() -> None:
 # --- methods by name ----------------------------------------------------------------------------
 
 
-def named(method: str = DEFAULT_METHOD, **given: Any) -> cu.GridUnmixer:
+def named(method: str = DEFAULT_GRID_METHOD, **given: Any) -> cu.GridUnmixer:
     settings: dict[str, Any] = {
         "psf": PRESET.psf,
         "shape": SHAPE,
@@ -490,7 +536,7 @@ def test_every_peak_rule_works(method: str) -> None:
 def test_settings_that_are_chosen() -> None:
     unmix = named()
     noise = np.sqrt(1 / 12)
-    assert DEFAULT_METHOD == "active-set"
+    assert DEFAULT_GRID_METHOD == "active-set"
     assert unmix.dictionary.grid.factor == 7
     assert unmix.solver == cu.ActiveSet(lam=0.07 * noise)
     assert isinstance(unmix.peaks, cu.MassMerging)
@@ -525,7 +571,7 @@ def test_settings_that_are_given() -> None:
         background="border",
     )
     assert unmix.dictionary.grid.factor == 4
-    assert unmix.solver == cu.SplitBregman(lam=2.5)
+    assert unmix.solver == cu.SplitBregman(lam=2.5, tol=1e-3)
     assert unmix.peaks == cu.LocalMaxima(threshold=33.0, min_share=0.25)
     assert unmix.background == "border"
     pursuit = named("matching-pursuit", n_nonzero=3).solver

@@ -23,6 +23,9 @@ from csunmix._validation import BoolArray, FloatArray, IntArray
 
 _ROUNDING = 1e-12  # of correlations and residuals, relative to the largest
 _OPTIMAL = 1e-9  # what a correlation may have above lam at the end, likewise
+_STAGE = 1e-2  # of the price, from one stage to the next
+_LAST_STAGE = 1e-11  # least price before lam, relative to the largest correlation
+_EPS = 1e-15  # what rounding leaves of a sum, relative to its largest term
 
 
 @numba.njit(cache=True, nogil=True)
@@ -35,22 +38,55 @@ def active_set(
     lam: FloatArray,
     max_iter: int,
     tol: float,
+    price: FloatArray,
     x: FloatArray,
     n_iter: IntArray,
     optimal: BoolArray,
 ) -> None:
-    """Solve each image; `x` (b, k l) holds the start and then the answer; counts `n_iter` up."""
-    fitted = np.empty(y.shape[1:])
-    excess = np.empty(y[0].size)
+    """Solve each image; `x` (b, k l) holds the start and then the answer; counts `n_iter` up.
+
+    `price` is the weight of the l1 norm that each image is at, at least `lam`. It falls to `lam`
+    in stages, each starting from the answer of the one before.
+    """
+    excess, before = np.empty(y[0].size), np.empty(x.shape[1])
+    correlation = np.empty(x.shape[1])
     for b in range(len(y)):
         view = new_view(a_y, a_x, y[b], weights[b])
-        forward(a_y, a_x, x[b], fitted)
-        for p in range(excess.size):  # of the fit over the bound; -1 where there is no bound
-            row, col = p // y.shape[2], p % y.shape[2]
-            above = max(fitted[row, col] - y[b, row, col], 0.0)
-            excess[p] = above if censored[b, row, col] else -1.0
-        steps, optimal[b] = _lasso(view, excess, lam[b], max_iter, tol, x[b])
-        n_iter[b] += steps
+        last, done = _LAST_STAGE * abs(correlate(view, view.target, correlation)), 0
+        while True:
+            before[:] = x[b]
+            highest = _objective(view, y[b], censored[b], price[b], before, excess)
+            highest += _ROUNDING * inner(view.target, view.target)
+            steps, optimal[b] = _lasso(view, excess, price[b], max_iter - done, tol, x[b])
+            done += steps
+            reached = _objective(view, y[b], censored[b], price[b], x[b], excess)
+            # Only rounding goes up. What it does in one step the next ones may mend.
+            if max_iter > 1 and not reached <= highest:
+                x[b], optimal[b] = before, False
+                break
+            if not optimal[b] or price[b] <= lam[b]:
+                break
+            price[b] *= _STAGE
+            if price[b] < max(lam[b], last):
+                price[b] = lam[b]
+        n_iter[b] += done
+
+
+@numba.njit(cache=True, nogil=True)
+def _objective(
+    view: View, y: FloatArray, censored: BoolArray, lam: float, x: FloatArray, excess: FloatArray
+) -> float:
+    """Objective of an image; writes what the fit has over each bound, -1 where there is none."""
+    fitted = np.empty(y.shape)
+    forward(view.a_y, view.a_x, x, fitted)
+    value = float(lam * x.sum())
+    for p in range(excess.size):
+        row, col = p // y.shape[1], p % y.shape[1]
+        r = y[row, col] - fitted[row, col]
+        excess[p] = max(-r, 0.0) if censored[row, col] else -1.0
+        if excess[p] <= 0.0:
+            value += 0.5 * (view.root[row, col] * r) ** 2
+    return value
 
 
 @numba.njit(cache=True, nogil=True)
@@ -65,7 +101,7 @@ def _lasso(
     number, r, g = chosen.number, np.empty(n_pixels), np.empty(n_atoms)
     blocked = np.zeros(n_atoms + n_pixels, np.bool_)
     scale = abs(correlate(view, view.target, g))
-    floor = -_ROUNDING * np.sqrt(inner(view.target, view.target))
+    norm = np.sqrt(inner(view.target, view.target))
     for pixel in range(n_pixels):
         if excess[pixel] > 0.0 and number[0] < most:
             append(view, chosen, n_atoms + pixel, excess[pixel], 0.0)
@@ -77,7 +113,8 @@ def _lasso(
     steps, optimal = 0, False
     while True:
         residual(view, chosen, r)
-        best = _most_exceeded(r, excess, floor, chosen, blocked, n_atoms)
+        rounding = max(_ROUNDING, _EPS * _largest_part(chosen) / norm) if norm > 0.0 else _ROUNDING
+        best = _most_exceeded(r, excess, -rounding * norm, chosen, blocked, n_atoms)
         price = 0.0
         if best < 0:
             largest = correlate(view, r, g)
@@ -85,8 +122,8 @@ def _lasso(
                 optimal = True
                 break
             best, price = _strongest(g, chosen, blocked), lam
-            if best < 0 or g[best] <= lam + _ROUNDING * scale:
-                optimal = largest <= lam + _OPTIMAL * scale
+            if best < 0 or g[best] <= lam + rounding * scale:
+                optimal = largest <= lam + max(_OPTIMAL, rounding) * scale
                 break
         if steps == max_iter:
             break
@@ -111,6 +148,15 @@ def _n_positive(a: FloatArray) -> int:
     for k in range(a.size):
         n += a[k] > 0.0
     return n
+
+
+@numba.njit(cache=True, nogil=True)
+def _largest_part(chosen: Chosen) -> float:
+    """Norm of the largest term in the sum of the chosen atoms."""
+    largest = 0.0
+    for m in range(chosen.number[0]):
+        largest = max(largest, chosen.x[m] * np.sqrt(chosen.gram[m, m]))
+    return largest
 
 
 @numba.njit(cache=True, nogil=True)

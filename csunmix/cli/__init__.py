@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import math
 import os
 import re
@@ -20,9 +19,9 @@ from pathlib import Path
 
 from csunmix import __version__
 from csunmix.cli.options import (
-    FUTURE_METHODS,
     check_brightness,
     make_parser,
+    method_text,
     setting_text,
     unmixer_from,
     unused,
@@ -43,9 +42,9 @@ _OPTIONS = (
     "saturation|seed|threshold"
 )
 _ARGUMENTS: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
-    (r"\bsigma(?= must )", "--psf-sigma"),
-    (r"\boversampling(?= must )", "--psf-oversampling"),
-    (rf"\b({_OPTIONS})(\[\d\])?(?= must )", lambda m: "--" + m[1].replace("_", "-")),
+    (r"(?<![-\w])sigma(?= must )", "--psf-sigma"),
+    (r"(?<![-\w])oversampling(?= must )", "--psf-oversampling"),
+    (rf"(?<![-\w])({_OPTIONS})(\[\d\])?(?= must )", lambda m: "--" + m[1].replace("_", "-")),
     (r"\b(array|rank_by)='(\w+)'", lambda m: f"--{m[1].replace('_', '-')} {m[2]}"),
     (r"\bwith array:", "with --array:"),
     (r"\bruns\[(['\"])(.*)\1\]", r"\2"),
@@ -67,8 +66,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0 on success, 2 on bad input, 130 if interrupted, 141 if whoever reads the
         output stopped reading.
     """
-    # What the library logs (images that are skipped) is in the summaries.
-    logging.getLogger("csunmix").addHandler(logging.NullHandler())
     try:
         options = make_parser((demo, unmix, simulate, evaluate, info)).parse_args(argv)
         options.command(options)
@@ -92,8 +89,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def unmix(options: argparse.Namespace) -> None:
     """Find the targets in images; write them as a CSV table."""
-    if options.method in FUTURE_METHODS:
-        raise ValueError(f"--method {options.method} is not available yet, take a grid method")
     from csunmix.cli.inputs import hints, largest_value
     from csunmix.cli.output import output_file
     from csunmix.cli.run import Run, compiles
@@ -113,8 +108,7 @@ def unmix(options: argparse.Namespace) -> None:
         hint = "" if options.resume else "; --resume goes on with one"
         _say(f"discarding {run.part} of a stopped run{hint}")
     begin = f", going on at image {run.state.frames}" if run.state.frames else ""
-    factor = unmixer.dictionary.grid.factor
-    _say(f"{setting_text(options)}, method {options.method}, factor {factor}{begin}")
+    _say(f"{setting_text(options)}, method {method_text(options, unmixer)}{begin}")
     if compiles():
         _say("compiling kernels (once per machine, some seconds) ...")
     state = run.execute(progress=_on_terminal() and not options.no_progress)

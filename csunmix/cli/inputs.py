@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +12,9 @@ import numpy.typing as npt
 from csunmix._validation import Array
 from csunmix.background import border_level, noise_level
 from csunmix.io import ImageStack
-from csunmix.unmixer import GridUnmixer
+
+if TYPE_CHECKING:
+    from csunmix.cli.run import Unmixer
 
 _BATCH_PIXELS = 1_000_000
 _SAMPLE = 100  # images, enough to see a background
@@ -44,21 +47,21 @@ def largest_value(stack: ImageStack, source: str) -> float:
     )
 
 
-def hints(images: Array, unmixer: GridUnmixer) -> Iterator[str]:
+def hints(images: Array, unmixer: Unmixer) -> Iterator[str]:
     """Signs that the PSF or the background is not as the settings have it.
 
     The PSF: an image measures less than four of its widths. The background: in more than half of
     some images, of all parts of the stack, the median of the border lies above what is taken off
     by more than 5 times the noise and a hundredth of the brightest pixel (the PSF's own tails).
     """
-    width, (n_y, n_x) = unmixer.dictionary.psf.width, images.shape[1:]
+    width, (n_y, n_x) = unmixer.psf.width, images.shape[1:]
     if min(n_y, n_x) < 4 * width:
         yield (
             f"images of {n_y} x {n_x} px are small for a PSF {width:.3g} px wide (sigma); "
             "is its width, or --psf-oversampling, right?"
         )
         return
-    if unmixer.background == "border":
+    if isinstance(unmixer.background, str):
         return
     offset = unmixer.sensor.offset if unmixer.sensor is not None else 0.0
     sample = images[np.linspace(0, len(images) - 1, min(_SAMPLE, len(images))).astype(int)]

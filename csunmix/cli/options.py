@@ -8,13 +8,18 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from csunmix import __version__
-from csunmix.names import DEFAULT_METHOD, GRID_METHODS, PEAK_RULES, PRESETS, PURSUITS
+from csunmix.names import (
+    DEFAULT_METHOD,
+    GRID_METHODS,
+    OFF_GRID_METHODS,
+    PEAK_RULES,
+    PRESETS,
+    PURSUITS,
+)
 
 if TYPE_CHECKING:
+    from csunmix.cli.run import Unmixer
     from csunmix.psf import PSF
-    from csunmix.unmixer import GridUnmixer
-
-FUTURE_METHODS = ("continuous", "posterior")
 
 _ABSENT = argparse.SUPPRESS  # so that "not given" differs from None, which means "none"
 _NONE: dict[str, Any] = {"action": "store_const", "const": None, "default": _ABSENT}
@@ -67,17 +72,17 @@ def _unmix_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", action="store_true", help="go on where a run was stopped")
     parser.add_argument("--no-progress", action="store_true", help="show no progress bar")
     parser.add_argument(
-        "--seed", type=int, metavar="N", help="for sampling methods to come; others draw nothing"
+        "--seed", type=int, metavar="N", help="of the random numbers of a grid-free method (0)"
     )
 
-    names, future = ", ".join(GRID_METHODS), ", ".join(FUTURE_METHODS)
     method = parser.add_argument_group("method")
     method.add_argument(
         "--method",
-        choices=(*GRID_METHODS, *FUTURE_METHODS),
+        choices=(*OFF_GRID_METHODS, *GRID_METHODS),
         default=DEFAULT_METHOD,
         metavar="NAME",
-        help=f"{names} (default: %(default)s); {future}: to come",
+        help=f"off the grid: {', '.join(OFF_GRID_METHODS)}; on a grid: {', '.join(GRID_METHODS)} "
+        "(default: %(default)s, the most accurate; continuous is much faster)",
     )
     method.add_argument(
         "--factor",
@@ -129,10 +134,11 @@ def _unmix_arguments(parser: argparse.ArgumentParser) -> None:
     limit.add_argument("--no-saturation", dest="saturation", help="no largest value", **_NONE)
     optics.add_argument(
         "--background",
-        type=_number_or("border"),
+        type=_number_or("border", "fit"),
         default=0.0,
         metavar="V",
-        help="level to take off, DN, or border: the median of each image's outermost pixels (0)",
+        help="level to take off, DN, or border: the median of each image's outermost pixels, "
+        "or fit: with the targets, off the grid (0)",
     )
 
     prior = parser.add_argument_group("what is known of the targets")
@@ -221,12 +227,13 @@ _ARGUMENTS = {
 }
 
 
-def _number_or(word: str) -> Callable[[str], float | str]:
+def _number_or(*words: str) -> Callable[[str], float | str]:
     def parse(text: str) -> float | str:
         try:
-            return word if text == word else float(text)
+            return text if text in words else float(text)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"must be a number or {word}, got {text!r}") from None
+            known = " or ".join(words)
+            raise argparse.ArgumentTypeError(f"must be a number or {known}, got {text!r}") from None
 
     return parse
 
@@ -234,9 +241,18 @@ def _number_or(word: str) -> Callable[[str], float | str]:
 # From options to objects
 
 
-def unmixer_from(options: argparse.Namespace, shape: tuple[int, int]) -> GridUnmixer:
+def unmixer_from(options: argparse.Namespace, shape: tuple[int, int]) -> Unmixer:
     """The unmixer that the options of `unmix` describe, for images of `shape`."""
-    from csunmix import Prior, Sensor, grid_unmixer, presets
+    import os
+
+    from csunmix import (
+        ContinuousUnmixer,
+        PosteriorUnmixer,
+        Prior,
+        Sensor,
+        grid_unmixer,
+        presets,
+    )
     from csunmix._validation import as_integer
 
     if options.seed is not None:
@@ -250,16 +266,29 @@ def unmixer_from(options: argparse.Namespace, shape: tuple[int, int]) -> GridUnm
         sensor, prior = Sensor(), Prior()
     assert psf is not None  # without a PSF there is a preset
     extent = _given(options, "extent", "cell")
+    sensor = replace(sensor, **_given(options, "read_noise", "saturation"))
+    prior = replace(
+        prior,
+        **_given(options, "count", "flux", "min_separation"),
+        **({"extent": None, "cell": False} | extent if extent else {}),
+    )
+    if options.method in OFF_GRID_METHODS:
+        kind = ContinuousUnmixer if options.method == "continuous" else PosteriorUnmixer
+        n_jobs = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+        return kind(
+            psf,
+            sensor,
+            prior,
+            background=options.background,
+            seed=options.seed or 0,
+            n_jobs=n_jobs,
+        )
     return grid_unmixer(
         options.method,
         psf=psf,
         shape=shape,
-        sensor=replace(sensor, **_given(options, "read_noise", "saturation")),
-        prior=replace(
-            prior,
-            **_given(options, "count", "flux", "min_separation"),
-            **({"extent": None, "cell": False} | extent if extent else {}),
-        ),
+        sensor=sensor,
+        prior=prior,
         factor=options.factor,
         lam=options.lam,
         n_nonzero=options.n_nonzero,
@@ -300,7 +329,7 @@ def _preset_name(options: argparse.Namespace) -> str | None:
     return name if name is not None or psf_given else PRESETS[0]
 
 
-def check_brightness(options: argparse.Namespace, largest: float, unmixer: GridUnmixer) -> None:
+def check_brightness(options: argparse.Namespace, largest: float, unmixer: Unmixer) -> None:
     """Refuse images brighter than the preset's detector can make them: they are of another one."""
     preset, sensor = _preset_name(options), unmixer.sensor
     if preset is None or "saturation" in vars(options) or sensor is None:
@@ -317,7 +346,10 @@ def check_brightness(options: argparse.Namespace, largest: float, unmixer: GridU
 def unused(options: argparse.Namespace) -> list[str]:
     """The options of `unmix` on the command line that make no difference to its method."""
     given = {name for name, value in vars(options).items() if value is not None}
-    idle = {"seed", "min_separation", "extent", "cell"}  # for methods to come
+    if options.method in OFF_GRID_METHODS:
+        idle = {"factor", "lam", "n_nonzero", "peaks", "threshold", "min_share"}
+        return _options(idle & given)
+    idle = {"seed", "min_separation", "extent", "cell"}
     flux_prior = getattr(options, "flux", _preset_name(options)) is not None  # presets have one
     if options.method in PURSUITS:
         idle |= {"lam"} | ({"count"} if "n_nonzero" in given else set())
@@ -327,7 +359,18 @@ def unused(options: argparse.Namespace) -> list[str]:
             idle |= {"read_noise"}
     if options.method != "omp" and {"threshold", "min_share"} <= given:
         idle |= {"flux"}
-    return sorted("--" + name.replace("_", "-") for name in idle & given)
+    return _options(idle & given)
+
+
+def _options(names: set[str]) -> list[str]:
+    return sorted("--" + name.replace("_", "-") for name in names)
+
+
+def method_text(options: argparse.Namespace, unmixer: Unmixer) -> str:
+    """Method in words, with the grid where it has one."""
+    dictionary = getattr(unmixer, "dictionary", None)
+    method: str = options.method
+    return method + (f", factor {dictionary.grid.factor}" if dictionary else "")
 
 
 def setting_text(options: argparse.Namespace) -> str:

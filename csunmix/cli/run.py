@@ -29,7 +29,12 @@ from csunmix.unmixer import GridUnmixer
 if TYPE_CHECKING:
     import pandas as pd
 
+    from csunmix.continuous import ContinuousUnmixer, PosteriorUnmixer
+
+    Unmixer = GridUnmixer | ContinuousUnmixer | PosteriorUnmixer
+
 MAX_BATCH = 100  # images, what a killed run loses at most
+_OFF_GRID_BATCH = 20
 _MAX_CELLS = 4_000_000  # of a batch's maps, bounds the memory
 _LISTED = 10  # frames by number
 
@@ -74,7 +79,7 @@ class Run:
 
     Parameters
     ----------
-    unmixer : GridUnmixer
+    unmixer : GridUnmixer, ContinuousUnmixer or PosteriorUnmixer
         What does the work.
     stack : ImageStack
         The images; read batch by batch where they are mapped from disk.
@@ -89,12 +94,14 @@ class Run:
         If what is there to go on with is damaged or of other settings or images.
     """
 
-    def __init__(self, unmixer: GridUnmixer, stack: ImageStack, out: Path, *, resume: bool) -> None:
+    def __init__(self, unmixer: Unmixer, stack: ImageStack, out: Path, *, resume: bool) -> None:
         self.unmixer, self.stack, self.out = unmixer, stack, out
         self.part = out.with_name(f"{out.name}.part")
         self.state_file = out.with_name(f"{out.name}.state.json")
-        cells = unmixer.dictionary.shape[1]
-        self.batch = max(1, min(MAX_BATCH, _MAX_CELLS // cells))
+        self.batch = _OFF_GRID_BATCH
+        if isinstance(unmixer, GridUnmixer):
+            cells = unmixer.dictionary.shape[1]
+            self.batch = max(1, min(MAX_BATCH, _MAX_CELLS // cells))
         self.state = State(settings=_settings(unmixer), images=_fingerprint(stack, self.batch))
         if resume and self.part.exists() and self.state_file.exists():
             self.state = self._read_state()
@@ -149,7 +156,7 @@ class Run:
         """Target table of the batch from image `start` on."""
         images = self.stack.images[start : start + self.batch]
         if finite(images).any():
-            return self.unmixer(images, batch_size=self.batch)
+            return self.unmixer(images)
         flags = dict.fromkeys(range(len(images)), Flag.NOT_FINITE | Flag.NO_TARGET)
         return make_table([], [], [], [], n_frames=len(images), frame_flags=flags)
 
@@ -200,8 +207,8 @@ def _flagged_frames(table: pd.DataFrame) -> Iterator[tuple[Flag, npt.NDArray[np.
             yield flag, frames
 
 
-def _settings(unmixer: GridUnmixer) -> str:
-    psf = unmixer.dictionary.psf
+def _settings(unmixer: Unmixer) -> str:
+    psf = unmixer.psf
     values = f" of {_hash([psf.values.tobytes()])}" if isinstance(psf, SampledPSF) else ""
     return f"csunmix {__version__}: {unmixer!r}{values}"
 

@@ -61,8 +61,9 @@ def read_annotation(path: str | os.PathLike[str], *, one_based: bool = False) ->
         If there is no such file.
     ValueError
         If the file is not XML, declares a document type or entities, has another root than
-        ``annotation``, or an object lacks a coordinate or has one that is not a finite number;
-        the message names the file, the object and the tag.
+        ``annotation``, or an object lacks a coordinate, has one that is not a finite number, is
+        of negative brightness or lies more than 1 px outside of the image size that the file
+        declares; the message names the file, the object and the tag.
     """
     y, x, flux = read_objects(path, one_based=one_based).T
     return make_table(np.zeros(y.size), y, x, flux, n_frames=1, attrs={"source": os.fspath(path)})
@@ -128,11 +129,21 @@ def read_objects(path: str | os.PathLike[str], *, one_based: bool = False) -> Fl
     root = _parse(path)
     if root.tag != "annotation":
         raise ValueError(f"{path}: the root must be <annotation>, got <{root.tag}>")
+    sizes = [_declared(root, tag, path) for tag in ("height", "width")]
     rows = []
     for number, item in enumerate(root.findall("object"), start=1):
         where = f"{path}: object {number}"
         coordinate = _only(item, "coordinate", where)
-        rows.append([_number(_only(coordinate, tag, where), where) for tag in _TAGS])
+        *position, flux = (_number(_only(coordinate, tag, where), where) for tag in _TAGS)
+        for tag, value, size in zip(_TAGS[:2], position, sizes, strict=True):
+            if not -1.5 <= value - one_based <= size + 0.5:
+                raise ValueError(
+                    f"{where}: <{tag}> must be within 1 px of the image of {size:g} px, "
+                    f"got {value:g}"
+                )
+        if flux < 0:
+            raise ValueError(f"{where}: <brightness> must not be negative, got {flux:g}")
+        rows.append([*position, flux])
     objects = np.array(rows, dtype=np.float64).reshape(-1, 3)
     objects[:, :2] -= one_based
     return objects
@@ -184,6 +195,12 @@ def _only(parent: Xml.Element, tag: str, where: str) -> Xml.Element:
     if len(found) != 1:
         raise ValueError(f"{where}: must have one <{tag}>, has {len(found) or 'none'}")
     return found[0]
+
+
+def _declared(root: Xml.Element, tag: str, path: str) -> float:
+    """Image size along one axis, px; infinite where the file does not say."""
+    element = root.find(f"size/{tag}")
+    return math.inf if element is None else _number(element, path)
 
 
 def _number(element: Xml.Element, where: str) -> float:

@@ -6,7 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from csunmix._validation import FloatArray
 from csunmix.solvers.base import L1Solver, Monitor, Problem, SolveResult
+
+_LEAST_PRICE = 1e-6  # of the first stage, relative to the largest correlation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,9 +20,13 @@ class ActiveSet(L1Solver):
     ``a_j^T (w r) > lam`` enters, the chosen atoms are refitted by the Cholesky factor of their Gram
     matrix, and atoms that reach 0 on the way leave, the factor following by a row or by Givens
     rotations: the method of Lawson & Hanson (1974, Solving Least Squares Problems, ch. 23-24) with
-    a linear term. It ends after finitely many steps at the
-    optimum. A censored pixel is an unknown more, ``s >= 0`` without a cost, by which the fit may
-    exceed what was recorded: ``r = y + s - A x``.
+    a linear term. It ends after finitely many steps at the optimum, to within rounding. A censored
+    pixel is an unknown more, ``s >= 0`` without a cost, by which the fit may exceed what was
+    recorded: ``r = y + s - A x``. At a small `lam` such images are solved by stages of falling
+    weights: from the start, bright atoms in a saturated area would be made brighter by powers of
+    ten, for the sake of their tails. Where ``max |A x|`` is beyond a million times the image, as
+    can happen at ``lam = 0``, rounding may stop the method short of its certificate; what it then
+    returns is the best it had, with ``converged`` False.
 
     Parameters
     ----------
@@ -52,6 +59,7 @@ class ActiveSet(L1Solver):
         x = problem.start.copy()
         n_iter = np.zeros(len(problem), np.int64)
         optimal = np.zeros(len(problem), bool)
+        price = _first_price(problem)
         # One atom at a time where somebody watches, else all the way.
         stride = 1 if monitor.watched else self.max_iter
         objective, gap = problem.evaluate(x)
@@ -66,6 +74,7 @@ class ActiveSet(L1Solver):
                 problem.lam,
                 stride,
                 float(self.tol),
+                price,
                 x.reshape(len(x), -1),
                 n_iter,
                 optimal,
@@ -81,3 +90,14 @@ class ActiveSet(L1Solver):
             gap=gap,
             history=monitor.history,
         )
+
+
+def _first_price(problem: Problem) -> FloatArray:
+    """Weight of the l1 norm to start with, shape (b,): `lam` where no pixel is censored.
+
+    An atom whose bright pixels are censored may reach any other pixel by its tail, with a
+    coefficient of up to about ``y^2 / lam``. Starting at ``y / lam = 10^6`` leaves ten digits.
+    """
+    largest = problem.adjoint(problem.weights * problem.y).max(axis=(1, 2))
+    least = np.where(problem.censored.any(axis=(1, 2)), _LEAST_PRICE * largest, 0.0)
+    return np.maximum(problem.lam, least)

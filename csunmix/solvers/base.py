@@ -99,7 +99,11 @@ class SolveResult:
 
 @runtime_checkable
 class Solver(Protocol):
-    """Anything that turns images into coefficient maps; no inheritance needed."""
+    """Anything that turns images into coefficient maps; no inheritance needed.
+
+    `GridUnmixer` gives `weights` only for sensors with bad pixels and `censored` only for sensors
+    that saturate: a solver that is not used with these may do without.
+    """
 
     def solve(
         self,

@@ -1,0 +1,118 @@
+"""The prior of a scene in compiled loops: its density, and draws from it."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numba
+import numpy as np
+
+from csunmix._validation import FloatArray
+
+_TRIES = 50  # places tried for one target before the whole set is drawn anew
+_SETS = 2000  # sets tried
+
+
+class Box(NamedTuple):
+    """What is known of a scene before the image is seen.
+
+    Positions are uniform in `area`, or in a box of size `extent` that is uniform in it, or in one
+    pixel's cell, no two targets closer than `separation`; fluxes uniform; the background normal.
+    """
+
+    area: FloatArray  # (2, 2): lowest and highest y, lowest and highest x, px
+    flux: FloatArray  # (2,): lowest and highest, DN
+    separation: float
+    extent: float  # inf where there is none
+    cell: bool
+    background: FloatArray  # (2,): mean and standard deviation, DN
+
+
+@numba.njit(cache=True, nogil=True)
+def log_prior(box: Box, theta: FloatArray, count: int) -> float:
+    """Log prior density of a scene but for a constant; -inf where it is 0."""
+    total = 0.0
+    for axis in range(2):
+        low, high = np.inf, -np.inf
+        for k in range(count):
+            low, high = min(low, theta[3 * k + axis]), max(high, theta[3 * k + axis])
+        if low < box.area[axis, 0] or high > box.area[axis, 1]:
+            return -np.inf
+        if box.cell and low < math.ceil(high - 0.5) - 0.5:
+            return -np.inf
+        if box.extent < box.area[axis, 1] - box.area[axis, 0]:
+            # Where the box may lie: all of it in the area, all targets in it.
+            first = max(high - box.extent, box.area[axis, 0])
+            last = min(low, box.area[axis, 1] - box.extent)
+            if last <= first:
+                return -np.inf
+            total += math.log(last - first)
+    for k in range(count):
+        if theta[3 * k + 2] < box.flux[0] or theta[3 * k + 2] > box.flux[1]:
+            return -np.inf
+        if crowded(box, theta, k):
+            return -np.inf
+    if theta.size > 3 * count:
+        total -= 0.5 * ((theta[3 * count] - box.background[0]) / box.background[1]) ** 2
+    return total
+
+
+@numba.njit(cache=True, nogil=True)
+def crowded(box: Box, theta: FloatArray, k: int) -> bool:
+    """Whether target k is too close to one before it."""
+    for m in range(k):
+        d2 = (theta[3 * k] - theta[3 * m]) ** 2 + (theta[3 * k + 1] - theta[3 * m + 1]) ** 2
+        if d2 < box.separation**2:
+            return True
+    return False
+
+
+@numba.njit(cache=True, nogil=True)
+def draw_scene(box: Box, count: int, theta: FloatArray) -> bool:
+    """Draw a scene target by target; False if they find no room.
+
+    Each is uniform where those before it leave room: near the prior, which steps then make it.
+    """
+    corner, size = np.empty(2), np.empty(2)
+    for _ in range(_SETS):
+        _draw_frame(box, corner, size)
+        placed = 0
+        while placed < count and _draw_place(box, placed, corner, size, theta):
+            placed += 1
+        if placed == count:
+            for k in range(count):
+                u = np.random.random()
+                theta[3 * k + 2] = box.flux[0] + (box.flux[1] - box.flux[0]) * u
+            if theta.size > 3 * count:
+                theta[3 * count] = box.background[0] + box.background[1] * np.random.normal()
+            return True
+    return False
+
+
+@numba.njit(cache=True, nogil=True)
+def _draw_frame(box: Box, corner: FloatArray, size: FloatArray) -> None:
+    """Draw the box that the targets lie in: a cell, one of the prior's extent, or the area."""
+    for axis in range(2):
+        low, high = box.area[axis, 0], box.area[axis, 1]
+        if box.cell:
+            first, last = math.floor(low + 0.5), math.ceil(high - 0.5)
+            middle = first + np.random.randint(0, max(int(last - first), 0) + 1)
+            corner[axis] = max(middle - 0.5, low)
+            size[axis] = min(middle + 0.5, high) - corner[axis]
+        elif box.extent < high - low:
+            corner[axis] = low + (high - low - box.extent) * np.random.random()
+            size[axis] = box.extent
+        else:
+            corner[axis], size[axis] = low, high - low
+
+
+@numba.njit(cache=True, nogil=True)
+def _draw_place(box: Box, k: int, corner: FloatArray, size: FloatArray, theta: FloatArray) -> bool:
+    """Draw a place for target k that keeps its distance to those before it."""
+    for _ in range(_TRIES):
+        for axis in range(2):
+            theta[3 * k + axis] = corner[axis] + size[axis] * np.random.random()
+        if not crowded(box, theta, k):
+            return True
+    return False

@@ -1,0 +1,296 @@
+"""Point targets in compiled loops: their image, its derivatives, and what pixels say of it.
+
+A scene is a flat vector ``theta = (y_1, x_1, f_1, ..., y_K, x_K, f_K[, b])``: positions (px, in the
+window), fluxes (DN) and, where it is fitted, a constant background (DN).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numba
+import numpy as np
+
+from csunmix._validation import FloatArray
+
+_SQRT_HALF = math.sqrt(0.5)
+_LOG_SQRT_2PI = 0.5 * math.log(2.0 * math.pi)
+_NARROW = 0.5  # intervals below this share of the noise are Gaussian to 1e-3 in log likelihood
+_FAR = 30.0  # standard deviations from where tails are asymptotic
+
+
+class Optics(NamedTuple):
+    """A PSF as a sum of products of one factor in y and one in x, tabulated along each axis.
+
+    Tables are (rank, n_phases + 1, 2 reach + 2): phase p holds the factor (or its change from one
+    phase to the next) at the offsets ``j - reach - p/n_phases`` px.
+    """
+
+    value_y: FloatArray
+    slope_y: FloatArray
+    value_x: FloatArray
+    slope_x: FloatArray
+
+
+class Pixels(NamedTuple):
+    """What was recorded: the value of a pixel before rounding and clipping lay in an interval.
+
+    A point where ``low == high``, no information where both ends are infinite.
+    """
+
+    low: FloatArray  # (n_y, n_x), DN above the offset
+    high: FloatArray
+    variance: float  # of the noise in the dark, DN^2
+    per_light: float  # variance per DN of light, 1/gain
+
+
+@numba.njit(cache=True, nogil=True)
+def axis_factor(
+    table: FloatArray,
+    change: FloatArray,
+    position: float,
+    k: int,
+    out: FloatArray,
+    slope: FloatArray,
+) -> None:
+    """Factors (rank, n) of target k at `position` along an axis, and their derivative by it."""
+    rank, n_phases, width = table.shape[0], table.shape[1] - 1, table.shape[2]
+    n = out.shape[2]
+    whole = math.floor(position)
+    place = (position - whole) * n_phases
+    p = min(int(place), n_phases - 1)
+    h = place - p
+    v0, v1 = (1.0 + 2.0 * h) * (1.0 - h) ** 2, h * h * (3.0 - 2.0 * h)
+    d0, d1 = h * (1.0 - h) ** 2, h * h * (h - 1.0)
+    g = 6.0 * h * (1.0 - h) * n_phases
+    e0, e1 = (1.0 - h) * (1.0 - 3.0 * h) * n_phases, h * (3.0 * h - 2.0) * n_phases
+    first = int(whole) - (width - 2) // 2
+    for r in range(rank):
+        for q in range(n):
+            j = q - first
+            if 0 <= j < width:
+                a, b = table[r, p, j], table[r, p + 1, j]
+                c, d = change[r, p, j], change[r, p + 1, j]
+                out[k, r, q] = v0 * a + v1 * b + d0 * c + d1 * d
+                slope[k, r, q] = g * (b - a) + e0 * c + e1 * d
+            else:
+                out[k, r, q] = 0.0
+                slope[k, r, q] = 0.0
+
+
+class Room(NamedTuple):
+    """Space for one scene: factors of every target, its image, Jacobian and metric."""
+
+    y: FloatArray  # (K, rank, n_y) factors and slopes
+    y_slope: FloatArray
+    x: FloatArray
+    x_slope: FloatArray
+    light: FloatArray  # (n_y, n_x)
+    jacobian: FloatArray  # (d, n_y n_x)
+    weight: FloatArray  # (n_y n_x), what each pixel tells
+    row: FloatArray  # (n_y n_x)
+
+
+@numba.njit(cache=True, nogil=True)
+def new_room(optics: Optics, count: int, d: int, n_y: int, n_x: int) -> Room:
+    """Space for scenes of `count` targets and `d` parameters."""
+    rank = optics.value_y.shape[0]
+    return Room(
+        np.empty((count, rank, n_y)),
+        np.empty((count, rank, n_y)),
+        np.empty((count, rank, n_x)),
+        np.empty((count, rank, n_x)),
+        np.empty((n_y, n_x)),
+        np.empty((d, n_y * n_x)),
+        np.empty(n_y * n_x),
+        np.empty(n_y * n_x),
+    )
+
+
+@numba.njit(cache=True, nogil=True)
+def illuminate(optics: Optics, theta: FloatArray, room: Room) -> None:
+    """Image of a scene, into ``room.light``; leaves the targets' factors in the room."""
+    for k in range(room.y.shape[0]):
+        place(optics, theta, k, room)
+    shine(theta, room)
+
+
+@numba.njit(cache=True, nogil=True)
+def place(optics: Optics, theta: FloatArray, k: int, room: Room) -> None:
+    """Factors of target k, into the room."""
+    axis_factor(optics.value_y, optics.slope_y, theta[3 * k], k, room.y, room.y_slope)
+    axis_factor(optics.value_x, optics.slope_x, theta[3 * k + 1], k, room.x, room.x_slope)
+
+
+@numba.njit(cache=True, nogil=True)
+def shine(theta: FloatArray, room: Room) -> None:
+    """Image of the targets whose factors are in the room, into ``room.light``."""
+    count, rank = room.y.shape[0], room.y.shape[1]
+    n_y, n_x = room.light.shape
+    room.light[:] = theta[3 * count] if theta.size > 3 * count else 0.0
+    for k in range(count):
+        for r in range(rank):
+            for i in range(n_y):
+                a = theta[3 * k + 2] * room.y[k, r, i]
+                for j in range(n_x):
+                    room.light[i, j] += a * room.x[k, r, j]
+
+
+@numba.njit(cache=True, nogil=True)
+def differentiate(theta: FloatArray, room: Room) -> None:
+    """Jacobian of the image that `illuminate` left, into ``room.jacobian``."""
+    count, rank = room.y.shape[0], room.y.shape[1]
+    n_y, n_x = room.light.shape
+    jacobian = room.jacobian
+    jacobian[:] = 1.0  # of the background
+    jacobian[: 3 * count] = 0.0
+    for k in range(count):
+        flux = theta[3 * k + 2]
+        by_y, by_x, by_f = jacobian[3 * k], jacobian[3 * k + 1], jacobian[3 * k + 2]
+        for r in range(rank):
+            for i in range(n_y):
+                a, s, at = room.y[k, r, i], flux * room.y_slope[k, r, i], i * n_x
+                b = flux * a
+                for j in range(n_x):
+                    by_y[at + j] += s * room.x[k, r, j]
+                    by_x[at + j] += b * room.x_slope[k, r, j]
+                    by_f[at + j] += a * room.x[k, r, j]
+
+
+@numba.njit(cache=True, nogil=True)
+def log_tail(z: float) -> float:
+    """Logarithm of the probability above `z` of a standard normal variable."""
+    if z > _FAR:
+        return -0.5 * z * z - _LOG_SQRT_2PI - math.log(z) + math.log1p(-1.0 / (z * z + 2.5))
+    return math.log(0.5 * math.erfc(z * _SQRT_HALF))
+
+
+@numba.njit(cache=True, nogil=True)
+def log_interval(a: float, b: float) -> float:
+    """Logarithm of the probability between `a` and `b` > `a` of a standard normal variable."""
+    if a + b < 0.0:
+        a, b = -b, -a
+    if a < -_FAR:
+        return 0.0
+    if a > _FAR:
+        return log_tail(a) + math.log1p(-math.exp(log_tail(b) - log_tail(a)))
+    return math.log(0.5 * (math.erfc(a * _SQRT_HALF) - math.erfc(b * _SQRT_HALF)))
+
+
+@numba.njit(cache=True, nogil=True)
+def log_pixel(low: float, high: float, light: float, variance: float) -> float:
+    """Log likelihood of one pixel, but for what `log_width` and the noise alone decide.
+
+    A point and an interval narrow against the noise: ``-r^2/2v``, ``v`` with the rounding's own.
+    """
+    width = high - low
+    if width * width < _NARROW**2 * variance:
+        r = 0.5 * (low + high) - light
+        return -0.5 * r * r / (variance + width * width / 12.0)
+    noise = math.sqrt(variance)
+    if high == np.inf:
+        return 0.0 if low == -np.inf else log_tail((low - light) / noise)
+    if low == -np.inf:
+        return log_tail((light - high) / noise)
+    return log_interval((low - light) / noise, (high - light) / noise)
+
+
+@numba.njit(cache=True, nogil=True)
+def log_scale(low: float, high: float, variance: float) -> float:
+    """What the noise adds to `log_pixel` whatever the light."""
+    width = high - low
+    if width * width < _NARROW**2 * variance:
+        blurred = variance + width * width / 12.0
+        return (math.log(width) if width > 0.0 else 0.0) - 0.5 * math.log(blurred) - _LOG_SQRT_2PI
+    return 0.0
+
+
+@numba.njit(cache=True, nogil=True)
+def information(low: float, high: float, light: float, variance: float) -> float:
+    """What a pixel tells of its light, 1/DN^2: observed for a bound, expected for an interval."""
+    if low == -np.inf or high == np.inf:
+        if low == -np.inf and high == np.inf:
+            return 0.0
+        noise = math.sqrt(variance)
+        z = (low - light) / noise if high == np.inf else (light - high) / noise
+        hazard = math.exp(-0.5 * z * z - _LOG_SQRT_2PI - log_tail(z))
+        return max(hazard * (hazard - z), 0.0) / variance
+    return 1.0 / (variance + (high - low) ** 2 / 12.0)
+
+
+@numba.njit(cache=True, nogil=True)
+def log_likelihood(pixels: Pixels, light: FloatArray, extra: float) -> float:
+    """Log likelihood of an image of `light`, the noise's variance raised by `extra` (DN^2).
+
+    Without shot noise it lacks what depends on `extra` alone, see `log_scales`.
+    """
+    total, variance = 0.0, pixels.variance + extra
+    inverse = 0.5 / (variance + 1.0 / 12.0)  # of the commonest width
+    for i in range(light.shape[0]):
+        for j in range(light.shape[1]):
+            low, high = pixels.low[i, j], pixels.high[i, j]
+            if pixels.per_light > 0.0:
+                variance = pixels.variance + extra + pixels.per_light * max(light[i, j], 0.0)
+                total += log_scale(low, high, variance)
+            elif high - low == 1.0 and variance > 1.0 / _NARROW**2:
+                r = low + 0.5 - light[i, j]
+                total -= inverse * r * r
+                continue
+            total += log_pixel(low, high, light[i, j], variance)
+    return total
+
+
+@numba.njit(cache=True, nogil=True)
+def log_scales(pixels: Pixels, extra: float) -> float:
+    """What `log_likelihood` leaves out: the part that is the same for all scenes."""
+    total = 0.0
+    if pixels.per_light == 0.0:
+        for i in range(pixels.low.shape[0]):
+            for j in range(pixels.low.shape[1]):
+                variance = pixels.variance + extra
+                total += log_scale(pixels.low[i, j], pixels.high[i, j], variance)
+    return total
+
+
+@numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz"})
+def fisher(
+    pixels: Pixels, extra: float, room: Room, precision: FloatArray, out: FloatArray
+) -> None:
+    """``J^T W J + diag(precision)`` of the scene in the room, into the lower triangle of `out`."""
+    n_y, n_x = room.light.shape
+    jacobian, weight, row = room.jacobian, room.weight, room.row
+    for i in range(n_y):
+        for j in range(n_x):
+            variance = pixels.variance + extra + pixels.per_light * max(room.light[i, j], 0.0)
+            weight[i * n_x + j] = information(
+                pixels.low[i, j], pixels.high[i, j], room.light[i, j], variance
+            )
+    for a in range(jacobian.shape[0]):
+        for p in range(row.size):
+            row[p] = weight[p] * jacobian[a, p]
+        for b in range(a + 1):
+            s = 0.0
+            for p in range(row.size):
+                s += row[p] * jacobian[b, p]
+            out[a, b] = s
+        out[a, a] += precision[a]
+
+
+@numba.njit(cache=True, nogil=True)
+def score(low: float, high: float, light: float, variance: float) -> float:
+    """Derivative of the log likelihood of one pixel by its light, 1/DN, the variance held."""
+    width = high - low
+    if width * width < _NARROW**2 * variance:
+        return (0.5 * (low + high) - light) / (variance + width * width / 12.0)
+    if low == -np.inf and high == np.inf:
+        return 0.0
+    noise = math.sqrt(variance)
+    a, b = (low - light) / noise, (high - light) / noise
+    log_mass = log_pixel(low, high, light, variance)
+    total = 0.0
+    if a > -np.inf:
+        total += math.exp(-0.5 * a * a - _LOG_SQRT_2PI - log_mass)
+    if b < np.inf:
+        total -= math.exp(-0.5 * b * b - _LOG_SQRT_2PI - log_mass)
+    return total / noise

@@ -1,0 +1,228 @@
+"""The joint fit of all targets, for one number of them or for all, and what it says of each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from itertools import combinations
+from math import lgamma, log, pi
+
+import numpy as np
+
+from csunmix._kernels.fit import limits, search, slope
+from csunmix._kernels.prior import log_prior
+from csunmix._kernels.scene import Pixels, log_scales, new_room
+from csunmix._kernels.smc import Model
+from csunmix._kernels.truncated import expectation_propagation
+from csunmix._validation import BoolArray, FloatArray, IntArray
+from csunmix.continuous.window import Setting, Window
+
+_STARTS = (4, 6)  # random starts: so many, and so many for every target
+_REFINED = 8
+_ITERATIONS = (15, 100)  # of all starts, of the best ones
+_NEGLIGIBLE = 8.0  # objective above the best from where a fit weighs nothing
+_HOPELESS = 20.0  # log evidence below the best that ends the search for more targets
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The best fit of a number of targets.
+
+    Attributes
+    ----------
+    window : Window
+        What was fitted.
+    model : Model
+        The posterior, rounding as a normal error.
+    theta : ndarray, shape (d,)
+        Positions and fluxes ``(y, x, f)`` of all targets, and the background where it is fitted.
+    objective : float
+        Minus the log likelihood but for a constant, see `csunmix._kernels.fit.objective`.
+    others : tuple of Fit
+        What other starts ended in, none better.
+    """
+
+    window: Window
+    model: Model
+    theta: FloatArray
+    objective: float
+    others: tuple[Fit, ...] = ()
+
+    @property
+    def count(self) -> int:
+        """Number of targets."""
+        return self.model.n_targets
+
+    @cached_property
+    def curvature(self) -> tuple[FloatArray, FloatArray]:
+        """Gradient (d,) and minus second derivatives (d, d) of the log likelihood at the fit."""
+        d = self.theta.size
+        room = new_room(self.model.optics, self.count, d, *self.window.pixels.low.shape)
+        free = self.model._replace(box=self.model.box._replace(separation=0.0, extent=np.inf))
+        gradient, hessian = np.empty(d), np.zeros((d, d))
+        slope(free, self.theta, room, gradient, hessian)
+        return gradient, np.tril(hessian) + np.tril(hessian, -1).T
+
+    @cached_property
+    def moments(self) -> tuple[FloatArray, FloatArray]:
+        """Mean (d,) and covariance (d, d) of the posterior around this fit.
+
+        The likelihood is taken as normal (Laplace), cut off by the bounds of the prior: fluxes,
+        area or cell, and, along the line that joins two targets, their separation.
+        """
+        gradient, hessian = self.curvature
+        return expectation_propagation(hessian, hessian @ self.theta + gradient, *self._bounds)
+
+    @cached_property
+    def mixture(self) -> tuple[FloatArray, FloatArray]:
+        """Mean and covariance of the posterior around this fit and all others that differ from it.
+
+        Each weighs as its likelihood times the volume of its covariance.
+        """
+        kept, thetas = [self], [self.theta]
+        order: list[IntArray] = [np.arange(self.theta.size)]
+        for other in self.others:
+            same = self._order(other.theta)
+            new = other.theta[same]
+            if other.objective < self.objective + _NEGLIGIBLE and all(
+                _apart(new, theta, each.moments[1][np.ix_(o, o)])
+                for theta, each, o in zip(thetas, kept, order, strict=True)
+            ):
+                kept.append(other)
+                thetas.append(new)
+                order.append(same)
+        means = np.array([each.moments[0][o] for each, o in zip(kept, order, strict=True)])
+        covariances = [each.moments[1][np.ix_(o, o)] for each, o in zip(kept, order, strict=True)]
+        logs = [each._log_mass for each in kept]
+        weight = np.exp(np.array(logs) - max(logs))
+        weight /= weight.sum()
+        mean = weight @ means
+        away = means - mean
+        return mean, np.tensordot(weight, covariances, 1) + (away.T * weight) @ away
+
+    @property
+    def _log_mass(self) -> float:
+        return float(-self.objective + 0.5 * np.linalg.slogdet(self.moments[1])[1])
+
+    def _order(self, theta: FloatArray) -> IntArray:
+        """Order of the parameters of another fit that puts its targets next to those of this."""
+        from scipy.optimize import linear_sum_assignment
+
+        n = 3 * self.count
+        mine, other = (each[:n].reshape(-1, 3)[:, :2] for each in (self.theta, theta))
+        pairs = linear_sum_assignment(((mine[:, None] - other) ** 2).sum(axis=-1))[1]
+        return np.append((3 * pairs[:, None] + np.arange(3)).ravel(), np.arange(n, theta.size))
+
+    @property
+    def _bounds(self) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
+        """Rows, lowest and highest values and widths of the bounds of the prior."""
+        n, d, box = 3 * self.count, self.theta.size, self.model.box
+        lower, upper = limits(box, self.theta, self.count)
+        place = self.theta[:n].reshape(-1, 3)[:, :2]
+        rows, low, high = [np.eye(d)[:n]], [*lower[:n]], [*upper[:n]]
+        for k, m in combinations(range(self.count), 2):
+            away = place[k] - place[m]
+            row = np.zeros((1, d))
+            row[0, 3 * k : 3 * k + 2] = away / max(np.hypot(*away), 1e-9)
+            row[0, 3 * m : 3 * m + 2] = -row[0, 3 * k : 3 * k + 2]
+            rows.append(row)
+            low.append(box.separation)
+            high.append(np.inf)
+        if self.count > 1 and np.isfinite(box.extent):
+            for axis in range(2):
+                row = np.zeros((1, d))
+                row[0, 3 * place[:, axis].argmax() + axis] += 1.0
+                row[0, 3 * place[:, axis].argmin() + axis] -= 1.0
+                rows.append(row)
+                low.append(-np.inf)
+                high.append(box.extent)
+        ends = np.array(low), np.array(high)
+        width = np.full(len(low), np.inf)
+        width[:n] = (upper - lower)[:n] / np.sqrt(12.0)
+        return np.concatenate(rows), *ends, width
+
+    @cached_property
+    def at_bound(self) -> BoolArray:
+        """Parameters that the prior holds back, shape (d,)."""
+        lower, upper = limits(self.model.box, self.theta, self.count)
+        return np.asarray((self.theta <= lower) | (self.theta >= upper))
+
+    @cached_property
+    def log_evidence(self) -> float:
+        """Log evidence of this number of targets by Laplace's method, but for a constant."""
+        box, d = self.model.box, self.theta.size
+        loose = box._replace(separation=box.separation * 0.99, extent=box.extent * 1.01)
+        area = box.area[:, 1] - box.area[:, 0]
+        total = -self.objective + log_scales(self.model.pixels, 0.0)
+        hessian = self.curvature[1] + np.diag(self.model.precision)
+        total += 0.5 * (d * log(2 * pi) - np.linalg.slogdet(hessian)[1])
+        total += lgamma(self.count + 1) - self.count * log(box.flux[1] - box.flux[0])
+        placed = max(log_prior(loose, self.theta, self.count), -50.0)
+        total += placed - self.count * float(np.log(self.window.size).sum())
+        total -= float(np.log(area[box.extent < area] - box.extent).sum())
+        size_y, size_x = self.window.size.tolist()
+        return float(total - log_room((size_y, size_x), box.separation, self.count))
+
+
+def fit_counts(setting: Setting, window: Window, seed: int) -> list[Fit]:
+    """Best fit of every number of targets, until more of them are of no use."""
+    fits: list[Fit] = []
+    for count in setting.counts:
+        found = fit(setting, window, count, seed)
+        if found is None and not fits:
+            raise ValueError(f"{count} target(s) have no room in {setting.prior!r}")
+        if found is None:
+            break
+        fits.append(found)
+        evidence = [each.log_evidence for each in fits]
+        if len(fits) > 2 and max(evidence[-2:]) < max(evidence) - _HOPELESS:
+            break
+    return fits
+
+
+def fit(setting: Setting, window: Window, count: int, seed: int) -> Fit | None:
+    """Best fit of `count` targets; None if so many find no room."""
+    model = window.model(setting.optics, count)._replace(pixels=_smooth(window.pixels))
+    starts = (_STARTS[0] + _STARTS[1] * count) * window.n_cells
+    thetas, values = search(model, starts, _REFINED, *_ITERATIONS, seed)
+    found = [Fit(window, model, *each) for each in zip(thetas, values, strict=True)]
+    return replace(found[0], others=tuple(found[1:])) if np.isfinite(values[0]) else None
+
+
+def _smooth(pixels: Pixels) -> Pixels:
+    """The same pixels with a normal error of the same variance in place of rounding."""
+    two = np.isfinite(pixels.low) & np.isfinite(pixels.high)
+    width = float((pixels.high - pixels.low)[two].max(initial=0.0))
+    middle = 0.5 * (np.where(two, pixels.low, 0.0) + np.where(two, pixels.high, 0.0))
+    variance = pixels.variance + width**2 / 12.0
+    low, high = np.where(two, middle, pixels.low), np.where(two, middle, pixels.high)
+    return Pixels(low, high, variance, pixels.per_light)
+
+
+def _apart(mean: FloatArray, other: FloatArray, covariance: FloatArray) -> bool:
+    """Whether two fits are not the same but for how far they went."""
+    away = mean - other
+    return bool(away @ np.linalg.solve(covariance, away) > mean.size)
+
+
+@lru_cache(maxsize=256)
+def log_room(size: tuple[float, float], separation: float, count: int) -> float:
+    """Log probability that `count` points uniform in a box keep their distances.
+
+    Points are added one by one to sets that keep them; what share does is multiplied up.
+    """
+    if separation == 0.0 or count < 2:
+        return 0.0
+    rng = np.random.default_rng(0)
+    n, total = 4000, 0.0
+    sets = rng.uniform(size=(n, 1, 2)) * size
+    for _ in range(1, count):
+        new = rng.uniform(size=(20, n, 1, 2)) * size
+        apart = (((sets[None] - new) ** 2).sum(axis=-1) >= separation**2).all(axis=-1)
+        if not apart.any():
+            return -np.inf
+        total += log(apart.mean())
+        draw, which = np.nonzero(apart)
+        keep = rng.choice(draw.size, n)
+        sets = np.concatenate([sets[which[keep]], new[draw[keep], which[keep]]], axis=1)
+    return total

@@ -1,0 +1,160 @@
+"""The posterior mean, by sequential Monte Carlo."""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY, dataclass
+
+import numpy as np
+
+from csunmix._kernels.smc import sample
+from csunmix._validation import FloatArray, IntArray, as_integer, as_number
+from csunmix.continuous.base import Answer, _Unmixer, border_flags, image_flags, probabilities
+from csunmix.continuous.fit import fit_counts
+from csunmix.continuous.window import Setting, Window
+from csunmix.targets import Flag
+
+_KEEP = 0.5  # of the particles, effective after a stage
+_MAX_STAGES = 500
+_PLAUSIBLE = 15.0  # log evidence (Laplace) below the best from which a count is not sampled
+_SURE = 0.9  # probability of the count below which it is ambiguous
+_RELABELLED = 2000  # particles that targets are told apart on
+
+
+@dataclass(frozen=True)
+class PosteriorUnmixer(_Unmixer):
+    r"""Off the grid: the mean of the posterior of all targets at once, its errors and its count.
+
+    The posterior of ``K`` targets is
+
+    .. math:: p(y, x, f \mid \text{image}) \propto p(y, x, f)
+              \prod_p \Pr\big(l_p \le \mu_p + \epsilon_p \le h_p\big), \qquad
+              \mu_p = \sum_k f_k\, \phi(p - (y_k, x_k))
+
+    with the interval ``[l, h]`` that rounding and clipping leave of every pixel (`Sensor.interval`;
+    a density where it is a point) and normal noise of the sensor's variance; ``p(y, x, f)`` is
+    uniform over what the `Prior` allows. It is sampled by waste-free sequential Monte Carlo (Dau &
+    Chopin 2022, JRSS B 84, 114), the noise shrinking from beyond the image to what it is; steps are
+    scaled by the Fisher information (Girolami & Calderhead 2011, JRSS B 73, 123, without drift) and
+    move any subset of the targets. The evidence of each number of targets follows on the way.
+
+    Targets are told apart by the assignment of every particle's targets to their common mean that
+    has the least sum of squared distances, repeated until it stands.
+
+    Parameters
+    ----------
+    psf, sensor, prior : PSF, Sensor, Prior
+        Optics, detector and what is known of the targets. Without a count range, 1 to 6 targets are
+        looked for; without a flux range, fluxes up to 1.5 times the light of the image; without an
+        extent, positions where pixels are lit. A sensor without any noise takes the noise of each
+        image, see `csunmix.background.noise_level`.
+    background : float, "border" or "fit"
+        Level beside the sensor's offset, DN: known, or the median of the outermost ring of pixels,
+        or fitted around that.
+    radius : float
+        Distance that ``score`` speaks of, px.
+    n_chains, n_steps : int
+        Chains of a stage, and steps of each: ``n_steps (10 + d**1.5)`` for ``d`` parameters.
+    seed : int
+        Of the random numbers, which follow from it and the pixels of each image.
+    n_jobs : int
+        Images worked on at a time.
+
+    Notes
+    -----
+    ``y_err, x_err, flux_err`` are posterior standard deviations; ``score`` is the probability that
+    the count is right and the target lies within `radius` of its estimate.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is of the wrong type or out of range; the message names it.
+
+    Examples
+    --------
+    >>> import csunmix as cu
+    >>> setup = cu.presets.csist_100k()
+    >>> made = cu.simulate(setup.psf, setup.sensor, setup.scene, shape=setup.shape, n=3, rng=0)
+    >>> unmix = cu.PosteriorUnmixer(setup.psf, setup.sensor, setup.prior)
+    >>> targets = unmix(made.images)
+    >>> bool(cu.metrics.count_accuracy(targets, made.truth) == 1.0)
+    True
+    """
+
+    _: KW_ONLY
+    radius: float = 0.1
+    n_chains: int = 50
+    n_steps: int = 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        as_number(self.radius, "radius", above=0.0)
+        as_integer(self.n_chains, "n_chains", minimum=2)
+        as_integer(self.n_steps, "n_steps", minimum=1)
+
+    def _answer(self, setting: Setting, image: FloatArray, seed: int) -> Answer | None:
+        window = setting.window(image)
+        if window is None:
+            return None
+        evidence = np.full(len(setting.counts), -np.inf)
+        particles: dict[int, FloatArray] = {}
+        flag = dict[int, int]()
+        for k in self._plausible(setting, window, seed):
+            particles[k], evidence[k], flag[k] = self._sample(setting, window, k, seed)
+        probability = probabilities(evidence)
+        best = int(probability.argmax())
+        targets, flags = self._summarise(setting, window, particles[best])
+        targets[:, 6] *= probability[best]
+        flags |= image_flags(setting, image) | flag[best]
+        if probability[best] < _SURE:
+            flags |= int(Flag.COUNT_AMBIGUOUS)
+        return Answer(targets, flags, probability)
+
+    def _plausible(self, setting: Setting, window: Window, seed: int) -> list[int]:
+        """Indices of the counts that a fit does not rule out."""
+        if len(setting.counts) == 1:
+            return [0]
+        evidence = np.array([each.log_evidence for each in fit_counts(setting, window, seed)])
+        return [int(k) for k in np.flatnonzero(evidence >= evidence.max() - _PLAUSIBLE)]
+
+    def _sample(
+        self, setting: Setting, window: Window, k: int, seed: int
+    ) -> tuple[FloatArray, float, int]:
+        """Particles, log evidence and flags of one number of targets."""
+        model = window.model(setting.optics, setting.counts[k])
+        n_steps = round(self.n_steps * (10 + model.precision.size**1.5))
+        theta, evidence, stages = sample(model, self.n_chains, n_steps, _KEEP, _MAX_STAGES, seed)
+        if stages == 0:
+            raise ValueError(f"{model.n_targets} target(s) have no room in {self.prior!r}")
+        return theta, evidence, int(Flag.NOT_CONVERGED) * (stages == _MAX_STAGES)
+
+    def _summarise(
+        self, setting: Setting, window: Window, theta: FloatArray
+    ) -> tuple[FloatArray, IntArray]:
+        """Mean, error and score of every target, and its flags."""
+        count = theta.shape[1] // 3
+        scenes = theta[:, : 3 * count].reshape(len(theta), count, 3)
+        scenes = relabel(scenes[:: max(1, len(scenes) // _RELABELLED)])
+        mean, error = scenes.mean(axis=0), scenes.std(axis=0)
+        distance = np.hypot(*(scenes - mean).transpose(2, 0, 1)[:2])
+        score = (distance <= self.radius).mean(axis=0)
+        mean[:, :2] += window.origin
+        flags = border_flags(setting, mean[:, 0], mean[:, 1])
+        return np.column_stack([mean, error, score]), flags
+
+
+def relabel(scenes: FloatArray) -> FloatArray:
+    """Scenes (n, K, 3) with their targets in the order that keeps each nearest to its mean."""
+    from scipy.optimize import linear_sum_assignment
+
+    count = scenes.shape[1]
+    if count == 1:
+        return scenes
+    mean, order = scenes[-1, :, :2], None
+    for _ in range(10):
+        cost = ((scenes[:, None, :, :2] - mean[None, :, None]) ** 2).sum(axis=-1)
+        new = np.array([linear_sum_assignment(each)[1] for each in cost])
+        if order is not None and (new == order).all():
+            break
+        order = new
+        mean = np.take_along_axis(scenes[..., :2], order[..., None], axis=1).mean(axis=0)
+    return np.take_along_axis(scenes, new[..., None], axis=1)

@@ -1,0 +1,211 @@
+"""What a grid-free estimator sees of an image: the pixels around the light, and the prior there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+
+from csunmix._kernels.prior import Box
+from csunmix._kernels.scene import Optics, Pixels
+from csunmix._kernels.smc import Model
+from csunmix._validation import FloatArray, as_instance, as_number, as_shape
+from csunmix.background import border_level, noise_level
+from csunmix.continuous.tables import tabulate
+from csunmix.prior import Prior
+from csunmix.psf import PSF
+from csunmix.sensor import Sensor
+
+Background = float | Literal["border", "fit"]
+
+MAX_COUNT = 6
+"""Largest number of targets looked for where the prior does not say."""
+
+_ROUNDING_NOISE = 0.05  # DN, blurs the ends of the intervals that rounding leaves
+_LIT = 3.0  # times the noise, from where a pixel counts as lit
+_SLACK = 0.3  # px, error allowed to the centroid of the light
+_TAIL = 0.02  # times the noise, light that a pixel outside of the window may get
+_MOST_FLUX = 1.5  # times the light of the image, of a target without a flux prior
+
+
+@dataclass(frozen=True)
+class Window:
+    """The part of an image that its targets reach.
+
+    Attributes
+    ----------
+    origin : tuple of int
+        Row and column of the first pixel.
+    pixels : Pixels
+        What they recorded.
+    box : Box
+        The prior, in the window's coordinates.
+    fit_background : bool
+        Whether a constant background is one of the parameters.
+    """
+
+    origin: tuple[int, int]
+    pixels: Pixels
+    box: Box
+    fit_background: bool
+
+    @cached_property
+    def size(self) -> FloatArray:
+        """Size of the area that a target may be in given one other, px."""
+        area = self.box.area[:, 1] - self.box.area[:, 0]
+        return np.minimum(area, 1.0 if self.box.cell else self.box.extent)
+
+    @property
+    def n_cells(self) -> int:
+        """Cells that the targets may share; 1 without that prior."""
+        if not self.box.cell:
+            return 1
+        ends = np.ceil(self.box.area[:, 1] - 0.5) - np.floor(self.box.area[:, 0] + 0.5) + 1.0
+        return int(ends.prod())
+
+    def model(self, optics: Optics, count: int) -> Model:
+        """Posterior of `count` targets."""
+        widths = np.array([*self.size, self.box.flux[1] - self.box.flux[0]])
+        precision = np.tile(12.0 / widths**2, count)
+        if self.fit_background:
+            precision = np.append(precision, 1.0 / self.box.background[1] ** 2)
+        return Model(optics, self.pixels, self.box, precision, count)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """PSF, sensor and prior for images of one shape."""
+
+    psf: PSF
+    sensor: Sensor
+    prior: Prior
+    shape: tuple[int, int]
+    background: Background
+
+    def __post_init__(self) -> None:
+        as_instance(self.psf, PSF, "psf")
+        as_instance(self.sensor, Sensor, "sensor")
+        as_instance(self.prior, Prior, "prior")
+        if self.prior.count is not None and self.prior.count[1] < 1:
+            raise ValueError(f"prior.count must allow a target, got {self.prior.count}")
+        as_shape(self.shape)
+        if isinstance(self.background, str):
+            if self.background not in ("border", "fit"):
+                raise ValueError(
+                    f"background must be a number, 'border' or 'fit', got {self.background!r}"
+                )
+        else:
+            as_number(self.background, "background")
+
+    @cached_property
+    def optics(self) -> Optics:
+        """Tables of the PSF."""
+        return tabulate(self.psf, max(self.shape) + 1)
+
+    @property
+    def counts(self) -> range:
+        """Numbers of targets to choose from."""
+        low, high = self.prior.count or (1, MAX_COUNT)
+        return range(max(low, 1), high + 1)
+
+    def window(self, image: FloatArray) -> Window | None:
+        """The window of a finite image; None if no pixel is lit."""
+        valid = self.sensor.valid(image)
+        level = self._level(image)
+        low, high = self.sensor.interval(image)
+        low, high = low - level, high - level
+        noise2 = self._noise_variance(image, level)
+        # Half way between the bounds, or the one that there is.
+        first, last = np.where(np.isfinite(low), low, high), np.where(np.isfinite(high), high, low)
+        signal = 0.5 * np.where(valid, first, 0.0) + 0.5 * np.where(valid, last, 0.0)
+        noise = float(np.sqrt(noise2 + self._rounding_variance))
+        lit = signal > _LIT * np.sqrt(noise2 + self._rounding_variance + self._shot(signal))
+        if not lit.any():
+            return None
+        area = self._area(np.where(lit, signal, 0.0))
+        flux = self.prior.flux or (0.0, _MOST_FLUX * float(signal[lit].sum()) + 10.0 * noise)
+        flux = (flux[0], max(flux[1], flux[0] + 1e-6 * flux[1]))
+        margin = self._margin(noise / max(flux[1], float(signal[lit].sum())))
+        first = np.maximum(np.floor(area[:, 0] - margin).astype(int), 0)
+        last = np.minimum(np.ceil(area[:, 1] + margin).astype(int), np.array(image.shape) - 1)
+        part = tuple(slice(a, b + 1) for a, b in zip(first, last, strict=True))
+        spread = max(noise, 1e-3 * abs(level))
+        return Window(
+            (int(first[0]), int(first[1])),
+            Pixels(
+                np.ascontiguousarray(low[part]),
+                np.ascontiguousarray(high[part]),
+                float(noise2),
+                0.0 if self.sensor.gain is None else 1.0 / self.sensor.gain,
+            ),
+            Box(
+                area - first[:, None],
+                np.array(flux),
+                self.prior.min_separation,
+                np.inf if self.prior.extent is None else self.prior.extent,
+                self.prior.cell,
+                np.array([0.0, spread]),
+            ),
+            self.background == "fit",
+        )
+
+    def _level(self, image: FloatArray) -> float:
+        """Background beside the sensor's offset, DN; or what it is fitted around."""
+        if isinstance(self.background, str):
+            return float(border_level(image)) - self.sensor.offset
+        return self.background
+
+    @property
+    def _rounding_variance(self) -> float:
+        return self.sensor.noise**2 - self.sensor.read_noise**2
+
+    def _noise_variance(self, image: FloatArray, level: float) -> float:
+        """Variance of the noise of a pixel without target, before rounding."""
+        variance = self.sensor.read_noise**2
+        if self.sensor.gain is not None:
+            variance += max(level, 0.0) / self.sensor.gain
+        if self.sensor.noise == 0.0 and self.sensor.gain is None:
+            variance = float(noise_level(image)) ** 2
+        least = _ROUNDING_NOISE if self.sensor.rounding else 1e-4 * float(np.abs(image).max())
+        return max(variance, least**2)
+
+    def _shot(self, signal: FloatArray) -> FloatArray:
+        gain = np.inf if self.sensor.gain is None else self.sensor.gain
+        return np.asarray(np.maximum(signal, 0.0) / gain)
+
+    def _area(self, light: FloatArray) -> FloatArray:
+        """Where targets may be, (2, 2): where the light is, and as the prior says around it."""
+        reach = 1.0 if self.prior.cell else self.prior.extent
+        area = np.array([[at.min() - 0.5, at.max() + 0.5] for at in np.nonzero(light)])
+        if reach is None:
+            return area
+        near = self._centroid(light, reach)[:, None] + _SLACK * np.array([-1.0, 1.0])
+        if self.prior.cell:
+            near = np.floor(near + 0.5) + np.array([-0.5, 0.5])
+        else:
+            near = near + reach * np.array([-1.0, 1.0])
+        return np.clip(near, area[:, :1], area[:, 1:])
+
+    def _centroid(self, light: FloatArray, reach: float) -> FloatArray:
+        """Centroid of the light within reach of the targets, from the brightest pixel on."""
+        place = np.indices(light.shape).astype(np.float64)
+        centre = np.array(np.unravel_index(light.argmax(), light.shape), dtype=np.float64)
+        limit = reach + 3.0 * self.psf.width
+        for _ in range(3):
+            near = (np.abs(place - centre[:, None, None]) <= limit).all(axis=0)
+            weight = np.where(near, light, 0.0)
+            centre = (place * weight).sum(axis=(1, 2)) / weight.sum()
+        return np.asarray(centre)
+
+    def _margin(self, share: float) -> int:
+        """Pixels around the area beyond which a target's light is less than `share` of its flux."""
+        d = np.arange(0.5, max(self.shape) + 0.5)
+        across = np.arange(-self.shape[0] - self.shape[1], self.shape[0] + self.shape[1] + 1.0)
+        profile = np.maximum(
+            self.psf.kernel(d[:, None], across).max(axis=1),
+            self.psf.kernel(across, d[:, None]).max(axis=1),
+        )
+        beyond = np.flatnonzero(np.abs(profile) > _TAIL * share)
+        return int(beyond.max()) + 1 if beyond.size else 1

@@ -1,0 +1,393 @@
+"""The joint fit: its window, its objective and derivatives, its optimum and its evidence."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+from scipy.optimize import approx_fprime
+
+import csunmix as cu
+from csunmix._kernels import fit as kernel
+from csunmix._kernels.prior import draw_scene
+from csunmix._kernels.scene import new_room
+from csunmix._kernels.smc import Model, sample
+from csunmix.continuous.fit import fit, fit_counts, log_room
+from csunmix.continuous.window import Setting, Window
+
+PRESET = cu.presets.csist_100k()
+SHAPE = PRESET.shape
+
+
+def setting_of(sensor: cu.Sensor | None = None, **given: Any) -> Setting:
+    """The preset's setting; `given` are a background and parts of the prior."""
+    background = given.pop("background", 0.0)
+    prior = replace(PRESET.prior, **given)
+    return Setting(PRESET.psf, sensor or PRESET.sensor, prior, SHAPE, background)
+
+
+@functools.cache
+def simulated(count: int | None = None, n: int = 12, seed: int = 7) -> Any:
+    scene = replace(PRESET.scene, count=(count, count)) if count else PRESET.scene
+    made = cu.simulate(PRESET.psf, PRESET.sensor, scene, shape=SHAPE, n=n, rng=seed)
+    made.images.flags.writeable = False
+    return made
+
+
+def window_of(setting: Setting, image: Any) -> Window:
+    window = setting.window(image)
+    assert window is not None
+    return window
+
+
+def light_of(theta: Any) -> Any:
+    """Image of ``(y, x, flux)`` of every target, and of a background."""
+    n = 3 * (len(theta) // 3)
+    y, x, flux = np.reshape(theta[:n], (-1, 3)).T
+    return np.einsum("k,kij->ij", flux, PRESET.psf.response(y, x, SHAPE)) + sum(theta[n:])
+
+
+def within(window: Window, theta: Any) -> Any:
+    """The same scene in the window's coordinates."""
+    moved = np.array(theta)
+    for axis in range(2):
+        moved[axis : 3 * (len(theta) // 3) : 3] -= window.origin[axis]
+    return moved
+
+
+TRIPLE = [4.8, 5.1, 225.0, 5.3, 4.7, 240.0, 5.2, 5.4, 231.0]
+SENSORS = {
+    "noise": cu.Sensor(read_noise=2.0),
+    "rounding": cu.Sensor(rounding=True),
+    "clipped": PRESET.sensor,
+    "low clip": cu.Sensor(read_noise=3.0, rounding=True, saturation=120.0),
+}
+
+
+# --- the window ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sensor", SENSORS.values(), ids=SENSORS)
+@pytest.mark.parametrize(
+    "known", [{}, {"extent": None, "cell": True}, {"extent": None}, {"extent": None, "flux": None}]
+)
+def test_the_window_never_excludes_the_truth(sensor: cu.Sensor, known: Any) -> None:
+    setting = setting_of(sensor, **known)
+    made = simulated(n=150)
+    images = sensor.expose(made.light, rng=0)
+    for frame, truth in made.truth.groupby("frame"):
+        window = window_of(setting, images[frame])
+        theta = within(window, truth[["y", "x", "flux"]].to_numpy().ravel())
+        scene = theta.reshape(-1, 3)
+        low, high = np.column_stack([window.box.area.T, window.box.flux])
+        assert ((scene >= low) & (scene <= high)).all()
+
+
+def test_a_window_is_a_part_of_the_image() -> None:
+    made = simulated()
+    bad = np.zeros(SHAPE, dtype=bool)
+    for image in made.images:
+        y, x = np.unravel_index(image.argmax(), SHAPE)
+        bad[:] = False
+        bad[y, x] = True
+        sensor = replace(PRESET.sensor, bad_pixels=bad)
+        window = window_of(setting_of(sensor), np.where(bad, 0.0, image))
+        n_y, n_x = window.pixels.low.shape
+        part = tuple(slice(a, a + n) for a, n in zip(window.origin, (n_y, n_x), strict=True))
+        assert bad[part].any()
+        low, high = sensor.interval(image)
+        np.testing.assert_array_equal(window.pixels.low, low[part])
+        np.testing.assert_array_equal(window.pixels.high, high[part])
+        assert np.isinf(window.pixels.low[bad[part]]).all()
+
+
+def test_what_lies_beyond_a_window_is_dark() -> None:
+    """Less than a hundredth of the noise reaches pixels that are left out."""
+    made, sensor = simulated(), cu.Sensor(read_noise=1.0)
+    for light, image in zip(made.light, sensor.expose(made.light, rng=0), strict=True):
+        window = window_of(setting_of(sensor), image)
+        beyond = light.copy()
+        part = [
+            slice(a, a + n) for a, n in zip(window.origin, window.pixels.low.shape, strict=True)
+        ]
+        beyond[tuple(part)] = 0.0
+        assert beyond.max() < 0.05
+
+
+def test_a_dark_image_has_no_window() -> None:
+    assert setting_of().window(np.zeros(SHAPE)) is None
+    assert setting_of(background=7.0).window(np.full(SHAPE, 7.0)) is None
+
+
+# --- the objective and its derivatives ----------------------------------------------------------
+
+CLOSE = [4.9, 5.0, 225.0, 5.1, 5.2, 240.0, 5.0, 5.1, 231.0]  # nearer than the prior allows
+FAR = [4.4, 5.0, 225.0, 5.8, 5.2, 240.0, 5.0, 5.9, 231.0]  # wider than its extent
+
+
+@pytest.mark.parametrize("sensor", SENSORS.values(), ids=SENSORS)
+@pytest.mark.parametrize("theta", [TRIPLE, CLOSE, FAR], ids=["within", "close", "far"])
+@pytest.mark.parametrize("background", [0.0, "fit"])
+def test_slope_is_the_gradient_of_the_objective(
+    sensor: cu.Sensor, theta: Any, background: Any
+) -> None:
+    image = sensor.expose(light_of(TRIPLE), rng=1)
+    setting = setting_of(sensor, background=background, extent=0.9)
+    window = window_of(setting, image)
+    # Rounding against its own small noise has bends that differences do not see.
+    wider = window.pixels._replace(variance=max(window.pixels.variance, 0.5))
+    model = replace(window, pixels=wider).model(setting.optics, 3)
+    at = within(window, theta + [0.4] * (background == "fit"))
+    room = new_room(setting.optics, 3, at.size, *window.pixels.low.shape)
+    gradient, hessian = np.empty(at.size), np.zeros((at.size, at.size))
+    kernel.slope(model, at, room, gradient, hessian)
+    step = 1e-6 * np.maximum(1.0, np.abs(at))
+
+    def value(trial: Any) -> float:
+        return kernel.objective(model, trial, room)
+
+    numerical = [(value(at + d) - value(at - d)) / (2.0 * d.sum()) for d in np.diag(step)]
+    # Intervals narrow against the noise are joined to the others with a bend of 1e-3.
+    scale = np.sqrt(np.diag(hessian))
+    np.testing.assert_allclose(-gradient / scale, numerical / scale, rtol=2e-3, atol=2e-3)
+
+
+def test_hessian_is_exact_where_the_fit_is_perfect() -> None:
+    sensor, theta = cu.Sensor(read_noise=2.0), [*TRIPLE, 0.0]
+    setting = setting_of(sensor, background="fit")
+    window = window_of(setting, light_of(TRIPLE))
+    model, at = window.model(setting.optics, 3), within(window, theta)
+    room = new_room(setting.optics, 3, at.size, *window.pixels.low.shape)
+    gradient, hessian = np.empty(at.size), np.zeros((at.size, at.size))
+
+    def downhill(trial: Any) -> Any:
+        kernel.slope(model, trial, room, gradient, np.zeros_like(hessian))
+        return gradient.copy()
+
+    numerical = -approx_fprime(at, downhill, 1e-6 * np.maximum(1.0, np.abs(at)))
+    kernel.slope(model, at, room, gradient, hessian)
+    whole = np.tril(hessian) + np.tril(hessian, -1).T
+    scale = np.sqrt(np.outer(np.diag(whole), np.diag(whole)))
+    np.testing.assert_allclose(whole / scale, numerical / scale, atol=1e-3)
+
+
+# --- the optimum --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sensor", SENSORS.values(), ids=SENSORS)
+@pytest.mark.parametrize("known", [{}, {"extent": None, "cell": True}], ids=["extent", "cell"])
+def test_descent_keeps_to_the_bounds_and_goes_down(sensor: cu.Sensor, known: Any) -> None:
+    """From most places to the same optimum."""
+    setting = setting_of(sensor, **known)
+    window = window_of(setting, sensor.expose(light_of(TRIPLE), rng=2))
+    best = fit(setting, window, 3, 0)
+    assert best is not None
+    box, room = best.model.box, new_room(setting.optics, 3, 9, *window.pixels.low.shape)
+    values, theta = [], np.empty(9)
+    for _ in range(40):
+        draw_scene(box, 3, theta)
+        lower, upper = kernel.limits(box, theta, 3)
+        before = kernel.objective(best.model, np.clip(theta, lower, upper), room)
+        values.append(kernel.descend(best.model, theta, 300, room))
+        assert values[-1] <= before
+        assert values[-1] == pytest.approx(kernel.objective(best.model, theta, room), rel=1e-12)
+        assert ((theta >= lower) & (theta <= upper)).all()
+    assert min(values) >= best.objective - 1e-3
+    assert np.mean(np.array(values) < best.objective + 0.1) > 0.5
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("flux", [(220.0, 250.0), None], ids=["flux known", "flux free"])
+def test_targets_without_noise_are_found_exactly(count: int, flux: Any) -> None:
+    made = simulated(count, n=6)
+    setting = setting_of(cu.Sensor(read_noise=0.01), flux=flux)
+    for frame, truth in made.truth.groupby("frame"):
+        window = window_of(setting, made.light[frame])
+        found = fit(setting, window, count, 0)
+        assert found is not None
+        best = found.theta.reshape(-1, 3)[:, :2] + window.origin
+        away = np.abs(best[:, None] - truth[["y", "x"]].to_numpy()).max(axis=-1).min(axis=0)
+        assert away.max() < 1e-4
+
+
+def test_no_long_search_beats_the_fit() -> None:
+    """Three to five targets, clipped: ten times the starts, all of them refined."""
+    setting, better = setting_of(), 0
+    for count in (3, 4, 5):
+        for image in simulated(count, n=4, seed=count).images:
+            window = window_of(setting, image)
+            found = fit(setting, window, count, 0)
+            assert found is not None
+            starts = 10 * (4 + 6 * count)
+            values = kernel.search(found.model, starts, starts, 15, 200, 99)[1]
+            better += values[0] < found.objective - 1e-2
+    assert better <= 1  # of 12
+
+
+def test_fits_are_in_order_and_keep_to_the_bounds() -> None:
+    setting = setting_of()
+    for image in simulated(4, n=4).images:
+        window = window_of(setting, image)
+        best = fit(setting, window, 4, 3)
+        assert best is not None
+        values = [best.objective, *(each.objective for each in best.others)]
+        assert values == sorted(values)
+        for each in (best, *best.others):
+            lower, upper = kernel.limits(each.model.box, each.theta, 4)
+            assert ((each.theta >= lower) & (each.theta <= upper)).all()
+            place = each.theta.reshape(-1, 3)[:, :2]
+            apart = np.hypot(*(place[:, None] - place).T)[~np.eye(4, dtype=bool)]
+            assert apart.min() > 0.494 - 0.03
+
+
+def test_a_fit_is_reproducible_by_its_seed() -> None:
+    setting, image = setting_of(), simulated(3).images[0]
+    window = window_of(setting, image)
+    one, same = (fit(setting, window, 3, 5) for _ in range(2))
+    assert one is not None
+    assert same is not None
+    np.testing.assert_array_equal(one.theta, same.theta)
+
+
+def test_more_targets_than_find_room_have_no_fit() -> None:
+    setting = setting_of(min_separation=1.0, extent=0.5)
+    window = window_of(setting, simulated(1).images[0])
+    assert fit(setting, window, 2, 0) is None
+    assert [each.count for each in fit_counts(setting, window, 0)] == [1]
+
+
+# --- what the fit says of itself ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 5])
+@pytest.mark.parametrize("size", [(1.2, 1.2), (0.8, 1.6)], ids=str)
+def test_room_for_targets_against_rejection(size: tuple[float, float], count: int) -> None:
+    rng, trials = np.random.default_rng(1), 300_000
+    place = rng.uniform(size=(trials, count, 2)) * size
+    apart = np.ones(trials, dtype=bool)
+    for k in range(count):
+        for m in range(k):
+            apart &= np.hypot(*(place[:, k] - place[:, m]).T) >= 0.494
+    share = apart.mean()
+    expected = np.log(share)
+    error = np.sqrt(1.0 / (trials * share) + count / 4000.0)
+    assert log_room(size, 0.494, count) == pytest.approx(expected, abs=4.0 * error)
+
+
+def test_moments_of_one_target_are_those_of_its_posterior() -> None:
+    """A flux cut off by its bounds on both sides: the rest of the posterior is normal."""
+    sensor = cu.Sensor(read_noise=4.0)
+    setting = setting_of(sensor, count=(1, 1), extent=None)
+    for seed in range(4):
+        image = sensor.expose(light_of([5.2, 4.9, 222.0 + 8 * seed]), rng=seed)
+        found = fit(setting, window_of(setting, image), 1, 0)
+        assert found is not None
+        mean, covariance = found.moments
+        model = found.model
+        theta, _, _ = sample(model, 200, 80, 0.5, 500, seed)
+        spread = theta.std(axis=0)
+        np.testing.assert_allclose(mean / spread, theta.mean(axis=0) / spread, atol=0.15)
+        np.testing.assert_allclose(np.sqrt(np.diag(covariance)), spread, rtol=0.15)
+
+
+@pytest.mark.parametrize(
+    "known", [{"extent": 1.2}, {"extent": None}, {"extent": None, "cell": True}], ids=str
+)
+def test_evidence_by_laplace_is_near_the_sampled_one(known: Any) -> None:
+    """The ratio of two targets to one, where both may be; against sequential Monte Carlo."""
+    sensor = cu.Sensor(read_noise=6.0)
+    setting = setting_of(sensor, flux=(100.0, 400.0), **known)
+    for seed in range(3):
+        theta = [5.0, 4.75, 180.0, 5.1, 5.25, 170.0]
+        window = window_of(setting, sensor.expose(light_of(theta), rng=seed))
+        given, expected = [], []
+        for count in (1, 2):
+            found = fit(setting, window, count, 0)
+            assert found is not None
+            given.append(found.log_evidence)
+            d = 3 * count
+            expected.append(sample(found.model, 60, 8 * d, 0.5, 500, seed)[1])
+        assert np.diff(given) == pytest.approx(np.diff(expected), abs=1.5)
+
+
+@pytest.mark.parametrize("edge", [-0.5, 0.5], ids=["lower", "upper"])
+def test_either_edge_of_a_cell_is_as_good_as_the_other(edge: float) -> None:
+    """A pair of which one target ends on the edge of their cell; mirrored, the same evidence."""
+    sensor = cu.Sensor(read_noise=2.0)
+    setting = setting_of(sensor, extent=None, cell=True)
+    light = light_of([5.0 + 1.08 * edge, 4.8, 230.0, 5.0 + 0.9 * edge, 5.3, 230.0])
+    image = sensor.expose(light, rng=0)
+    one, mirrored = (
+        fit(setting, window_of(setting, each), 2, 0) for each in (image, image[::-1].copy())
+    )
+    assert one is not None
+    assert mirrored is not None
+    assert one.at_bound[[0, 3]].any()
+    assert one.log_evidence == pytest.approx(mirrored.log_evidence, abs=0.5)
+
+
+def test_a_mixture_does_not_depend_on_how_other_fits_are_labelled() -> None:
+    """A bright and a faint target, and two fits that are the same but for the faint one's error."""
+    sensor = cu.Sensor(read_noise=2.0)
+    setting = setting_of(sensor, flux=(10.0, 500.0), extent=None)
+    image = sensor.expose(light_of([5.0, 4.2, 400.0, 5.3, 6.1, 30.0]), rng=3)
+    best = fit(setting, window_of(setting, image), 2, 0)
+    assert best is not None
+    bright, faint = 3 * np.argsort(-best.theta[2::3])
+    error = np.sqrt(np.diag(best.moments[1]))
+    assert error[faint] > 3.0 * error[bright]
+    step = np.zeros(6)
+    step[faint] = error[faint]
+    other = replace(best, theta=best.theta + 4.0 * step, others=())
+    nearby = replace(other, theta=best.theta + 5.0 * step)
+    given = []
+    for order in ([0, 1, 2, 3, 4, 5], [3, 4, 5, 0, 1, 2]):
+        others = tuple(replace(each, theta=each.theta[order]) for each in (other, nearby))
+        given.append(replace(best, others=others).mixture)
+    for plain, turned in zip(*given, strict=True):
+        np.testing.assert_allclose(plain, turned, rtol=0.01, atol=1e-3)
+
+
+def test_shot_noise_is_fitted_near_its_optimum() -> None:
+    """Steps hold the variance, the objective does not: near the optimum, against its errors."""
+    sensor = cu.Sensor(read_noise=1.0, gain=0.5)
+    setting = setting_of(sensor, flux=(50.0, 500.0))
+    image = sensor.expose(light_of([5.0, 5.2, 230.0]), rng=0)
+    window = window_of(setting, image)
+    found = fit(setting, window, 1, 0)
+    assert found is not None
+    errors = np.sqrt(np.diag(found.moments[1]))
+    assert best_by_simplex(found.model, found.theta, errors) == pytest.approx(np.zeros(3), abs=0.25)
+
+
+def best_by_simplex(model: Model, start: Any, errors: Any) -> Any:
+    """Where the objective is least, in standard errors from `start`."""
+    from scipy.optimize import minimize
+
+    room = new_room(model.optics, 1, 3, *model.pixels.low.shape)
+    found = minimize(
+        lambda step: kernel.objective(model, start + step * errors, room),
+        np.zeros(3),
+        method="Nelder-Mead",
+        options={"xatol": 1e-4, "fatol": 1e-8},
+    )
+    return found.x
+
+
+def test_pulls_of_one_target_have_unit_variance() -> None:
+    sensor = cu.Sensor(read_noise=3.0, rounding=True)
+    setting, rng = setting_of(sensor, flux=(50.0, 500.0), extent=None), np.random.default_rng(4)
+    pulls = []
+    for _ in range(60):
+        theta = np.array([*rng.uniform(4.5, 5.5, 2), rng.uniform(200.0, 300.0)])
+        window = window_of(setting, sensor.expose(light_of(theta), rng))
+        found = fit(setting, window, 1, 0)
+        assert found is not None
+        mean, covariance = found.moments
+        pulls.append((mean - within(window, theta)) / np.sqrt(np.diag(covariance)))
+    low, high = stats.chi2.ppf([5e-4, 1 - 5e-4], 180)
+    assert low < np.square(pulls).sum() < high
