@@ -13,7 +13,7 @@ OFF_GRID_METHODS = ("continuous", "posterior")
 """Names of the grid-free methods."""
 
 DEFAULT_METHOD = "posterior"
-"""The most accurate method."""
+"""The most accurate method where fluxes are known to lie in a range."""
 
 PEAK_RULES = ("every-cell", "local-maxima", "mass-merging")
 """Names of the peak rules."""

@@ -20,7 +20,7 @@ import csunmix as cu
 from csunmix import demo, methods, names, presets
 from csunmix.cli import _FLAG_TEXT, main, output, unmix
 from csunmix.cli import run as cli_run
-from csunmix.cli.options import make_parser
+from csunmix.cli.options import default_method, make_parser
 from csunmix.datasets import read_csist, read_seq_csist, write_csist, write_seq_csist
 from csunmix.targets import COLUMNS, Flag, make_table, read_csv, write_csv
 from csunmix.tracks import simulate_tracks
@@ -448,9 +448,19 @@ def test_grid_free_methods_equal_the_library(run, tmp_path, scenes, method, kind
     assert_frame_equal(cu.targets.read_csv(out)[columns], expected[columns], check_exact=True)
 
 
-def test_the_most_accurate_method_is_the_default():
-    parse = make_parser([unmix]).parse_args
-    assert parse(["unmix", "a.npy", "--out", "b.csv"]).method == names.DEFAULT_METHOD == "posterior"
+@pytest.mark.parametrize(
+    ("argv", "method"),
+    [
+        ([], "posterior"),
+        (["--psf-sigma", "1"], "active-set"),
+        (["--psf-sigma", "1", "--flux", "1", "2"], "posterior"),
+        (["--no-flux-prior"], "active-set"),
+        (["--method", "continuous"], "continuous"),
+    ],
+)
+def test_the_most_accurate_method_is_the_default(argv, method):
+    options = make_parser([unmix]).parse_args(["unmix", "a.npy", "--out", "b.csv", *argv])
+    assert (options.method or default_method(options)) == method
 
 
 def test_progress_bar_on_a_terminal_only(run, tmp_path, stack_file, monkeypatch):

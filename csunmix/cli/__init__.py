@@ -20,6 +20,7 @@ from pathlib import Path
 from csunmix import __version__
 from csunmix.cli.options import (
     check_brightness,
+    default_method,
     make_parser,
     method_text,
     setting_text,
@@ -94,6 +95,7 @@ def unmix(options: argparse.Namespace) -> None:
     from csunmix.cli.run import Run, compiles
     from csunmix.io import read_images
 
+    options.method = options.method or default_method(options)
     inputs = [options.input, *filter(None, [options.psf])]
     out = output_file(options.out, "--out", inputs=inputs)
     stack = read_images(options.input, array=options.array)

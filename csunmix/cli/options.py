@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from csunmix import __version__
 from csunmix.names import (
+    DEFAULT_GRID_METHOD,
     DEFAULT_METHOD,
     GRID_METHODS,
     OFF_GRID_METHODS,
@@ -79,10 +80,10 @@ def _unmix_arguments(parser: argparse.ArgumentParser) -> None:
     method.add_argument(
         "--method",
         choices=(*OFF_GRID_METHODS, *GRID_METHODS),
-        default=DEFAULT_METHOD,
         metavar="NAME",
         help=f"off the grid: {', '.join(OFF_GRID_METHODS)}; on a grid: {', '.join(GRID_METHODS)} "
-        "(default: %(default)s, the most accurate; continuous is much faster)",
+        f"(default: {DEFAULT_METHOD} where fluxes are known to lie in a range, as in the presets, "
+        f"else {DEFAULT_GRID_METHOD}; continuous is much faster than posterior)",
     )
     method.add_argument(
         "--factor",
@@ -343,6 +344,18 @@ def check_brightness(options: argparse.Namespace, largest: float, unmixer: Unmix
         )
 
 
+def default_method(options: argparse.Namespace) -> str:
+    """The most accurate method: off the grid given a range of fluxes, which settles the count.
+
+    Without one an imperfect PSF makes false targets off the grid, which the grid methods drop.
+    """
+    return DEFAULT_METHOD if _has_flux_prior(options) else DEFAULT_GRID_METHOD
+
+
+def _has_flux_prior(options: argparse.Namespace) -> bool:
+    return getattr(options, "flux", _preset_name(options)) is not None  # presets have one
+
+
 def unused(options: argparse.Namespace) -> list[str]:
     """The options of `unmix` on the command line that make no difference to its method."""
     given = {name for name, value in vars(options).items() if value is not None}
@@ -350,7 +363,7 @@ def unused(options: argparse.Namespace) -> list[str]:
         idle = {"factor", "lam", "n_nonzero", "peaks", "threshold", "min_share"}
         return _options(idle & given)
     idle = {"seed", "min_separation", "extent", "cell"}
-    flux_prior = getattr(options, "flux", _preset_name(options)) is not None  # presets have one
+    flux_prior = _has_flux_prior(options)
     if options.method in PURSUITS:
         idle |= {"lam"} | ({"count"} if "n_nonzero" in given else set())
     else:
