@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("csunmix")
 
+_SURE = 0.9  # probability of the count below which it is ambiguous
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -169,6 +171,17 @@ class _Unmixer(ABC):
             score=score,
             flags=np.concatenate(flags),
         )
+
+
+def answer_for(
+    setting: Setting, image: FloatArray, targets: FloatArray, flags: IntArray, p: FloatArray
+) -> Answer:
+    """The answer for the most probable count: its probability in the scores, shared flags added."""
+    targets[:, 6] *= p.max()
+    flags = flags | image_flags(setting, image)
+    if p.max() < _SURE:
+        flags |= int(Flag.COUNT_AMBIGUOUS)
+    return Answer(targets, flags, p)
 
 
 def image_flags(setting: Setting, image: FloatArray) -> int:

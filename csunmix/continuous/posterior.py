@@ -8,7 +8,7 @@ import numpy as np
 
 from csunmix._kernels.smc import sample
 from csunmix._validation import FloatArray, IntArray, as_integer, as_number
-from csunmix.continuous.base import Answer, _Unmixer, border_flags, image_flags, probabilities
+from csunmix.continuous.base import Answer, _Unmixer, answer_for, border_flags, probabilities
 from csunmix.continuous.fit import fit_counts
 from csunmix.continuous.window import Setting, Window
 from csunmix.targets import Flag
@@ -16,7 +16,6 @@ from csunmix.targets import Flag
 _KEEP = 0.5  # of the particles, effective after a stage
 _MAX_STAGES = 500
 _PLAUSIBLE = 15.0  # log evidence (Laplace) below the best from which a count is not sampled
-_SURE = 0.9  # probability of the count below which it is ambiguous
 _RELABELLED = 2000  # particles that targets are told apart on
 
 
@@ -103,11 +102,7 @@ class PosteriorUnmixer(_Unmixer):
         probability = probabilities(evidence)
         best = int(probability.argmax())
         targets, flags = self._summarise(setting, window, particles[best])
-        targets[:, 6] *= probability[best]
-        flags |= image_flags(setting, image) | flag[best]
-        if probability[best] < _SURE:
-            flags |= int(Flag.COUNT_AMBIGUOUS)
-        return Answer(targets, flags, probability)
+        return answer_for(setting, image, targets, flags | flag[best], probability)
 
     def _plausible(self, setting: Setting, window: Window, seed: int) -> list[int]:
         """Indices of the counts that a fit does not rule out."""

@@ -7,12 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from csunmix._validation import FloatArray, IntArray
-from csunmix.continuous.base import Answer, _Unmixer, border_flags, image_flags, probabilities
+from csunmix.continuous.base import Answer, _Unmixer, answer_for, border_flags, probabilities
 from csunmix.continuous.fit import Fit, fit_counts
 from csunmix.continuous.window import Setting
-from csunmix.targets import Flag
 
-_SURE = 0.9  # probability of the count below which it is ambiguous
 _RADIUS = 0.1  # px, distance that the score speaks of
 
 
@@ -79,11 +77,7 @@ class ContinuousUnmixer(_Unmixer):
         probability = probabilities(evidence)
         best = int(probability.argmax())
         targets, flags = self._summarise(setting, fits[best])
-        targets[:, 6] *= probability[best]
-        flags |= image_flags(setting, image)
-        if probability[best] < _SURE:
-            flags |= int(Flag.COUNT_AMBIGUOUS)
-        return Answer(targets, flags, probability)
+        return answer_for(setting, image, targets, flags, probability)
 
     def _summarise(self, setting: Setting, best: Fit) -> tuple[FloatArray, IntArray]:
         n = 3 * best.count

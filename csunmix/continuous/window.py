@@ -201,11 +201,14 @@ class Setting:
 
     def _margin(self, share: float) -> int:
         """Pixels around the area beyond which a target's light is less than `share` of its flux."""
+        beyond = np.flatnonzero(np.abs(self._profile) > _TAIL * share)
+        return int(beyond.max()) + 1 if beyond.size else 1
+
+    @cached_property
+    def _profile(self) -> FloatArray:
+        """Largest response in a row or column of pixels, by its distance from the target."""
         d = np.arange(0.5, max(self.shape) + 0.5)
         across = np.arange(-self.shape[0] - self.shape[1], self.shape[0] + self.shape[1] + 1.0)
-        profile = np.maximum(
-            self.psf.kernel(d[:, None], across).max(axis=1),
-            self.psf.kernel(across, d[:, None]).max(axis=1),
-        )
-        beyond = np.flatnonzero(np.abs(profile) > _TAIL * share)
-        return int(beyond.max()) + 1 if beyond.size else 1
+        down = self.psf.kernel(d[:, None], across).max(axis=1)
+        right = self.psf.kernel(across, d[:, None]).max(axis=1)
+        return np.asarray(np.maximum(down, right))
