@@ -163,14 +163,29 @@ def test_score_is_the_derivative(low: float, high: float, light: float, noise: f
     step = 1e-3 * noise
     ends = [scene.log_pixel(low, high, light + s * step, noise**2) for s in (-1, 1)]
     numerical = (ends[1] - ends[0]) / (2.0 * step)
-    given = scene.score(low, high, light, noise**2)
+    given = scene.score(low, high, light, noise**2, 0.0)
     # What the asymptotic tail lacks, and what is lost in the difference of large numbers.
     lost = 1e-15 * abs(ends[0]) / step
     assert given == pytest.approx(numerical, rel=1e-3, abs=1e-4 / noise + 10 * lost)
 
 
+@pytest.mark.parametrize("light", [80.0, 90.2, 97.0])
+@pytest.mark.parametrize(("low", "high"), BOUNDED)
+def test_score_counts_the_change_of_the_variance(low: float, high: float, light: float) -> None:
+    def variance(light: float) -> float:
+        return 0.5 + 0.3 * light + 0.01 * light**2
+
+    def log(light: float) -> float:
+        given = scene.log_pixel(low, high, light, variance(light))
+        return given + scene.log_scale(low, high, variance(light))
+
+    numerical = (log(light + 1e-3) - log(light - 1e-3)) / 2e-3
+    given = scene.score(low, high, light, variance(light), 0.3 + 0.02 * light)
+    assert given == pytest.approx(numerical, rel=1e-3, abs=1e-7)
+
+
 def test_an_unbounded_pixel_has_no_score_and_no_information() -> None:
-    assert scene.score(-INF, INF, 3.0, 1.0) == 0.0
+    assert scene.score(-INF, INF, 3.0, 1.0, 0.0) == 0.0
     assert scene.information(-INF, INF, 3.0, 1.0) == 0.0
 
 
@@ -179,7 +194,7 @@ def test_an_unbounded_pixel_has_no_score_and_no_information() -> None:
 def test_information_of_a_bound_is_minus_the_curvature(z: float, noise: float) -> None:
     h = 0.01 * noise
     for low, high, light in ((90.0, INF, 90.0 - z * noise), (-INF, 90.0, 90.0 + z * noise)):
-        s = [scene.score(low, high, light + d, noise**2) for d in (-h, h)]
+        s = [scene.score(low, high, light + d, noise**2, 0.0) for d in (-h, h)]
         told = scene.information(low, high, light, noise**2)
         assert told == pytest.approx(-(s[1] - s[0]) / (2 * h), rel=0.02, abs=1e-6)
 
@@ -191,19 +206,22 @@ def test_information_of_an_interval_is_the_variance_of_its_score(noise: float) -
     told = []
     for light in np.linspace(0.0, 1.0, 11)[:-1]:
         chance = np.exp([log_of(n - 0.5, n + 0.5, light, noise**2) for n in level])
-        score = np.array([scene.score(n - 0.5, n + 0.5, light, noise**2) for n in level])
+        score = np.array([scene.score(n - 0.5, n + 0.5, light, noise**2, 0.0) for n in level])
         told.append(float(chance @ score**2))
     assert scene.information(-0.5, 0.5, 0.0, noise**2) == pytest.approx(np.mean(told), rel=0.02)
 
 
-@pytest.mark.parametrize("per_light", [0.0, 0.5])
+@pytest.mark.parametrize(("per_light", "per_light2"), [(0.0, 0.0), (0.5, 0.0), (0.0, 0.04)])
 @pytest.mark.parametrize("extra", [0.0, 0.4, 9.0, 1e6])
-def test_likelihood_of_an_image_is_the_sum_over_pixels(extra: float, per_light: float) -> None:
+def test_likelihood_of_an_image_is_the_sum_over_pixels(
+    extra: float, per_light: float, per_light2: float
+) -> None:
     low = np.array([[3.0, 2.5, 6.0], [-INF, 4.0, -INF]])
     high = np.array([[3.0, 3.5, 8.0], [INF, INF, 1.5]])
     light = np.array([[3.4, 2.2, 7.1], [8.0, 4.4, -0.5]])
-    pixels = scene.Pixels(low, high, 0.6, per_light)
-    variance = 0.6 + extra + per_light * np.maximum(light, 0.0)
+    pixels = scene.Pixels(low, high, 0.6, per_light, per_light2)
+    lit = np.maximum(light, 0.0)
+    variance = 0.6 + extra + per_light * lit + per_light2 * lit**2
     bounds = zip(low.flat, high.flat, light.flat, variance.flat, strict=True)
     expected = sum(log_of(*each) for each in bounds if np.isfinite(each[:2]).any())
     given = scene.log_likelihood(pixels, light, extra) + scene.log_scales(pixels, extra)
@@ -216,11 +234,11 @@ def test_fisher_is_the_weighted_gram_matrix() -> None:
     low = np.rint(room.light) - 0.5
     high = low + 1.0
     low[0, 0], high[0, 0], high[2, 2] = -INF, INF, INF
-    pixels, precision = scene.Pixels(low, high, 0.7, 0.3), np.arange(7.0)
+    pixels, precision = scene.Pixels(low, high, 0.7, 0.3, 0.01), np.arange(7.0)
     out = np.zeros((7, 7))
     scene.fisher(pixels, 0.2, room, precision, out)
     weight = [
-        scene.information(a, b, m, 0.7 + 0.2 + 0.3 * m)
+        scene.information(a, b, m, 0.7 + 0.2 + 0.3 * m + 0.01 * m**2)
         for a, b, m in zip(low.flat, high.flat, room.light.flat, strict=True)
     ]
     expected = (room.jacobian * weight) @ room.jacobian.T + np.diag(precision)

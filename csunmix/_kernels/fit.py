@@ -17,6 +17,7 @@ from csunmix._kernels.scene import (
     illuminate,
     log_likelihood,
     new_room,
+    noise_variance,
     score,
 )
 from csunmix._kernels.smc import Model
@@ -196,7 +197,8 @@ def pixel_gradient(pixels: Pixels, room: Room, gradient: FloatArray) -> None:
     for i in range(n_y):
         for j in range(n_x):
             light = room.light[i, j]
-            variance = pixels.variance + pixels.per_light * max(light, 0.0)
-            s = score(pixels.low[i, j], pixels.high[i, j], light, variance)
+            change = pixels.per_light + 2.0 * pixels.per_light2 * light if light > 0.0 else 0.0
+            variance = noise_variance(pixels, light)
+            s = score(pixels.low[i, j], pixels.high[i, j], light, variance, change)
             for a in range(gradient.size):
                 gradient[a] += s * room.jacobian[a, i * n_x + j]

@@ -43,6 +43,7 @@ class Pixels(NamedTuple):
     high: FloatArray
     variance: float  # of the noise in the dark, DN^2
     per_light: float  # variance per DN of light, 1/gain
+    per_light2: float  # variance per squared DN of light, of the error of the PSF
 
 
 @numba.njit(cache=True, nogil=True)
@@ -77,6 +78,19 @@ def axis_factor(
             else:
                 out[k, r, q] = 0.0
                 slope[k, r, q] = 0.0
+
+
+@numba.njit(cache=True, nogil=True)
+def varying(pixels: Pixels) -> bool:
+    """Whether the noise of a pixel depends on its light."""
+    return pixels.per_light > 0.0 or pixels.per_light2 > 0.0
+
+
+@numba.njit(cache=True, nogil=True)
+def noise_variance(pixels: Pixels, light: float) -> float:
+    """Variance of the noise of a pixel of so much light, DN^2."""
+    light = max(light, 0.0)
+    return pixels.variance + (pixels.per_light + pixels.per_light2 * light) * light
 
 
 class Room(NamedTuple):
@@ -223,15 +237,17 @@ def information(low: float, high: float, light: float, variance: float) -> float
 def log_likelihood(pixels: Pixels, light: FloatArray, extra: float) -> float:
     """Log likelihood of an image of `light`, the noise's variance raised by `extra` (DN^2).
 
-    Without shot noise it lacks what depends on `extra` alone, see `log_scales`.
+    Where the noise is the same whatever the light, it lacks what depends on `extra` alone, see
+    `log_scales`.
     """
     total, variance = 0.0, pixels.variance + extra
     inverse = 0.5 / (variance + 1.0 / 12.0)  # of the commonest width
+    varies = varying(pixels)
     for i in range(light.shape[0]):
         for j in range(light.shape[1]):
             low, high = pixels.low[i, j], pixels.high[i, j]
-            if pixels.per_light > 0.0:
-                variance = pixels.variance + extra + pixels.per_light * max(light[i, j], 0.0)
+            if varies:
+                variance = extra + noise_variance(pixels, light[i, j])
                 total += log_scale(low, high, variance)
             elif high - low == 1.0 and variance > 1.0 / _NARROW**2:
                 r = low + 0.5 - light[i, j]
@@ -245,7 +261,7 @@ def log_likelihood(pixels: Pixels, light: FloatArray, extra: float) -> float:
 def log_scales(pixels: Pixels, extra: float) -> float:
     """What `log_likelihood` leaves out: the part that is the same for all scenes."""
     total = 0.0
-    if pixels.per_light == 0.0:
+    if not varying(pixels):
         for i in range(pixels.low.shape[0]):
             for j in range(pixels.low.shape[1]):
                 variance = pixels.variance + extra
@@ -262,7 +278,7 @@ def fisher(
     jacobian, weight, row = room.jacobian, room.weight, room.row
     for i in range(n_y):
         for j in range(n_x):
-            variance = pixels.variance + extra + pixels.per_light * max(room.light[i, j], 0.0)
+            variance = extra + noise_variance(pixels, room.light[i, j])
             weight[i * n_x + j] = information(
                 pixels.low[i, j], pixels.high[i, j], room.light[i, j], variance
             )
@@ -278,11 +294,16 @@ def fisher(
 
 
 @numba.njit(cache=True, nogil=True)
-def score(low: float, high: float, light: float, variance: float) -> float:
-    """Derivative of the log likelihood of one pixel by its light, 1/DN, the variance held."""
+def score(low: float, high: float, light: float, variance: float, change: float) -> float:
+    """Derivative of the log likelihood of a pixel by its light, 1/DN.
+
+    `change` is that of the variance by the light.
+    """
     width = high - low
     if width * width < _NARROW**2 * variance:
-        return (0.5 * (low + high) - light) / (variance + width * width / 12.0)
+        blurred = variance + width * width / 12.0
+        r = 0.5 * (low + high) - light
+        return r / blurred + 0.5 * change * (r * r / blurred - 1.0) / blurred
     if low == -np.inf and high == np.inf:
         return 0.0
     noise = math.sqrt(variance)
@@ -290,7 +311,11 @@ def score(low: float, high: float, light: float, variance: float) -> float:
     log_mass = log_pixel(low, high, light, variance)
     total = 0.0
     if a > -np.inf:
-        total += math.exp(-0.5 * a * a - _LOG_SQRT_2PI - log_mass)
+        total += (1.0 + 0.5 * change * a / noise) * math.exp(
+            -0.5 * a * a - _LOG_SQRT_2PI - log_mass
+        )
     if b < np.inf:
-        total -= math.exp(-0.5 * b * b - _LOG_SQRT_2PI - log_mass)
+        total -= (1.0 + 0.5 * change * b / noise) * math.exp(
+            -0.5 * b * b - _LOG_SQRT_2PI - log_mass
+        )
     return total / noise

@@ -56,6 +56,7 @@ class _Unmixer(ABC):
     prior: Prior = field(default_factory=Prior)
     _: KW_ONLY
     background: Background = 0.0
+    psf_error: float = 0.0
     seed: int = 0
     n_jobs: int = field(default=1, repr=False)
 
@@ -103,7 +104,14 @@ class _Unmixer(ABC):
         """Targets of a finite image in which a pixel is lit; None if no pixel is."""
 
     def _setting(self, shape: tuple[int, ...]) -> Setting:
-        return Setting(self.psf, self.sensor, self.prior, (shape[0], shape[1]), self.background)
+        return Setting(
+            self.psf,
+            self.sensor,
+            self.prior,
+            (shape[0], shape[1]),
+            self.background,
+            self.psf_error,
+        )
 
     def _answers(self, setting: Setting, stack: FloatArray) -> Iterable[Answer | None]:
         def answer(frame: int) -> Answer | None:

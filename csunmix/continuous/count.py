@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from csunmix._kernels.fit import descend, objective
-from csunmix._kernels.scene import Pixels, Room, illuminate, new_room
+from csunmix._kernels.scene import Room, illuminate, new_room
 from csunmix._validation import (
     BoolArray,
     FloatArray,
@@ -63,6 +63,7 @@ def count_test(
     false_alarm: float = 0.01,
     n_simulations: int | None = None,
     background: Background = 0.0,
+    psf_error: float = 0.0,
     rng: np.random.Generator | int = 0,
 ) -> CountTest:
     r"""Test whether images hold more than `null` targets.
@@ -111,6 +112,9 @@ def count_test(
     background : float or {"border", "fit"}
         Light that belongs to no target, DN: a number, the median of the image's border, or one of
         the parameters of both fits.
+    psf_error : float
+        Error of the PSF as a share of the light of a pixel, see `PosteriorUnmixer`; simulated
+        images have it as noise of every pixel of its own.
     rng : numpy.random.Generator or int
         Source of randomness, or a seed.
 
@@ -156,6 +160,7 @@ def count_test(
         Prior() if prior is None else prior,
         shape,
         background,
+        psf_error,
     )
     test = _Test(setting, psf.width, null, alternative, false_alarm, n_simulations)
     stack = images.reshape(-1, *shape).astype(np.float64)
@@ -210,7 +215,8 @@ class _Test(NamedTuple):
         theta[: 3 * few.count].reshape(-1, 3)[:, :2] += move
         room = new_room(setting.optics, few.count, theta.size, *setting.shape)
         illuminate(setting.optics, theta, room)
-        again = self._fit_null(sensor.expose(room.light + level, rng), rng)
+        light = room.light * (1.0 + setting.psf_error * rng.normal(size=room.light.shape))
+        again = self._fit_null(sensor.expose(light + level, rng), rng)
         return 0.0 if again is None else self._statistic(again, rng) - self._expected(again, rng)
 
     def _statistic(self, few: Fit, rng: np.random.Generator) -> float:
@@ -232,11 +238,8 @@ class _Test(NamedTuple):
         old, room = few.model.pixels, _room(few)
         illuminate(few.model.optics, few.theta, room)
         bound = np.isinf(old.low) | np.isinf(old.high)
-        pixels = Pixels(
-            np.where(bound, old.low, room.light),
-            np.where(bound, old.high, room.light),
-            old.variance,
-            old.per_light,
+        pixels = old._replace(
+            low=np.where(bound, old.low, room.light), high=np.where(bound, old.high, room.light)
         )
         model = few.model._replace(pixels=pixels)
         window = replace(few.window, pixels=pixels)

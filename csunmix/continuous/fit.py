@@ -196,7 +196,7 @@ def _smooth(pixels: Pixels) -> Pixels:
     middle = 0.5 * (np.where(two, pixels.low, 0.0) + np.where(two, pixels.high, 0.0))
     variance = pixels.variance + width**2 / 12.0
     low, high = np.where(two, middle, pixels.low), np.where(two, middle, pixels.high)
-    return Pixels(low, high, variance, pixels.per_light)
+    return pixels._replace(low=low, high=high, variance=variance)
 
 
 def _apart(mean: FloatArray, other: FloatArray, covariance: FloatArray) -> bool:

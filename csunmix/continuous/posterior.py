@@ -49,6 +49,10 @@ class PosteriorUnmixer(_Unmixer):
     background : float, "border" or "fit"
         Level beside the sensor's offset, DN: known, or the median of the outermost ring of pixels,
         or fitted around that.
+    psf_error : float
+        Error of the PSF as a share of the light of a pixel; adds ``(psf_error * light)**2`` to its
+        noise variance, as the per cent and profile errors of DAOPHOT do (Stetson 1987, PASP 99,
+        191).
     radius : float
         Distance that ``score`` speaks of, px.
     n_chains, n_steps : int

@@ -83,6 +83,7 @@ class Setting:
     prior: Prior
     shape: tuple[int, int]
     background: Background
+    psf_error: float = 0.0
 
     def __post_init__(self) -> None:
         as_instance(self.psf, PSF, "psf")
@@ -91,6 +92,7 @@ class Setting:
         if self.prior.count is not None and self.prior.count[1] < 1:
             raise ValueError(f"prior.count must allow a target, got {self.prior.count}")
         as_shape(self.shape)
+        as_number(self.psf_error, "psf_error", minimum=0.0)
         if isinstance(self.background, str):
             if self.background not in ("border", "fit"):
                 raise ValueError(
@@ -121,7 +123,9 @@ class Setting:
         first, last = np.where(np.isfinite(low), low, high), np.where(np.isfinite(high), high, low)
         signal = 0.5 * np.where(valid, first, 0.0) + 0.5 * np.where(valid, last, 0.0)
         noise = float(np.sqrt(noise2 + self._rounding_variance))
-        lit = signal > _LIT * np.sqrt(noise2 + self._rounding_variance + self._shot(signal))
+        lit = signal > _LIT * np.sqrt(
+            noise2 + self._rounding_variance + self._variance_of_light(signal)
+        )
         if not lit.any():
             return None
         area = self._area(np.where(lit, signal, 0.0))
@@ -139,6 +143,7 @@ class Setting:
                 np.ascontiguousarray(high[part]),
                 float(noise2),
                 0.0 if self.sensor.gain is None else 1.0 / self.sensor.gain,
+                self.psf_error**2,
             ),
             Box(
                 area - first[:, None],
@@ -171,9 +176,10 @@ class Setting:
         least = _ROUNDING_NOISE if self.sensor.rounding else 1e-4 * float(np.abs(image).max())
         return max(variance, least**2)
 
-    def _shot(self, signal: FloatArray) -> FloatArray:
+    def _variance_of_light(self, signal: FloatArray) -> FloatArray:
         gain = np.inf if self.sensor.gain is None else self.sensor.gain
-        return np.asarray(np.maximum(signal, 0.0) / gain)
+        light = np.maximum(signal, 0.0)
+        return np.asarray(light / gain + (self.psf_error * light) ** 2)
 
     def _area(self, light: FloatArray) -> FloatArray:
         """Where targets may be, (2, 2): where the light is, and as the prior says around it."""
