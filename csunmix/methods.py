@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from csunmix._validation import as_instance, as_integer, as_shape
+from csunmix._validation import as_bool, as_instance, as_integer, as_shape
 from csunmix.dictionary import Dictionary
 from csunmix.names import DEFAULT_GRID_METHOD, GRID_METHODS, PEAK_RULES, PURSUITS
 from csunmix.peaks import EveryCell, LocalMaxima, MassMerging, PeakRule
@@ -50,6 +50,7 @@ def grid_unmixer(
     threshold: float | None = None,
     min_share: float | None = None,
     background: Background = 0.0,
+    refine: bool = False,
 ) -> GridUnmixer:
     """Compose a `GridUnmixer` from a method's name; what is not given is chosen.
 
@@ -65,7 +66,7 @@ def grid_unmixer(
         The detector.
     prior : Prior, optional
         Its largest count limits pursuits; its flux range bounds the coefficients of "omp" and
-        sets the default threshold. Separation, extent and cell are not used by grid methods.
+        sets the default threshold. Separation, extent and cell are used by `refine` alone.
     factor : int, optional
         Cells per pixel; by default about 3.8 per width of the PSF, 2 at least.
     lam : float or "auto", optional
@@ -84,6 +85,8 @@ def grid_unmixer(
         and 0.06 without, since an imperfect PSF leaves false targets in proportion to the true.
     background : float or "border"
         See `GridUnmixer`.
+    refine : bool
+        Take the targets off the grid within the bounds of the prior, see `GridUnmixer`.
 
     Returns
     -------
@@ -145,6 +148,7 @@ def grid_unmixer(
         peaks=_peak_rule(peaks, threshold, min_share, width),
         sensor=sensor,
         background=background,
+        refine=prior if as_bool(refine, "refine") else None,
     )
 
 

@@ -2,7 +2,8 @@
 
 Pixels are drawn as users of images expect them: the centre of pixel ``(row, column)`` lies at the
 integers ``y = row`` and ``x = column``, row 0 is at the top, and ``y`` grows downwards. A helper
-draws into the `matplotlib.axes.Axes` it is given, or into the current ones, and returns them.
+draws into the `matplotlib.axes.Axes` it is given, or into the current ones, and returns them. All
+raise ImportError where matplotlib is not installed.
 """
 
 from __future__ import annotations
@@ -68,8 +69,6 @@ def plot_image(
 
     Raises
     ------
-    ImportError
-        If matplotlib is not installed.
     TypeError, ValueError
         If `image` is not one image of real numbers.
     """
@@ -106,8 +105,6 @@ def plot_map(
 
     Raises
     ------
-    ImportError
-        If matplotlib is not installed.
     TypeError, ValueError
         If `coefficients` is not one map of real numbers or does not fit `grid`.
     """
@@ -164,8 +161,6 @@ def plot_targets(
 
     Raises
     ------
-    ImportError
-        If matplotlib is not installed.
     TypeError, ValueError
         If `targets` is not a target table or a parameter is out of range.
     """
@@ -237,8 +232,6 @@ def plot_unmixing(
 
     Raises
     ------
-    ImportError
-        If matplotlib is not installed.
     TypeError, ValueError
         If an input is malformed, a table has several frames and `frame` is not given, `grid` is
         missing, or there are not three axes.
@@ -320,8 +313,6 @@ def plot_residual(
 
     Raises
     ------
-    ImportError
-        If matplotlib is not installed.
     TypeError, ValueError
         If an input is malformed, the table has several frames and `frame` is not given, or the
         sensor's bad pixels do not fit the image.
@@ -373,8 +364,6 @@ def plot_convergence(
 
     Raises
     ------
-    ImportError
-        If matplotlib is not installed.
     ValueError
         If `results` is empty, a solver is greedy (its objective is another one), `x` is unknown, or
         `reference` does not fit the images.
@@ -433,8 +422,6 @@ def plot_precision_recall(
 
     Raises
     ------
-    ImportError
-        If matplotlib is not installed.
     TypeError, ValueError
         As in `csunmix.metrics.precision_recall`, or if `runs` is empty.
     """
@@ -474,8 +461,6 @@ def plot_ap(
 
     Raises
     ------
-    ImportError
-        If matplotlib is not installed.
     TypeError, ValueError
         As in `csunmix.metrics.cso_map`, or if `runs` is empty.
     """

@@ -16,6 +16,7 @@ from csunmix._validation import (
     Array,
     BoolArray,
     FloatArray,
+    IntArray,
     as_bool,
     as_images,
     as_instance,
@@ -25,6 +26,7 @@ from csunmix._validation import (
 from csunmix.background import border_level
 from csunmix.dictionary import Dictionary
 from csunmix.peaks import Candidates, PeakRule
+from csunmix.prior import Prior
 from csunmix.psf import PSF
 from csunmix.sensor import Sensor
 from csunmix.solvers.base import Solver, SolveResult, universal_lam
@@ -33,6 +35,8 @@ from csunmix.targets import Flag, make_table
 if TYPE_CHECKING:
     import pandas as pd
     from threadpoolctl import ThreadpoolController
+
+    from csunmix.continuous.window import Setting
 
 Background = float | Literal["border"]
 
@@ -61,6 +65,13 @@ class GridUnmixer:
     background : float or "border"
         Constant level taken off each image beside the sensor's offset, DN; "border" takes the
         median of the image's outermost ring of pixels instead of both.
+    refine : Prior, optional
+        Take the targets of each image off the grid: a joint fit of all of them, begun where the
+        grid has them, keeps the bounds of this prior (not its count: the grid says how many).
+        Positions, fluxes and their errors are the mean and the standard deviations of the posterior
+        around that fit, as in `csunmix.continuous.ContinuousUnmixer`. An image keeps the answer of
+        the grid, without errors, where the prior allows nothing that explains it better: its count
+        is wrong, as a rule.
 
     Raises
     ------
@@ -89,6 +100,7 @@ class GridUnmixer:
     peaks: PeakRule
     sensor: Sensor | None = None
     background: Background = 0.0
+    refine: Prior | None = None
 
     def __post_init__(self) -> None:
         as_instance(self.dictionary, Dictionary, "dictionary")
@@ -111,6 +123,8 @@ class GridUnmixer:
                 )
         else:
             as_number(self.background, "background")
+        if self.refine is not None:
+            as_instance(self.refine, Prior, "refine")
 
     def __call__(
         self, images: npt.ArrayLike, *, progress: bool = False, batch_size: int = 1000
@@ -130,9 +144,9 @@ class GridUnmixer:
         Returns
         -------
         pandas.DataFrame
-            Target table. Errors and scores are NaN: a grid method does not know them. Images with
-            NaN or infinite pixels yield no targets and the flag ``NOT_FINITE`` in
-            ``attrs["frame_flags"]``, and the log names them.
+            Target table. Scores are NaN, and so are errors without `refine`: a grid method does not
+            know them. Images with NaN or infinite pixels yield no targets and the flag
+            ``NOT_FINITE`` in ``attrs["frame_flags"]``, and the log names them.
 
         Raises
         ------
@@ -144,25 +158,31 @@ class GridUnmixer:
         as_bool(progress, "progress")
         batch_size = as_integer(batch_size, "batch_size", minimum=1)
         stack = self._stack(images)
-        found, flags = [], np.zeros(len(stack), np.int64)
+        found, errors, flags = [], [], np.zeros(len(stack), np.int64)
         for part in _batches(len(stack), batch_size, progress):
             batch = self._check(stack[part])
             finite = np.isfinite(batch).all(axis=(1, 2))
             frames = part.start + np.flatnonzero(finite)
             flags[part] = Flag.NOT_FINITE
             if frames.size:
-                (index, y, x, flux), flags[frames] = self._unmix(batch[finite])
+                candidates, flags[frames] = self._unmix(batch[finite])
+                (index, y, x, flux), error = self._refine(batch[finite], candidates)
                 found.append(Candidates(frames[index], y, x, flux))
+                errors.append(error)
         if not found:
             as_images(self._check(images))  # says where
         bad = np.flatnonzero(flags & Flag.NOT_FINITE)
         if bad.size:
             logger.warning("%d image(s) not finite, first frame %d: skipped", bad.size, bad[0])
         every = Candidates(*(np.concatenate(column) for column in zip(*found, strict=True)))
+        y_err, x_err, flux_err = np.concatenate(errors).T
         flags[np.bincount(every.frame, minlength=len(stack)) == 0] |= Flag.NO_TARGET
         return make_table(
             *every,
-            flags=flags[every.frame] | self._border_flag(every),
+            y_err=y_err,
+            x_err=x_err,
+            flux_err=flux_err,
+            flags=flags[every.frame] | at_border(every.y, every.x, self.dictionary.image_shape),
             n_frames=len(stack),
             frame_flags={int(i): int(flags[i]) for i in np.flatnonzero(flags)},
             attrs={"method": repr(self), "image_shape": self.dictionary.image_shape},
@@ -229,7 +249,7 @@ class GridUnmixer:
         offset = self.sensor.offset if self.sensor is not None else 0.0
         return np.asarray(self.background + offset)
 
-    def _unmix(self, images: FloatArray) -> tuple[Candidates, npt.NDArray[np.int64]]:
+    def _unmix(self, images: FloatArray) -> tuple[Candidates, IntArray]:
         """Targets of a batch of finite images (n, n_y, n_x), and the flags of each."""
         result = self._solve(images)
         flags = np.where(result.converged, 0, int(Flag.NOT_CONVERGED))
@@ -239,11 +259,29 @@ class GridUnmixer:
         maps = self.dictionary.to_flux(result.x)
         return self.peaks.find(maps, self.dictionary.grid), flags
 
-    def _border_flag(self, found: Candidates) -> npt.NDArray[np.int64]:
-        n_y, n_x = self.dictionary.image_shape
-        inside = (found.y >= 0.5) & (found.y <= n_y - 1.5)
-        inside &= (found.x >= 0.5) & (found.x <= n_x - 1.5)
-        return np.where(inside, 0, int(Flag.BORDER))
+    def _refine(self, images: FloatArray, found: Candidates) -> tuple[Candidates, FloatArray]:
+        """Targets, off the grid where that is asked for, and the errors (n, 3) of y, x and flux."""
+        if self._setting is None:
+            return found, np.full((len(found.flux), 3), np.nan)
+        from csunmix.continuous.refine import refine
+
+        return refine(self._setting, images, found)
+
+    @cached_property
+    def _setting(self) -> Setting | None:
+        """What the fit is told; imported and tabulated where there is one."""
+        if self.refine is None:
+            return None
+        from csunmix.continuous.window import Setting
+
+        prior, shape = replace(self.refine, count=None), self.dictionary.image_shape
+        return Setting(self.psf, self.sensor or Sensor(), prior, shape, self.background)
+
+
+def at_border(y: FloatArray, x: FloatArray, shape: tuple[int, int]) -> IntArray:
+    """`Flag.BORDER` for targets in the outermost ring of pixels of an image of `shape`, else 0."""
+    inside = (y >= 0.5) & (y <= shape[0] - 1.5) & (x >= 0.5) & (x <= shape[1] - 1.5)
+    return np.where(inside, 0, int(Flag.BORDER))
 
 
 def _check_takes(solver: Solver, name: str, reason: str) -> None:
@@ -255,7 +293,7 @@ def _check_takes(solver: Solver, name: str, reason: str) -> None:
         )
 
 
-def _any_pixel(mask: BoolArray) -> npt.NDArray[np.int64]:
+def _any_pixel(mask: BoolArray) -> IntArray:
     return np.asarray(mask.any(axis=(1, 2)), dtype=np.int64)
 
 

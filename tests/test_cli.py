@@ -438,14 +438,30 @@ def test_grid_free_methods_equal_the_library(run, tmp_path, scenes, method, kind
     images = scenes.images[:3]
     np.save(tmp_path / "few.npy", images)
     out = tmp_path / "t.csv"
-    argv = ("--method", method, "--seed", 3, "--factor", 5, "--count", 1, 4)
+    argv = ("--method", method, "--seed", 3, "--factor", 5, "--count", 1, 4, "--psf-error", 0.02)
     code, _, err = run("unmix", tmp_path / "few.npy", "--out", out, *argv)
     assert code == 0
     assert f"method {method} does not use --factor\n" in err
     prior = replace(PRESET.prior, count=(1, 4))
-    expected = kind(PRESET.psf, PRESET.sensor, prior, seed=3)(images)
+    expected = kind(PRESET.psf, PRESET.sensor, prior, seed=3, psf_error=0.02)(images)
     columns = list(cu.targets.COLUMNS)
     assert_frame_equal(cu.targets.read_csv(out)[columns], expected[columns], check_exact=True)
+
+
+def test_refined_targets_equal_the_library(run, tmp_path, scenes, stack_file):
+    out = tmp_path / "t.csv"
+    argv = ("unmix", stack_file, "--out", out, "--min-separation", 0.4)
+    code, _, err = run(*argv, "--refine")
+    assert code == 0
+    assert "does not use" not in err
+    prior = replace(PRESET.prior, min_separation=0.4)
+    expected = cu.grid_unmixer(
+        psf=PRESET.psf, shape=(11, 11), sensor=PRESET.sensor, prior=prior, refine=True
+    )(scenes.images)
+    assert expected["y_err"].notna().any()
+    columns = list(cu.targets.COLUMNS)
+    assert_frame_equal(read_csv(out)[columns], expected[columns], check_exact=True)
+    assert "does not use --min-separation\n" in run(*argv)[2]
 
 
 @pytest.mark.parametrize(
@@ -540,6 +556,8 @@ def test_options_override_the_preset(asked):
         ("--lam 0 --threshold 40 --flux 100 300 --no-saturation --read-noise 0", "--read-noise"),
         ("--count 1 3 --n-nonzero 3 --cell", "--cell, --count, --n-nonzero"),
         ("--extent 2 --min-separation 0 --seed 0", "--extent, --min-separation, --seed"),
+        ("--psf-error 0.01 --refine --extent 2 --count 1 3", "--count, --psf-error"),
+        ("--lam 0 --threshold 40 --min-share 0 --flux 1 300 --read-noise 0 --refine", ""),
         ("--threshold 40 --min-share 0 --flux 100 300", "--flux"),
         ("--lam 1 --no-flux-prior --read-noise 1", ""),
         ("--lam auto --threshold 40 --read-noise 1", ""),
@@ -637,6 +655,20 @@ def test_bad_arrays(refused, tmp_path, values, message):
         (["--seed", "-3"], "error: --seed must be at least 0"),
         (["--factor", "100000"], "error: --factor must be at most"),
         (["--count", "-1", "2"], "error: --count must be at least 0"),
+        (["--psf-error", "-1"], "error must be at least 0, got -1.0"),
+        (["--method", "continuous", "--psf-error", "-1"], "error must be at least 0, got -1.0"),
+        *(
+            (["--method", method, *argv], message)
+            for method in names.OFF_GRID_METHODS
+            for argv, message in [
+                (["--factor", "0"], "error: --factor must be at least 1, got 0"),
+                (["--lam", "-1"], "error: --lam must be at least 0, got -1.0"),
+                (["--n-nonzero", "0"], "error: --n-nonzero must be at least 1, got 0"),
+                (["--threshold", "0"], "error: --threshold must be above 0, got 0.0"),
+                (["--min-share", "2"], "error: --min-share must be at most 1, got 2.0"),
+                (["--seed", "-3"], "error: --seed must be at least 0, got -3"),
+            ]
+        ),
     ],
 )
 def test_bad_options(refused, tmp_path, stack_file, argv, message):

@@ -378,6 +378,7 @@ def test_a_table_of_many_images(caplog: pytest.LogCaptureFixture) -> None:
         0: Flag.SATURATED,
         1: Flag.NOT_FINITE | Flag.NO_TARGET,
         2: Flag.NO_TARGET,
+        3: Flag.BORDER,
     }
     assert table.attrs["n_frames"] == 4
     assert "1 image(s) not finite, first frame 1" in caplog.text

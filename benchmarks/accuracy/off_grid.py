@@ -40,7 +40,7 @@ from csunmix.simulate import Simulation
 
 HERE = Path(__file__).parent
 _BOUND_HOLDS = 0.02  # px
-_ORACLE_BLOCKS, _ORACLE_STEPS = 24, 400
+_ORACLE_BLOCKS, _ORACLE_STEPS = 24, 100
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def oracle(row: Row, made: Simulation) -> pd.DataFrame:
         scene = truth[["y", "x", "flux"]].to_numpy() - [*window.origin, 0.0]
         model = window.model(setting.optics, len(scene))
         states = explore(model, scene.ravel(), _ORACLE_BLOCKS, _ORACLE_STEPS, int(frame))
-        states = states[4 * _ORACLE_STEPS :: 4]  # the first blocks adapt the steps
+        states = states[4 * _ORACLE_STEPS :]  # the first blocks adapt the steps
         scenes = relabel(states.reshape(len(states), -1, 3))
         mean, error = scenes.mean(axis=0), scenes.std(axis=0)
         score = (np.hypot(*(scenes - mean).transpose(2, 0, 1)[:2]) <= 0.1).mean(axis=0)

@@ -8,6 +8,7 @@ import numba
 import numpy as np
 
 from csunmix._kernels.linalg import cholesky, cholesky_solve
+from csunmix._kernels.model import Model
 from csunmix._kernels.prior import Box, draw_scene
 from csunmix._kernels.scene import (
     Pixels,
@@ -20,7 +21,6 @@ from csunmix._kernels.scene import (
     noise_variance,
     score,
 )
-from csunmix._kernels.smc import Model
 from csunmix._validation import FloatArray
 
 _STIFFNESS = 1.0 / 0.003**2  # 1/px^2, of the limits to how targets lie to one another

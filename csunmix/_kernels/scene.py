@@ -17,7 +17,10 @@ from csunmix._validation import FloatArray
 _SQRT_HALF = math.sqrt(0.5)
 _LOG_SQRT_2PI = 0.5 * math.log(2.0 * math.pi)
 _NARROW = 0.5  # intervals below this share of the noise are Gaussian to 1e-3 in log likelihood
+_ROUGH = 3.0  # the same where noise is added on the way to the posterior
 _FAR = 30.0  # standard deviations from where tails are asymptotic
+_CERTAIN = 5.0  # standard deviations that a normal variable keeps within, but for 3e-7
+_LOST = 37.0  # logarithm below which a number is lost against another
 
 
 class Optics(NamedTuple):
@@ -46,7 +49,7 @@ class Pixels(NamedTuple):
     per_light2: float  # variance per squared DN of light, of the error of the PSF
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(cache=True, nogil=True, forceinline=True)
 def axis_factor(
     table: FloatArray,
     change: FloatArray,
@@ -67,26 +70,25 @@ def axis_factor(
     g = 6.0 * h * (1.0 - h) * n_phases
     e0, e1 = (1.0 - h) * (1.0 - 3.0 * h) * n_phases, h * (3.0 * h - 2.0) * n_phases
     first = int(whole) - (width - 2) // 2
+    start, stop = min(max(first, 0), n), max(min(first + width, n), 0)
+    out[k] = 0.0
+    slope[k] = 0.0
     for r in range(rank):
-        for q in range(n):
-            j = q - first
-            if 0 <= j < width:
-                a, b = table[r, p, j], table[r, p + 1, j]
-                c, d = change[r, p, j], change[r, p + 1, j]
-                out[k, r, q] = v0 * a + v1 * b + d0 * c + d1 * d
-                slope[k, r, q] = g * (b - a) + e0 * c + e1 * d
-            else:
-                out[k, r, q] = 0.0
-                slope[k, r, q] = 0.0
+        v, w = table[r, p, start - first :], table[r, p + 1, start - first :]
+        s, t = change[r, p, start - first :], change[r, p + 1, start - first :]
+        value, rise = out[k, r, start:stop], slope[k, r, start:stop]
+        for q in range(value.size):
+            value[q] = v0 * v[q] + v1 * w[q] + d0 * s[q] + d1 * t[q]
+            rise[q] = g * (w[q] - v[q]) + e0 * s[q] + e1 * t[q]
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(cache=True, nogil=True, forceinline=True)
 def varying(pixels: Pixels) -> bool:
     """Whether the noise of a pixel depends on its light."""
     return pixels.per_light > 0.0 or pixels.per_light2 > 0.0
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(cache=True, nogil=True, forceinline=True)
 def noise_variance(pixels: Pixels, light: float) -> float:
     """Variance of the noise of a pixel of so much light, DN^2."""
     light = max(light, 0.0)
@@ -130,14 +132,14 @@ def illuminate(optics: Optics, theta: FloatArray, room: Room) -> None:
     shine(theta, room)
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(cache=True, nogil=True, forceinline=True)
 def place(optics: Optics, theta: FloatArray, k: int, room: Room) -> None:
     """Factors of target k, into the room."""
     axis_factor(optics.value_y, optics.slope_y, theta[3 * k], k, room.y, room.y_slope)
     axis_factor(optics.value_x, optics.slope_x, theta[3 * k + 1], k, room.x, room.x_slope)
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(cache=True, nogil=True, forceinline=True)
 def shine(theta: FloatArray, room: Room) -> None:
     """Image of the targets whose factors are in the room, into ``room.light``."""
     count, rank = room.y.shape[0], room.y.shape[1]
@@ -175,6 +177,8 @@ def differentiate(theta: FloatArray, room: Room) -> None:
 @numba.njit(cache=True, nogil=True)
 def log_tail(z: float) -> float:
     """Logarithm of the probability above `z` of a standard normal variable."""
+    if z < -_CERTAIN:
+        return 0.0
     if z > _FAR:
         return -0.5 * z * z - _LOG_SQRT_2PI - math.log(z) + math.log1p(-1.0 / (z * z + 2.5))
     return math.log(0.5 * math.erfc(z * _SQRT_HALF))
@@ -185,21 +189,26 @@ def log_interval(a: float, b: float) -> float:
     """Logarithm of the probability between `a` and `b` > `a` of a standard normal variable."""
     if a + b < 0.0:
         a, b = -b, -a
-    if a < -_FAR:
+    if a < -_CERTAIN:
         return 0.0
+    if 0.5 * (b - a) * (b + a) > _LOST:
+        return log_tail(a)
     if a > _FAR:
         return log_tail(a) + math.log1p(-math.exp(log_tail(b) - log_tail(a)))
     return math.log(0.5 * (math.erfc(a * _SQRT_HALF) - math.erfc(b * _SQRT_HALF)))
 
 
 @numba.njit(cache=True, nogil=True)
-def log_pixel(low: float, high: float, light: float, variance: float) -> float:
-    """Log likelihood of one pixel, but for what `log_width` and the noise alone decide.
+def log_pixel(
+    low: float, high: float, light: float, variance: float, narrow: float = _NARROW
+) -> float:
+    """Log likelihood of one pixel, but for what `log_scale` says.
 
-    A point and an interval narrow against the noise: ``-r^2/2v``, ``v`` with the rounding's own.
+    A point and an interval below `narrow` times the noise: ``-r^2/2v``, ``v`` with the rounding's
+    own.
     """
     width = high - low
-    if width * width < _NARROW**2 * variance:
+    if width * width < narrow**2 * variance:
         r = 0.5 * (low + high) - light
         return -0.5 * r * r / (variance + width * width / 12.0)
     noise = math.sqrt(variance)
@@ -211,10 +220,10 @@ def log_pixel(low: float, high: float, light: float, variance: float) -> float:
 
 
 @numba.njit(cache=True, nogil=True)
-def log_scale(low: float, high: float, variance: float) -> float:
+def log_scale(low: float, high: float, variance: float, narrow: float = _NARROW) -> float:
     """What the noise adds to `log_pixel` whatever the light."""
     width = high - low
-    if width * width < _NARROW**2 * variance:
+    if width * width < narrow**2 * variance:
         blurred = variance + width * width / 12.0
         return (math.log(width) if width > 0.0 else 0.0) - 0.5 * math.log(blurred) - _LOG_SQRT_2PI
     return 0.0
@@ -234,8 +243,12 @@ def information(low: float, high: float, light: float, variance: float) -> float
 
 
 @numba.njit(cache=True, nogil=True)
-def log_likelihood(pixels: Pixels, light: FloatArray, extra: float) -> float:
+def log_likelihood(
+    pixels: Pixels, light: FloatArray, extra: float, floor: float = -np.inf
+) -> float:
     """Log likelihood of an image of `light`, the noise's variance raised by `extra` (DN^2).
+
+    Any number below `floor` stands for one that is lower still.
 
     Where the noise is the same whatever the light, it lacks what depends on `extra` alone, see
     `log_scales`.
@@ -243,17 +256,20 @@ def log_likelihood(pixels: Pixels, light: FloatArray, extra: float) -> float:
     total, variance = 0.0, pixels.variance + extra
     inverse = 0.5 / (variance + 1.0 / 12.0)  # of the commonest width
     varies = varying(pixels)
+    narrow = _NARROW if extra == 0.0 else _ROUGH
     for i in range(light.shape[0]):
+        if total < floor and not varies:  # where noise is fixed, pixels only take away
+            break
         for j in range(light.shape[1]):
             low, high = pixels.low[i, j], pixels.high[i, j]
             if varies:
                 variance = extra + noise_variance(pixels, light[i, j])
-                total += log_scale(low, high, variance)
-            elif high - low == 1.0 and variance > 1.0 / _NARROW**2:
+                total += log_scale(low, high, variance, narrow)
+            elif high - low == 1.0 and variance > 1.0 / narrow**2:
                 r = low + 0.5 - light[i, j]
                 total -= inverse * r * r
                 continue
-            total += log_pixel(low, high, light[i, j], variance)
+            total += log_pixel(low, high, light[i, j], variance, narrow)
     return total
 
 
@@ -261,11 +277,12 @@ def log_likelihood(pixels: Pixels, light: FloatArray, extra: float) -> float:
 def log_scales(pixels: Pixels, extra: float) -> float:
     """What `log_likelihood` leaves out: the part that is the same for all scenes."""
     total = 0.0
+    narrow = _NARROW if extra == 0.0 else _ROUGH
     if not varying(pixels):
         for i in range(pixels.low.shape[0]):
             for j in range(pixels.low.shape[1]):
                 variance = pixels.variance + extra
-                total += log_scale(pixels.low[i, j], pixels.high[i, j], variance)
+                total += log_scale(pixels.low[i, j], pixels.high[i, j], variance, narrow)
     return total
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from csunmix import __version__
@@ -73,7 +74,11 @@ def _unmix_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", action="store_true", help="go on where a run was stopped")
     parser.add_argument("--no-progress", action="store_true", help="show no progress bar")
     parser.add_argument(
-        "--seed", type=int, metavar="N", help="of the random numbers of a grid-free method (0)"
+        "--seed",
+        type=int,
+        metavar="N",
+        default=_ABSENT,
+        help="of the random numbers of a grid-free method (0)",
     )
 
     method = parser.add_argument_group("method")
@@ -112,6 +117,12 @@ def _unmix_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="F",
         help="smallest flux as a share of the image's brightest target",
     )
+    method.add_argument(
+        "--refine",
+        action="store_true",
+        default=_ABSENT,
+        help="take the targets of a grid method off the grid by a joint fit, with errors",
+    )
 
     optics = parser.add_argument_group("optics, detector and background")
     optics.add_argument(
@@ -126,6 +137,13 @@ def _unmix_arguments(parser: argparse.ArgumentParser) -> None:
     psf.add_argument("--psf", metavar="FILE", help="sampled PSF: NPY, NPZ (FILE:NAME), FITS, TIFF")
     optics.add_argument(
         "--psf-oversampling", type=float, metavar="K", help="its samples per pixel (1)"
+    )
+    optics.add_argument(
+        "--psf-error",
+        type=float,
+        metavar="E",
+        default=_ABSENT,
+        help="error of the PSF as a share of a pixel's light, off the grid (0)",
     )
     optics.add_argument("--read-noise", type=float, metavar="S", default=_ABSENT, help="noise, DN")
     limit = optics.add_mutually_exclusive_group()
@@ -254,10 +272,7 @@ def unmixer_from(options: argparse.Namespace, shape: tuple[int, int]) -> Unmixer
         grid_unmixer,
         presets,
     )
-    from csunmix._validation import as_integer
 
-    if options.seed is not None:
-        as_integer(options.seed, "seed", minimum=0)
     psf = _given_psf(options)
     preset = _preset_name(options)
     if preset is not None:
@@ -273,19 +288,12 @@ def unmixer_from(options: argparse.Namespace, shape: tuple[int, int]) -> Unmixer
         **_given(options, "count", "flux", "min_separation"),
         **({"extent": None, "cell": False} | extent if extent else {}),
     )
-    if options.method in OFF_GRID_METHODS:
-        kind = ContinuousUnmixer if options.method == "continuous" else PosteriorUnmixer
-        n_jobs = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-        return kind(
-            psf,
-            sensor,
-            prior,
-            background=options.background,
-            seed=options.seed or 0,
-            n_jobs=n_jobs,
-        )
-    return grid_unmixer(
-        options.method,
+    kind = PosteriorUnmixer if options.method == "posterior" else ContinuousUnmixer
+    n_jobs = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    given = _given(options, "seed", "psf_error")
+    off_grid = partial(kind, psf, sensor, prior, n_jobs=n_jobs, **given)
+    on_grid = partial(
+        grid_unmixer,
         psf=psf,
         shape=shape,
         sensor=sensor,
@@ -296,8 +304,16 @@ def unmixer_from(options: argparse.Namespace, shape: tuple[int, int]) -> Unmixer
         peaks=options.peaks,
         threshold=options.threshold,
         min_share=options.min_share,
-        background=options.background,
+        refine=hasattr(options, "refine"),
     )
+    idle = bool(unused(options))  # what is not used is refused all the same where it is wrong
+    if options.method in OFF_GRID_METHODS:
+        if idle:
+            on_grid(DEFAULT_GRID_METHOD)
+        return off_grid(background=options.background)
+    if idle:
+        off_grid()
+    return on_grid(options.method, background=options.background)
 
 
 def _given(options: argparse.Namespace, *names: str) -> dict[str, Any]:
@@ -360,9 +376,9 @@ def unused(options: argparse.Namespace) -> list[str]:
     """The options of `unmix` on the command line that make no difference to its method."""
     given = {name for name, value in vars(options).items() if value is not None}
     if options.method in OFF_GRID_METHODS:
-        idle = {"factor", "lam", "n_nonzero", "peaks", "threshold", "min_share"}
+        idle = {"factor", "lam", "n_nonzero", "peaks", "threshold", "min_share", "refine"}
         return _options(idle & given)
-    idle = {"seed", "min_separation", "extent", "cell"}
+    idle = {"seed", "psf_error", "min_separation", "extent", "cell"}
     flux_prior = _has_flux_prior(options)
     if options.method in PURSUITS:
         idle |= {"lam"} | ({"count"} if "n_nonzero" in given else set())
@@ -372,6 +388,8 @@ def unused(options: argparse.Namespace) -> list[str]:
             idle |= {"read_noise"}
     if options.method != "omp" and {"threshold", "min_share"} <= given:
         idle |= {"flux"}
+    if "refine" in given:  # uses the detector and all of the prior but its count
+        idle -= {"read_noise", "flux", "min_separation", "extent", "cell"}
     return _options(idle & given)
 
 

@@ -19,6 +19,7 @@ from csunmix.prior import Prior
 from csunmix.psf import PSF
 from csunmix.sensor import Sensor
 from csunmix.targets import Flag, make_table
+from csunmix.unmixer import at_border
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,29 +41,30 @@ class Answer:
         Flags of each.
     probability : ndarray, shape (n_counts,)
         Probability of each number of targets that was looked for.
+    frame_flags : int
+        Flags of the image beside those of its targets.
     """
 
     targets: FloatArray
     flags: IntArray
     probability: FloatArray
+    frame_flags: int = 0
 
 
 @dataclass(frozen=True)
-class _Unmixer(ABC):
-    """Parameters and front door; a subclass answers for one image."""
+class FrontDoor(ABC):
+    """From a stack of images to a target table; a subclass answers for one image."""
 
     psf: PSF
     sensor: Sensor = field(default_factory=Sensor)
-    prior: Prior = field(default_factory=Prior)
     _: KW_ONLY
-    background: Background = 0.0
-    psf_error: float = 0.0
-    seed: int = 0
     n_jobs: int = field(default=1, repr=False)
+    _settings: dict[tuple[int, ...], Setting] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
-        self._setting((1, 1))  # refuses parts of a wrong type
-        as_integer(self.seed, "seed", minimum=0)
+        self._new_setting((1, 1))  # refuses parts of a wrong type
         as_integer(self.n_jobs, "n_jobs", minimum=1)
 
     def __call__(self, images: npt.ArrayLike, *, progress: bool = False) -> pd.DataFrame:
@@ -78,10 +80,10 @@ class _Unmixer(ABC):
         Returns
         -------
         pandas.DataFrame
-            Target table. ``attrs["count_probability"]`` (n_frames, n_counts) holds the probability
-            of every number of targets, ``attrs["counts"]`` these numbers. Images that are not
-            finite, or in which no pixel is lit, yield no targets and a flag in
-            ``attrs["frame_flags"]``.
+            Target table. Images that are not finite, or in which nothing was found, yield no
+            targets and a flag in ``attrs["frame_flags"]``. Where the method chooses among numbers
+            of targets, ``attrs["count_probability"]`` (n_frames, n_counts) holds the probability
+            of each and ``attrs["counts"]`` these numbers.
 
         Raises
         ------
@@ -100,59 +102,50 @@ class _Unmixer(ABC):
         return self._table(setting, answers)
 
     @abstractmethod
-    def _answer(self, setting: Setting, image: FloatArray, seed: int) -> Answer | None:
-        """Targets of a finite image in which a pixel is lit; None if no pixel is."""
+    def _new_setting(self, shape: tuple[int, int]) -> Setting:
+        """What is known of images of one shape."""
+
+    @abstractmethod
+    def _find(self, setting: Setting, image: FloatArray) -> Answer:
+        """Targets of a finite image in double precision."""
 
     def _setting(self, shape: tuple[int, ...]) -> Setting:
-        return Setting(
-            self.psf,
-            self.sensor,
-            self.prior,
-            (shape[0], shape[1]),
-            self.background,
-            self.psf_error,
-        )
+        """`_new_setting`, kept: to tabulate a PSF takes time."""
+        if shape not in self._settings:
+            self._settings[shape] = self._new_setting((shape[0], shape[1]))
+        return self._settings[shape]
 
     def _answers(self, setting: Setting, stack: FloatArray) -> Iterable[Answer | None]:
-        def answer(frame: int) -> Answer | None:
-            image = self._good(stack[frame].astype(np.float64))
-            if not np.isfinite(image).all():
-                return None
-            # By the pixels, so that an answer depends neither on its batch nor on its place in it.
-            found = self._answer(setting, image, crc32(image.tobytes(), self.seed))
-            empty = np.zeros(len(setting.counts))
-            return (
-                Answer(np.empty((0, 7)), np.empty(0, np.int64), empty) if found is None else found
-            )
+        def answer(image: FloatArray) -> Answer | None:
+            image = self._good(image)
+            return self._find(setting, image) if np.isfinite(image).all() else None
 
         _ = setting.optics  # made once, before threads ask for it
         if self.n_jobs == 1:
-            yield from map(answer, range(len(stack)))
+            yield from map(answer, stack)
         else:
             with ThreadPoolExecutor(self.n_jobs) as pool:
-                yield from pool.map(answer, range(len(stack)))
+                yield from pool.map(answer, stack)
 
     def _good(self, image: FloatArray) -> FloatArray:
-        """The image with bad pixels at 0, whatever they hold."""
-        if self.sensor.bad_pixels is None:
-            return image
-        return np.where(self.sensor.valid(np.zeros_like(image)), image, 0.0)
+        """The image in double precision, bad pixels put to the median of the good ones."""
+        image = image.astype(np.float64)
+        good = self.sensor.valid(np.zeros_like(image))
+        return np.where(good, image, np.median(image[good]) if good.any() else 0.0)
 
     def _table(self, setting: Setting, answers: list[Answer | None]) -> pd.DataFrame:
         frames: list[int] = []
         rows: list[FloatArray] = [np.empty((0, 7))]
         flags: list[IntArray] = [np.empty(0, np.int64)]
         frame_flags: dict[int, int] = {}
-        probability = np.zeros((len(answers), len(setting.counts)))
         for frame, answer in enumerate(answers):
             if answer is None:
                 frame_flags[frame] = int(Flag.NOT_FINITE) | int(Flag.NO_TARGET)
                 continue
-            probability[frame] = answer.probability
-            if len(answer.targets) == 0:
-                frame_flags[frame] = int(Flag.NO_TARGET)
-            elif answer.flags.any():
-                frame_flags[frame] = int(np.bitwise_or.reduce(answer.flags))
+            of_image = answer.frame_flags | int(np.bitwise_or.reduce(answer.flags))
+            of_image |= 0 if len(answer.targets) else int(Flag.NO_TARGET)
+            if of_image:
+                frame_flags[frame] = of_image
             frames += [frame] * len(answer.targets)
             rows.append(answer.targets)
             flags.append(answer.flags)
@@ -167,18 +160,52 @@ class _Unmixer(ABC):
             flux,
             n_frames=len(answers),
             frame_flags=frame_flags,
-            attrs={
-                "method": repr(self),
-                "image_shape": setting.shape,
-                "counts": tuple(setting.counts),
-                "count_probability": probability.tolist(),
-            },
+            attrs={"method": repr(self), "image_shape": setting.shape},
             y_err=y_err,
             x_err=x_err,
             flux_err=flux_err,
             score=score,
             flags=np.concatenate(flags),
         )
+
+
+@dataclass(frozen=True)
+class _Unmixer(FrontDoor):
+    """Front door of the methods that choose the number of targets by a prior."""
+
+    prior: Prior = field(default_factory=Prior)
+    _: KW_ONLY
+    background: Background = 0.0
+    psf_error: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        as_integer(self.seed, "seed", minimum=0)
+
+    @abstractmethod
+    def _answer(self, setting: Setting, image: FloatArray, seed: int) -> Answer | None:
+        """Targets of a finite image in which a pixel is lit; None if no pixel is."""
+
+    def _new_setting(self, shape: tuple[int, int]) -> Setting:
+        return Setting(self.psf, self.sensor, self.prior, shape, self.background, self.psf_error)
+
+    def _find(self, setting: Setting, image: FloatArray) -> Answer:
+        # By the pixels, so that an answer depends neither on its batch nor on its place in it.
+        found = self._answer(setting, image, crc32(image.tobytes(), self.seed))
+        if found is not None:
+            return found
+        nothing = np.zeros(len(setting.counts))
+        return Answer(np.empty((0, 7)), np.empty(0, np.int64), nothing, image_flags(setting, image))
+
+    def _table(self, setting: Setting, answers: list[Answer | None]) -> pd.DataFrame:
+        table = super()._table(setting, answers)
+        nothing = np.zeros(len(setting.counts))
+        table.attrs["counts"] = tuple(setting.counts)
+        table.attrs["count_probability"] = [
+            (nothing if answer is None else answer.probability).tolist() for answer in answers
+        ]
+        return table
 
 
 def answer_for(
@@ -200,9 +227,7 @@ def image_flags(setting: Setting, image: FloatArray) -> int:
 
 def border_flags(setting: Setting, y: FloatArray, x: FloatArray) -> IntArray:
     """`Flag.BORDER` for targets in the outermost ring of pixels."""
-    n_y, n_x = setting.shape
-    inside = (y >= 0.5) & (y <= n_y - 1.5) & (x >= 0.5) & (x <= n_x - 1.5)
-    return np.where(inside, 0, int(Flag.BORDER))
+    return at_border(y, x, setting.shape)
 
 
 def probabilities(log_evidence: FloatArray) -> FloatArray:

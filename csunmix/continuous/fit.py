@@ -10,9 +10,9 @@ from math import lgamma, log, pi
 import numpy as np
 
 from csunmix._kernels.fit import limits, search, slope
+from csunmix._kernels.model import Model
 from csunmix._kernels.prior import log_prior
 from csunmix._kernels.scene import Pixels, log_scales, new_room
-from csunmix._kernels.smc import Model
 from csunmix._kernels.truncated import expectation_propagation
 from csunmix._validation import BoolArray, FloatArray, IntArray
 from csunmix.continuous.window import Setting, Window

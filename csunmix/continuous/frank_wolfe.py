@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-import logging
-from dataclasses import KW_ONLY, dataclass, field
-from math import log, pi, sqrt
+from dataclasses import KW_ONLY, dataclass
+from math import pi, sqrt
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from csunmix._validation import FloatArray, as_bool, as_images, as_integer, as_number
+from csunmix._validation import FloatArray, as_images, as_integer, as_number
 from csunmix.background import border_level, noise_level
-from csunmix.continuous.base import border_flags, image_flags
+from csunmix.continuous.base import Answer, FrontDoor, border_flags, image_flags
 from csunmix.continuous.window import Setting
 from csunmix.prior import Prior
-from csunmix.psf import PSF
-from csunmix.sensor import Sensor
-from csunmix.solvers.base import _LEAST_SHARE, Lam, check_lam
-from csunmix.targets import Flag, make_table
+from csunmix.solvers.base import Lam, check_lam, universal_threshold
+from csunmix.targets import Flag
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from csunmix._kernels.frank_wolfe import Task
-
-logger = logging.getLogger("csunmix")
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -60,7 +53,7 @@ class FrankWolfeResult:
 
 
 @dataclass(frozen=True)
-class SlidingFrankWolfe:
+class SlidingFrankWolfe(FrontDoor):
     r"""Sliding Frank-Wolfe: the l1 problem over positive measures, off the grid (compiled).
 
     Minimises over any number of targets at any positions in the image
@@ -103,6 +96,8 @@ class SlidingFrankWolfe:
         Smallest flux of a target in the table, DN.
     min_share : float
         Likewise, as a share of the image's brightest target.
+    n_jobs : int
+        Images worked on at a time.
 
     Raises
     ------
@@ -125,8 +120,6 @@ class SlidingFrankWolfe:
     0  5.2  4.7  229.96
     """
 
-    psf: PSF
-    sensor: Sensor | None = None
     _: KW_ONLY
     lam: Lam = "auto"
     max_targets: int = 20
@@ -135,14 +128,11 @@ class SlidingFrankWolfe:
     background: float | Literal["border"] = 0.0
     threshold: float = 0.0
     min_share: float = 0.0
-    _settings: dict[tuple[int, ...], Setting] = field(
-        default_factory=dict, init=False, repr=False, compare=False
-    )
 
     def __post_init__(self) -> None:
         if isinstance(self.background, str) and self.background != "border":
             raise ValueError(f"background must be a number or 'border', got {self.background!r}")
-        self._setting((1, 1))  # refuses parts of a wrong type
+        super().__post_init__()
         if check_lam(self.lam) == 0:
             raise ValueError(f"lam must be above 0 or 'auto', got {self.lam!r}")
         as_integer(self.max_targets, "max_targets", minimum=1)
@@ -152,86 +142,27 @@ class SlidingFrankWolfe:
         if as_number(self.min_share, "min_share", minimum=0.0) > 1:
             raise ValueError(f"min_share must be at most 1, got {self.min_share!r}")
 
-    def __call__(self, images: npt.ArrayLike, *, progress: bool = False) -> pd.DataFrame:
-        """Unmix images.
-
-        Parameters
-        ----------
-        images : array_like, shape (..., n_y, n_x)
-            One image or any number of them, DN; ``frame`` counts them in row-major order.
-        progress : bool
-            Show a progress bar.
-
-        Returns
-        -------
-        pandas.DataFrame
-            Target table; errors and scores are NaN. Images that are not finite, or in which nothing
-            was found, yield no targets and a flag in ``attrs["frame_flags"]``.
-
-        Raises
-        ------
-        TypeError
-            If the images are not real numbers.
-        ValueError
-            If the images are empty, or none is finite.
-        """
-        from tqdm import tqdm
-
-        as_bool(progress, "progress")
-        images = as_images(images, finite=False)
-        stack = images.reshape(-1, *images.shape[-2:])
-        setting = self._setting(stack.shape[1:])
-        frame_flags = np.zeros(len(stack), np.int64)
-        found: list[FloatArray] = [np.empty((0, 5))]  # frame, y, x, flux, flags
-        for frame in tqdm(range(len(stack)), unit="image", disable=not progress):
-            image = self._good(setting, stack[frame])
-            if not np.isfinite(image).all():
-                frame_flags[frame] = Flag.NOT_FINITE | Flag.NO_TARGET
-                continue
-            result = self._solve(setting, image)
-            frame_flags[frame] = image_flags(setting, image)
-            frame_flags[frame] |= 0 if result.converged else Flag.NOT_CONVERGED
-            rows = self._rows(setting, frame, result, int(frame_flags[frame]))
-            frame_flags[frame] |= 0 if len(rows) else Flag.NO_TARGET
-            found.append(rows)
-        bad = np.flatnonzero(frame_flags & Flag.NOT_FINITE)
-        if bad.size == len(stack):
-            as_images(stack)  # says where
-        if bad.size:
-            logger.warning("%d image(s) not finite, first frame %d: skipped", bad.size, bad[0])
-        frames, y, x, flux, flags = np.concatenate(found).T
-        return make_table(
-            frames,
-            y,
-            x,
-            flux,
-            flags=flags,
-            n_frames=len(stack),
-            frame_flags={int(k): int(frame_flags[k]) for k in np.flatnonzero(frame_flags)},
-            attrs={"method": repr(self), "image_shape": setting.shape},
-        )
-
     def solve(self, image: npt.ArrayLike) -> FrankWolfeResult:
         """Solve for one image (n_y, n_x), DN, in full: no threshold is applied."""
         image = as_images(image, "image", finite=False)
         if image.ndim != 2:
             raise ValueError(f"image must have two axes (y, x), got shape {image.shape}")
         setting = self._setting(image.shape)
-        return self._solve(setting, as_images(self._good(setting, image), "image"))
+        return self._solve(setting, as_images(self._good(image), "image"))
 
-    def _setting(self, shape: tuple[int, ...]) -> Setting:
-        """PSF and sensor for images of one shape, kept: to tabulate a PSF takes time."""
-        if shape not in self._settings:
-            sensor = Sensor() if self.sensor is None else self.sensor
-            size = (shape[0], shape[1])
-            self._settings[shape] = Setting(self.psf, sensor, Prior(), size, self.background)
-        return self._settings[shape]
+    def _new_setting(self, shape: tuple[int, int]) -> Setting:
+        return Setting(self.psf, self.sensor, Prior(), shape, self.background)
 
-    def _good(self, setting: Setting, image: FloatArray) -> FloatArray:
-        """The image in double precision, bad pixels put to the median of the good ones."""
-        image = image.astype(np.float64)
-        good = setting.sensor.valid(np.zeros_like(image))
-        return np.where(good, image, np.median(image[good]) if good.any() else 0.0)
+    def _find(self, setting: Setting, image: FloatArray) -> Answer:
+        result = self._solve(setting, image)
+        flux = result.fluxes
+        bright = flux >= max(self.threshold, self.min_share * flux.max(initial=0.0))
+        targets = np.full((int(bright.sum()), 7), np.nan)
+        targets[:, :2], targets[:, 2] = result.positions[bright], flux[bright]
+        of_image = image_flags(setting, image)
+        of_image |= 0 if result.converged else int(Flag.NOT_CONVERGED)
+        flags = of_image | border_flags(setting, *targets[:, :2].T)
+        return Answer(targets, flags, np.empty(0), of_image)
 
     def _solve(self, setting: Setting, image: FloatArray) -> FrankWolfeResult:
         from csunmix._kernels.frank_wolfe import frank_wolfe, new_task
@@ -267,14 +198,4 @@ class SlidingFrankWolfe:
         norm = 1.0 / (sqrt(4.0 * pi) * self.psf.width)
         n_positions = len(task.grid_y) * len(task.grid_x)
         largest = summit(task, residual(task, np.empty(0)))[2]
-        return max(noise * norm * sqrt(2.0 * log(n_positions)), _LEAST_SHARE * largest)
-
-    def _rows(
-        self, setting: Setting, frame: int, result: FrankWolfeResult, flags: int
-    ) -> FloatArray:
-        """Rows ``frame, y, x, flux, flags`` of the targets that are bright enough."""
-        flux = result.fluxes
-        keep = flux >= max(self.threshold, self.min_share * flux.max(initial=0.0))
-        (y, x), flux = result.positions[keep].T, flux[keep]
-        every = flags | border_flags(setting, y, x)
-        return np.column_stack([np.full(flux.size, frame), y, x, flux, every])
+        return float(universal_threshold(noise, norm, n_positions, largest))

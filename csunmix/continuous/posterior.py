@@ -32,9 +32,10 @@ class PosteriorUnmixer(_Unmixer):
     with the interval ``[l, h]`` that rounding and clipping leave of every pixel (`Sensor.interval`;
     a density where it is a point) and normal noise of the sensor's variance; ``p(y, x, f)`` is
     uniform over what the `Prior` allows. It is sampled by waste-free sequential Monte Carlo (Dau &
-    Chopin 2022, JRSS B 84, 114), the noise shrinking from beyond the image to what it is; steps are
-    scaled by the Fisher information (Girolami & Calderhead 2011, JRSS B 73, 123, without drift) and
-    move any subset of the targets. The evidence of each number of targets follows on the way.
+    Chopin 2022, JRSS B 84, 114), the noise shrinking from beyond the image to what it is; scenes
+    move by Hamiltonian Monte Carlo, with the Fisher information of another scene as mass matrix
+    and the bounds of the prior as walls that reflect (Afshar & Domke 2015, NeurIPS 28, 3007). The
+    evidence of each number of targets follows on the way.
 
     Targets are told apart by the assignment of every particle's targets to their common mean that
     has the least sum of squared distances, repeated until it stands.
@@ -56,7 +57,7 @@ class PosteriorUnmixer(_Unmixer):
     radius : float
         Distance that ``score`` speaks of, px.
     n_chains, n_steps : int
-        Chains of a stage, and steps of each: ``n_steps (10 + d**1.5)`` for ``d`` parameters.
+        Chains of a stage, and paths of each: ``n_steps (4 + 2 d)`` for ``d`` parameters.
     seed : int
         Of the random numbers, which follow from it and the pixels of each image.
     n_jobs : int
@@ -86,7 +87,7 @@ class PosteriorUnmixer(_Unmixer):
     _: KW_ONLY
     radius: float = 0.1
     n_chains: int = 50
-    n_steps: int = 2
+    n_steps: int = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -120,7 +121,7 @@ class PosteriorUnmixer(_Unmixer):
     ) -> tuple[FloatArray, float, int]:
         """Particles, log evidence and flags of one number of targets."""
         model = window.model(setting.optics, setting.counts[k])
-        n_steps = round(self.n_steps * (10 + model.precision.size**1.5))
+        n_steps = self.n_steps * (4 + 2 * model.precision.size)
         theta, evidence, stages = sample(model, self.n_chains, n_steps, _KEEP, _MAX_STAGES, seed)
         if stages == 0:
             raise ValueError(f"{model.n_targets} target(s) have no room in {self.prior!r}")

@@ -8,9 +8,9 @@ from typing import Literal
 
 import numpy as np
 
+from csunmix._kernels.model import Model
 from csunmix._kernels.prior import Box
 from csunmix._kernels.scene import Optics, Pixels
-from csunmix._kernels.smc import Model
 from csunmix._validation import FloatArray, as_instance, as_number, as_shape
 from csunmix.background import border_level, noise_level
 from csunmix.continuous.tables import tabulate
@@ -27,7 +27,7 @@ _ROUNDING_NOISE = 0.05  # DN, blurs the ends of the intervals that rounding leav
 _LIT = 3.0  # times the noise, from where a pixel counts as lit
 _SLACK = 0.3  # px, error allowed to the centroid of the light
 _TAIL = 0.02  # times the noise, light that a pixel outside of the window may get
-_MOST_FLUX = 1.5  # times the light of the image, of a target without a flux prior
+_MOST_FLUX = 1.5  # times what the image shows, of a target without a flux prior
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class Setting:
     @cached_property
     def optics(self) -> Optics:
         """Tables of the PSF."""
-        return tabulate(self.psf, max(self.shape) + 1)
+        return tabulate(self.psf, max(self.shape) + 1, error=0.1 * self.psf_error)
 
     @property
     def counts(self) -> range:
@@ -129,7 +129,9 @@ class Setting:
         if not lit.any():
             return None
         area = self._area(np.where(lit, signal, 0.0))
-        flux = self.prior.flux or (0.0, _MOST_FLUX * float(signal[lit].sum()) + 10.0 * noise)
+        # Of a faint target few pixels are lit, and its peak says more than their sum.
+        shown = max(float(signal[lit].sum()), float(signal.max() / self.psf.kernel(0.0, 0.0)))
+        flux = self.prior.flux or (0.0, _MOST_FLUX * shown + 10.0 * noise)
         flux = (flux[0], max(flux[1], flux[0] + 1e-6 * flux[1]))
         margin = self._margin(noise / max(flux[1], float(signal[lit].sum())))
         first = np.maximum(np.floor(area[:, 0] - margin).astype(int), 0)

@@ -469,8 +469,15 @@ def universal_lam(dictionary: Dictionary, noise: float | FloatArray) -> FloatArr
     The universal threshold of Donoho & Johnstone (1994, Biometrika 81, 425), ``N`` atoms,
     `noise` the standard deviation of a pixel, DN.
     """
-    scale = float(dictionary.norms.max()) * np.sqrt(2.0 * np.log(dictionary.shape[1]))
-    return np.asarray(noise * scale)
+    return universal_threshold(noise, float(dictionary.norms.max()), dictionary.shape[1])
+
+
+def universal_threshold(
+    noise: float | FloatArray, norm: float, n_atoms: int, largest: float | FloatArray = 0.0
+) -> FloatArray:
+    """``noise norm sqrt(2 log n_atoms)``, or 1e-4 of the `largest` correlation if that is more."""
+    lam = noise * norm * np.sqrt(2.0 * np.log(n_atoms))
+    return np.asarray(np.maximum(lam, _LEAST_SHARE * largest))
 
 
 def _resolve_lam(lam: Lam, dictionary: Dictionary, images: FloatArray) -> FloatArray:
@@ -480,8 +487,8 @@ def _resolve_lam(lam: Lam, dictionary: Dictionary, images: FloatArray) -> FloatA
     from csunmix.background import noise_level
 
     largest = np.abs(dictionary.adjoint(images)).max(axis=(-2, -1))
-    lam_noise = universal_lam(dictionary, noise_level(images))
-    return np.asarray(np.maximum(lam_noise, _LEAST_SHARE * largest)).reshape(-1)
+    norm, n_atoms = float(dictionary.norms.max()), dictionary.shape[1]
+    return universal_threshold(noise_level(images), norm, n_atoms, largest).reshape(-1)
 
 
 def _posed(

@@ -1,0 +1,322 @@
+"""Hamiltonian Monte Carlo over scenes, with the bounds of the prior as walls that reflect.
+
+Between kicks by the gradient a scene moves on a straight line, along which the time of the next
+wall is known: bounds of fluxes and places, the smallest separation, the largest extent. There the
+momentum is mirrored (Afshar & Domke 2015, NeurIPS 28, 3007), so no step leaves the prior.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numba
+import numpy as np
+
+from csunmix._kernels.model import Model
+from csunmix._kernels.prior import Box, log_prior
+from csunmix._kernels.scene import (
+    Pixels,
+    Room,
+    differentiate,
+    fisher,
+    illuminate,
+    log_likelihood,
+    new_room,
+    noise_variance,
+    score,
+    varying,
+)
+from csunmix._validation import FloatArray, IntArray
+
+_BOUNCES = 100  # in one drift
+_LENGTH = 1.5  # of a path at most, in standard deviations
+_LEAPS = 20  # of a path at most
+_LONGEST = 1.0  # leap
+
+
+class Chain(NamedTuple):
+    """A scene, how it moves, and (log likelihood, log prior)."""
+
+    theta: FloatArray
+    momentum: FloatArray
+    velocity: FloatArray
+    gradient: FloatArray
+    lower: FloatArray  # limits of the parameters
+    upper: FloatArray
+    room: Room
+    value: FloatArray
+
+
+class Mass(NamedTuple):
+    """Mass matrix: its Cholesky factor and its inverse."""
+
+    factor: FloatArray  # (d, d), lower triangle
+    inverse: FloatArray
+
+
+@numba.njit(cache=True, nogil=True)
+def new_chain(model: Model) -> Chain:
+    """Space for one scene."""
+    d = model.precision.size
+    n_y, n_x = model.pixels.low.shape
+    room = new_room(model.optics, model.n_targets, d, n_y, n_x)
+    return Chain(
+        np.empty(d),
+        np.empty(d),
+        np.empty(d),
+        np.empty(d),
+        np.empty(d),
+        np.empty(d),
+        room,
+        np.empty(2),
+    )
+
+
+@numba.njit(cache=True, nogil=True)
+def settle(model: Model, extra: float, theta: FloatArray, chain: Chain) -> None:
+    """Put a chain at `theta`."""
+    chain.theta[:] = theta
+    chain.value[1] = log_prior(model.box, theta, model.n_targets)
+    illuminate(model.optics, theta, chain.room)
+    chain.value[0] = log_likelihood(model.pixels, chain.room.light, extra)
+    force(model, extra, chain.theta, chain.room, chain.gradient)
+
+
+@numba.njit(cache=True, nogil=True)
+def weigh(model: Model, extra: float, theta: FloatArray, like: FloatArray, space: Chain) -> Mass:
+    """Mass matrix: the Fisher information at `theta`, its targets in the order of those of `like`.
+
+    It must not be that of the scene it is to move, or steps there and back would differ.
+    """
+    d = theta.size
+    order = nearest(theta, like, model.n_targets)
+    space.theta[:] = theta
+    for k in range(model.n_targets):
+        for c in range(3):
+            space.theta[3 * k + c] = theta[3 * order[k] + c]
+    illuminate(model.optics, space.theta, space.room)
+    differentiate(space.theta, space.room)
+    gram = np.zeros((d, d))
+    fisher(model.pixels, extra, space.room, model.precision, gram)
+    for a in range(d):
+        for b in range(a):
+            gram[b, a] = gram[a, b]
+        gram[a, a] *= 1.0 + 1e-9
+    return Mass(np.linalg.cholesky(gram), np.linalg.inv(gram))
+
+
+@numba.njit(cache=True, nogil=True)
+def nearest(theta: FloatArray, like: FloatArray, count: int) -> IntArray:
+    """Targets of `theta` that lie next to those of `like`, the closest pairs first."""
+    order, used = np.full(count, -1), np.zeros(count, np.bool_)
+    for _ in range(count):
+        best, at, of = np.inf, 0, 0
+        for k in range(count):
+            if order[k] >= 0:
+                continue
+            for m in range(count):
+                d2 = (like[3 * k] - theta[3 * m]) ** 2 + (like[3 * k + 1] - theta[3 * m + 1]) ** 2
+                if not used[m] and d2 < best:
+                    best, at, of = d2, k, m
+        order[at], used[of] = of, True
+    return order
+
+
+@numba.njit(cache=True, nogil=True)
+def travel(model: Model, extra: float, leap: float, mass: Mass, chain: Chain, trial: Chain) -> bool:
+    """One path from the scene of `chain`; whether its end, in `trial`, is to be taken."""
+    d = chain.theta.size
+    n_leaps = min(1 + int(_LENGTH * np.random.random() / leap), _LEAPS)
+    leap *= 0.8 + 0.4 * np.random.random()
+    for a in range(d):
+        trial.theta[a], trial.gradient[a] = chain.theta[a], chain.gradient[a]
+        trial.velocity[a] = np.random.normal()
+    before = 0.0
+    for a in range(d):
+        s = 0.0
+        for b in range(a + 1):
+            s += mass.factor[a, b] * trial.velocity[b]
+        trial.momentum[a] = s
+        before += 0.5 * trial.velocity[a] ** 2
+    enclose(model.box, trial.theta, model.n_targets, trial.lower, trial.upper)
+    for n in range(n_leaps + 1):
+        part = leap if 0 < n < n_leaps else 0.5 * leap
+        for a in range(d):
+            trial.momentum[a] += part * trial.gradient[a]
+        speed(mass, trial)
+        if n == n_leaps:
+            break
+        if not drift(model.box, model.n_targets, mass.inverse, leap, trial):
+            return False
+        illuminate(model.optics, trial.theta, trial.room)
+        force(model, extra, trial.theta, trial.room, trial.gradient)
+    trial.value[1] = log_prior(model.box, trial.theta, model.n_targets)
+    if trial.value[1] == -np.inf:
+        return False
+    after = 0.0
+    for a in range(d):
+        after += 0.5 * trial.momentum[a] * trial.velocity[a]
+    chance = math.log(np.random.random())
+    floor = chance + chain.value[0] + chain.value[1] - before - trial.value[1] + after
+    trial.value[0] = log_likelihood(model.pixels, trial.room.light, extra, floor)
+    return bool(trial.value[0] >= floor)
+
+
+@numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz"})
+def speed(mass: Mass, chain: Chain) -> None:
+    """Velocity from the momentum."""
+    for a in range(chain.theta.size):
+        s = 0.0
+        for b in range(chain.theta.size):
+            s += mass.inverse[a, b] * chain.momentum[b]
+        chain.velocity[a] = s
+
+
+@numba.njit(cache=True, nogil=True)
+def enclose(box: Box, theta: FloatArray, count: int, lower: FloatArray, upper: FloatArray) -> None:
+    """Lowest and highest value of every parameter; a cell is that of the targets' mean."""
+    lower[:], upper[:] = -np.inf, np.inf
+    for axis in range(2):
+        low, high = box.area[axis, 0], box.area[axis, 1]
+        if box.cell:
+            middle = 0.0
+            for k in range(count):
+                middle += theta[3 * k + axis] / count
+            middle = math.floor(min(max(middle, low), high) + 0.5)
+            low, high = max(low, middle - 0.5), min(high, middle + 0.5)
+        for k in range(count):
+            lower[3 * k + axis], upper[3 * k + axis] = low, high
+    for k in range(count):
+        lower[3 * k + 2], upper[3 * k + 2] = box.flux[0], box.flux[1]
+
+
+@numba.njit(cache=True, nogil=True)
+def drift(box: Box, count: int, inverse: FloatArray, time: float, chain: Chain) -> bool:
+    """Move on a straight line for `time`, mirrored at walls; False if they are too many."""
+    theta, velocity = chain.theta, chain.velocity
+    normal = np.zeros(theta.size)
+    for _ in range(_BOUNCES):
+        until, k, m, axis = _next_wall(box, count, chain, time)
+        for a in range(theta.size):
+            theta[a] += until * velocity[a]
+        if k < 0:
+            return True
+        time -= until
+        normal[:] = 0.0
+        if axis >= 0:
+            normal[3 * k + axis] = 1.0
+            if m >= 0:
+                normal[3 * m + axis] = -1.0
+        else:
+            for c in range(2):
+                normal[3 * k + c] = theta[3 * k + c] - theta[3 * m + c]
+                normal[3 * m + c] = -normal[3 * k + c]
+        _mirror(normal, inverse, chain)
+    return False
+
+
+@numba.njit(cache=True, nogil=True)
+def _next_wall(box: Box, count: int, chain: Chain, time: float) -> tuple[float, int, int, int]:
+    """Time of the next wall, the target or pair that meets it, and the axis (-1: separation).
+
+    The first target is -1 if there is no wall in `time`.
+    """
+    theta, velocity = chain.theta, chain.velocity
+    first, at, other, along = time, -1, -1, -1
+    for k in range(count):
+        for axis in range(3):
+            a = 3 * k + axis
+            if velocity[a] > 0.0:
+                t = (chain.upper[a] - theta[a]) / velocity[a]
+            elif velocity[a] < 0.0:
+                t = (chain.lower[a] - theta[a]) / velocity[a]
+            else:
+                continue
+            if t < first:
+                first, at, other, along = max(t, 0.0), k, -1, axis
+        for m in range(k):
+            closing, rate, gap = 0.0, 0.0, -(box.separation**2)
+            for axis in range(2):
+                a, b = 3 * k + axis, 3 * m + axis
+                away, v = theta[a] - theta[b], velocity[a] - velocity[b]
+                gap += away * away
+                closing -= away * v
+                rate += v * v
+                t = (box.extent - math.copysign(away, away * v)) / max(abs(v), 1e-300)
+                if t < first:
+                    first, at, other, along = max(t, 0.0), k, m, axis
+            bend = closing * closing - rate * gap
+            if closing > 0.0 and bend > 0.0:
+                t = gap / (closing + math.sqrt(bend))
+                if t < first:
+                    first, at, other, along = max(t, 0.0), k, m, -1
+    return first, at, other, along
+
+
+@numba.njit(cache=True, nogil=True)
+def _mirror(normal: FloatArray, inverse: FloatArray, chain: Chain) -> None:
+    """Reflect the momentum at a wall with this normal."""
+    d = normal.size
+    across, size = 0.0, 0.0
+    for a in range(d):
+        if normal[a] != 0.0:
+            across += normal[a] * chain.velocity[a]
+            for b in range(d):
+                size += normal[a] * inverse[a, b] * normal[b]
+    push = 2.0 * across / size
+    for a in range(d):
+        if normal[a] != 0.0:
+            chain.momentum[a] -= push * normal[a]
+            for b in range(d):
+                chain.velocity[b] -= push * normal[a] * inverse[a, b]
+
+
+@numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz"})
+def force(model: Model, extra: float, theta: FloatArray, room: Room, gradient: FloatArray) -> None:
+    """Gradient of the log posterior of the scene in the room, rounding taken as a normal error."""
+    pixels, count = model.pixels, model.n_targets
+    n_y, n_x = room.light.shape
+    told = room.row
+    smooth_scores(pixels, extra, room.light, told)
+    for k in range(count):
+        by_y, by_x, by_f = 0.0, 0.0, 0.0
+        for r in range(room.y.shape[1]):
+            for i in range(n_y):
+                across, turned = 0.0, 0.0
+                for j in range(n_x):
+                    s = told[i * n_x + j]
+                    across += s * room.x[k, r, j]
+                    turned += s * room.x_slope[k, r, j]
+                by_f += room.y[k, r, i] * across
+                by_y += room.y_slope[k, r, i] * across
+                by_x += room.y[k, r, i] * turned
+        flux = theta[3 * k + 2]
+        gradient[3 * k], gradient[3 * k + 1], gradient[3 * k + 2] = flux * by_y, flux * by_x, by_f
+    if theta.size > 3 * count:
+        b = theta.size - 1
+        gradient[b] = told.sum()
+        gradient[b] -= (theta[b] - model.box.background[0]) / model.box.background[1] ** 2
+
+
+@numba.njit(cache=True, nogil=True)
+def smooth_scores(pixels: Pixels, extra: float, light: FloatArray, out: FloatArray) -> None:
+    """Derivative of each pixel's log likelihood by its light, rounding taken as a normal error."""
+    n_y, n_x = light.shape
+    varies, change = varying(pixels), 0.0
+    variance = pixels.variance + extra
+    for i in range(n_y):
+        for j in range(n_x):
+            low, high, at = pixels.low[i, j], pixels.high[i, j], light[i, j]
+            if varies:
+                variance = extra + noise_variance(pixels, at)
+                change = pixels.per_light + 2.0 * pixels.per_light2 * at if at > 0.0 else 0.0
+            width = high - low
+            if width < np.inf:
+                blurred = variance + width * width / 12.0
+                r = 0.5 * (low + high) - at
+                out[i * n_x + j] = r / blurred
+                if varies:
+                    out[i * n_x + j] += 0.5 * change * (r * r / blurred - 1.0) / blurred
+            else:
+                out[i * n_x + j] = score(low, high, at, variance, change)

@@ -1,0 +1,71 @@
+"""From targets on a grid to targets off it: the joint fit, begun where the grid has them."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from csunmix._kernels.fit import descend, objective
+from csunmix._kernels.scene import new_room
+from csunmix._validation import FloatArray
+from csunmix.continuous.fit import _ITERATIONS, Fit, _smooth
+from csunmix.continuous.window import Setting
+from csunmix.peaks import Candidates
+
+
+def refine(
+    setting: Setting, images: FloatArray, found: Candidates
+) -> tuple[Candidates, FloatArray]:
+    """The same targets off the grid.
+
+    Parameters
+    ----------
+    setting : Setting
+        Optics, detector, background, and the prior whose bounds hold; its count does not matter.
+    images : ndarray, shape (n, n_y, n_x)
+        Finite images, DN.
+    found : Candidates
+        What a grid method found in them.
+
+    Returns
+    -------
+    refined : Candidates
+        The mean of the posterior around the fit, see `Fit.moments`; as found in an image without
+        one, see `fit_from`.
+    errors : ndarray, shape (n_targets, 3)
+        Standard deviations of y, x (px) and flux (DN); NaN in such an image.
+    """
+    targets = np.column_stack(found[1:]).astype(np.float64)
+    errors = np.full(targets.shape, np.nan)
+    for frame in np.unique(found.frame):
+        mine = found.frame == frame
+        fit = fit_from(setting, images[frame].astype(np.float64), targets[mine])
+        if fit is not None:
+            mean, covariance = fit.moments
+            targets[mine] = mean.reshape(-1, 3)
+            targets[mine, :2] += fit.window.origin
+            errors[mine] = np.sqrt(np.diag(covariance)).reshape(-1, 3)
+    return Candidates(found.frame, *targets.T), errors
+
+
+def fit_from(setting: Setting, image: FloatArray, targets: FloatArray) -> Fit | None:
+    """The fit that the descent from `targets` (K, 3), rows ``y, x, flux``, ends in.
+
+    None where no pixel is lit, a target lies outside of the window, there are more unknowns than
+    pixels, or no scene within the prior's bounds is found that is likelier than the targets as they
+    are.
+    """
+    window = setting.window(image)
+    if window is None or targets.size > window.pixels.low.size:
+        return None
+    start = targets.copy()
+    start[:, :2] -= window.origin
+    inside = (start[:, :2] >= -0.5) & (start[:, :2] <= np.array(window.pixels.low.shape) - 0.5)
+    if not inside.all():
+        return None
+    theta = start.ravel()
+    model = window.model(setting.optics, len(targets))._replace(pixels=_smooth(window.pixels))
+    room = new_room(model.optics, model.n_targets, theta.size, *model.pixels.low.shape)
+    free = model._replace(box=model.box._replace(separation=0.0, extent=np.inf))
+    before = objective(free, theta, room)
+    value = descend(model, theta, _ITERATIONS[1], room)
+    return Fit(window, model, theta, value) if objective(free, theta, room) < before else None

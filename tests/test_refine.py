@@ -1,0 +1,263 @@
+"""Targets of a grid taken off it: the joint fit from where the grid has them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import csunmix as cu
+from csunmix.continuous.fit import fit
+from csunmix.continuous.refine import fit_from, refine
+from csunmix.continuous.window import Setting
+from csunmix.peaks import Candidates
+from csunmix.targets import Flag, make_table
+
+PRESET = cu.presets.csist_100k()
+SHAPE = PRESET.shape
+PAIR = np.array([[5.0, 4.6, 231.0], [5.3, 5.4, 242.0]])
+NEAR = np.array([[5.1, 4.5, 200.0], [5.2, 5.6, 200.0]])
+ERRORS = ["y_err", "x_err", "flux_err"]
+
+
+def light_of(targets: Any, psf: cu.PSF = PRESET.psf, shape: tuple[int, int] = SHAPE) -> Any:
+    y, x, flux = np.transpose(targets)
+    return np.einsum("k,kij->ij", flux, psf.response(y, x, shape))
+
+
+def setting_for(prior: cu.Prior, sensor: cu.Sensor = PRESET.sensor) -> Setting:
+    return Setting(PRESET.psf, sensor, prior, SHAPE, 0.0)
+
+
+def unmixer(method: str = "active-set", **given: Any) -> cu.GridUnmixer:
+    settings: dict[str, Any] = {
+        "psf": PRESET.psf,
+        "shape": SHAPE,
+        "sensor": PRESET.sensor,
+        "prior": PRESET.prior,
+        "refine": True,
+    }
+    return cu.grid_unmixer(method, **(settings | given))
+
+
+# --- the fit ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prior", [PRESET.prior, cu.Prior(), cu.Prior(cell=True)], ids=str)
+def test_the_descent_ends_where_a_search_does(prior: cu.Prior) -> None:
+    setting, image = setting_for(prior), PRESET.sensor.expose(light_of(PAIR), rng=0)
+    window = setting.window(image)
+    assert window is not None
+    best, found = fit(setting, window, 2, seed=0), fit_from(setting, image, NEAR)
+    assert best is not None
+    assert found is not None
+    assert found.objective == pytest.approx(best.objective, abs=1e-6)
+    order = found.theta.reshape(-1, 3)[:, 1].argsort()
+    np.testing.assert_allclose(
+        found.theta.reshape(-1, 3)[order, :2] + window.origin, PAIR[:, :2], atol=0.03
+    )
+
+
+def test_errors_are_those_of_the_fit() -> None:
+    """Pulls of unit variance where targets stand well apart, fluxes of any size."""
+    rng, sensor = np.random.default_rng(3), cu.Sensor(read_noise=1.0)
+    start = np.array([[4.4, 4.6, 200.0], [5.6, 5.4, 200.0]])
+    truth = start + rng.uniform([-0.2, -0.2, -50.0], [0.2, 0.2, 50.0], (200, 2, 3))
+    images = np.array([sensor.expose(light_of(each), rng=rng) for each in truth])
+    found = Candidates(np.repeat(np.arange(200), 2), *np.tile(start, (200, 1)).T)
+    refined, errors = refine(setting_for(cu.Prior(), sensor), images, found)
+    pulls = (np.column_stack(refined[1:]) - truth.reshape(-1, 3)) / errors
+    np.testing.assert_allclose(pulls.std(axis=0), 1.0, atol=0.12)
+
+
+WIDE = (11, 40)
+FAR = [[5.0, 33.0, 150.0]]
+KEPT = {
+    "beyond the extent": (cu.Prior(extent=1.2), [*PAIR, *FAR], [*NEAR, *FAR]),
+    "one too many": (PRESET.prior, PAIR, [[5.0, 4.6, 150.0], [5.3, 5.4, 240.0], [5.2, 5.0, 80.0]]),
+    "no flux": (PRESET.prior, PAIR, [[5.0, 4.6, 231.0], [5.3, 5.4, 242.0], [4.5, 5.0, 0.0]]),
+    "more unknowns than pixels": (
+        cu.Prior(),
+        PAIR,
+        [[4.6 + 0.01 * k, 5.0, 8.0] for k in range(60)],
+    ),
+}
+
+
+@pytest.mark.parametrize(("prior", "truth", "start"), KEPT.values(), ids=KEPT.keys())
+def test_what_the_prior_can_not_explain_is_left_as_it_was(
+    prior: cu.Prior, truth: Any, start: Any
+) -> None:
+    images = np.array(
+        [PRESET.sensor.expose(light_of(each, shape=WIDE), rng=0) for each in (truth, PAIR)]
+    )
+    frame = np.repeat([0, 1], [len(start), 2])
+    found = Candidates(frame, *np.concatenate([start, NEAR]).T)
+    setting = Setting(PRESET.psf, PRESET.sensor, prior, WIDE, 0.0)
+    refined, errors = refine(setting, images, found)
+    mine = frame == 0
+    np.testing.assert_array_equal(np.column_stack(refined)[mine], np.column_stack(found)[mine])
+    assert np.isnan(errors[mine]).all()
+    assert np.isfinite(errors[~mine]).all()  # the other image is not touched by this one
+
+
+@pytest.mark.parametrize(
+    "targets",
+    [
+        [[5.1, 5.0, 230.0]] * 2,
+        [[5.1, 5.0, 1e12], [5.2, 5.0, 1e12]],
+        [[5.1, 5.0, 230.0], [5.2, 5.2, 0.0]],
+        [[5.1, 5.0, -230.0], [5.2, 5.2, 100.0]],
+    ],
+    ids=["one place", "far too bright", "without flux", "below 0"],
+)
+def test_starts_that_are_no_good_still_end_in_the_fit(targets: Any) -> None:
+    image = PRESET.sensor.expose(light_of(PAIR), rng=0)
+    found, errors = refine(
+        setting_for(cu.Prior()), image[None], Candidates([0, 0], *np.transpose(targets))
+    )
+    order = np.argsort(found.x)
+    np.testing.assert_allclose(np.column_stack(found[1:3])[order], PAIR[:, :2], atol=0.03)
+    assert (errors > 0).all()
+
+
+def test_without_light_or_targets_nothing_happens() -> None:
+    none = Candidates(*np.empty((4, 0)))
+    refined, errors = refine(setting_for(cu.Prior()), np.zeros((1, *SHAPE)), none)
+    assert errors.shape == (0, 3)
+    assert refined.flux.size == 0
+    one = Candidates([0], [5.0], [5.0], [3.0])
+    refined, errors = refine(setting_for(cu.Prior()), np.zeros((1, *SHAPE)), one)
+    assert refined.flux == [3.0]
+    assert np.isnan(errors).all()
+
+
+# --- the unmixer --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("saturation", [255.0, None], ids=["clipped", "not clipped"])
+@pytest.mark.parametrize("factor", [3, 5])
+def test_refined_targets_are_better_than_the_grid_allows(
+    factor: int, saturation: float | None
+) -> None:
+    sensor = cu.Sensor(rounding=True, saturation=saturation)
+    made = cu.simulate(PRESET.psf, sensor, PRESET.scene, shape=SHAPE, n=60, rng=8)
+    grid = unmixer(sensor=sensor, factor=factor, refine=False)(made.images)
+    refined = unmixer(sensor=sensor, factor=factor)(made.images)
+    assert grid.groupby("frame").size().equals(refined.groupby("frame").size())
+    before, after = (cu.metrics.cso_map(each, made.truth).mean for each in (grid, refined))
+    assert after > before + 0.08
+    # Where the count is right, the fit is; elsewhere nothing within the prior fits.
+    counts = refined.groupby("frame").size().reindex(range(60), fill_value=0)
+    right = counts == made.truth.groupby("frame").size()
+    fitted = refined[ERRORS].notna().all(axis=1).groupby(refined["frame"]).all()
+    assert (fitted == right).mean() > 0.95
+    cu.targets.check_table(refined)
+
+
+def test_form_of_the_table() -> None:
+    made = cu.simulate(PRESET.psf, PRESET.sensor, PRESET.scene, shape=SHAPE, n=12, rng=41)
+    images = made.images.copy()
+    images[4, 2, 3], images[7] = np.nan, 0.0
+    table = unmixer()(images)
+    assert set(table["frame"]) == set(range(12)) - {4, 7}
+    assert table["score"].isna().all()
+    assert "refine=Prior(" in table.attrs["method"]
+    flags = table.attrs["frame_flags"]
+    assert (flags[4], flags[7]) == (Flag.NOT_FINITE | Flag.NO_TARGET, Flag.NO_TARGET)
+    grid = unmixer(refine=False)(images)
+    assert flags == grid.attrs["frame_flags"]
+    pd.testing.assert_frame_equal(unmixer()(images, batch_size=5), table)
+    single = unmixer()(images.astype(np.float32))
+    np.testing.assert_allclose(single["y"], table["y"], atol=2e-3)
+
+
+def test_flags_are_of_where_targets_are() -> None:
+    """The fit moves a target of the outermost ring into it; the grid's own flags stay."""
+    target = [[0.45, 5.0, 240.0]]
+    image = cu.Sensor(rounding=True, saturation=60.0).expose(light_of(target), rng=0)
+    sensor = cu.Sensor(rounding=True, saturation=60.0)
+    given: dict[str, Any] = {"factor": 1, "prior": cu.Prior(), "sensor": sensor}
+    grid, refined = (unmixer("omp", n_nonzero=1, refine=r, **given)(image) for r in (False, True))
+    assert refined["y"].item() == pytest.approx(0.45, abs=0.03)
+    assert refined["flags"].item() == Flag.BORDER | Flag.SATURATED
+    assert grid["flags"].item() & Flag.SATURATED
+
+
+def test_the_count_of_the_prior_does_not_matter() -> None:
+    image = PRESET.sensor.expose(light_of(PAIR), rng=0)
+    dictionary = cu.Dictionary(PRESET.psf, SHAPE, 5)
+    parts: dict[str, Any] = {"solver": cu.ActiveSet(lam=0.1), "sensor": PRESET.sensor}
+    parts["peaks"] = cu.MassMerging(threshold=40.0, radius=0.35)
+    tables = [
+        cu.GridUnmixer(dictionary, refine=cu.Prior(count=count), **parts)(image)
+        for count in (None, (0, 0), (1, 1), (5, 9))
+    ]
+    assert len(tables[0]) == 2
+    for table in tables[1:]:
+        pd.testing.assert_frame_equal(table, tables[0])
+
+
+def test_bounds_of_the_prior_hold() -> None:
+    image = PRESET.sensor.expose(light_of(PAIR), rng=0)
+    table = unmixer(prior=cu.Prior(flux=(225.0, 236.0)))(image)
+    assert table["flux_err"].notna().all()
+    assert table["flux"].between(225.0, 236.0).all()
+
+
+@pytest.mark.parametrize(
+    ("sensor", "background", "level"),
+    [
+        (cu.Sensor(read_noise=1.0, offset=100.0), 0.0, 0.0),
+        (cu.Sensor(read_noise=1.0, offset=100.0), 20.0, 20.0),
+        (cu.Sensor(read_noise=1.0, offset=100.0), "border", 20.0),
+        (cu.Sensor(read_noise=1.0, bad_pixels=np.eye(11, k=3) > 0), "border", 20.0),
+        (cu.Sensor(read_noise=1.0, rounding=True, saturation=120.0), 0.0, 0.0),
+        (None, "border", 20.0),
+    ],
+)
+def test_detectors_and_backgrounds(sensor: Any, background: Any, level: float) -> None:
+    exposed = (sensor or cu.Sensor(read_noise=1.0)).expose(light_of(PAIR) + level, rng=4)
+    if sensor is not None and sensor.bad_pixels is not None:
+        exposed[sensor.bad_pixels] = np.nan
+    prior = cu.Prior(flux=(150.0, 300.0))
+    found = unmixer("omp", n_nonzero=2, sensor=sensor, prior=prior, background=background)(exposed)
+    found = found.sort_values("x")
+    assert len(found) == 2
+    away = (found[["y", "x", "flux"]].to_numpy() - PAIR) / found[ERRORS].to_numpy()
+    assert np.abs(away).max() < 4.0
+    assert (found[["y_err", "x_err"]] < 0.1).all(axis=None)
+
+
+@pytest.mark.parametrize("psf", [cu.AiryPSF(radius=2.0), cu.GaussianPSF(1.2, sigma_x=0.8)], ids=str)
+def test_any_optics(psf: cu.PSF) -> None:
+    shape = (13, 12)
+    pair = [[5.2, 4.1, 3000.0], [6.1, 7.3, 2000.0]]
+    sensor = cu.Sensor(read_noise=1.0)
+    image = sensor.expose(light_of(pair, psf, shape), rng=0)
+    table = cu.grid_unmixer(psf=psf, shape=shape, sensor=sensor, refine=True)(image)
+    assert len(table) == 2
+    np.testing.assert_allclose(table.sort_values("y")[["y", "x"]], np.array(pair)[:, :2], atol=0.02)
+    assert cu.metrics.flux_error(table, make_table(0, *np.transpose(pair))) < 20.0
+
+
+def test_the_fit_is_loaded_where_it_is_needed() -> None:
+    code = (
+        "import sys, csunmix as cu; s = cu.presets.csist_100k();"
+        "unmix = cu.grid_unmixer(psf=s.psf, shape=s.shape, refine=True);"
+        "print('csunmix.continuous' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_wrong_settings() -> None:
+    with pytest.raises(TypeError, match="refine must be True or False, got Prior"):
+        unmixer(refine=PRESET.prior)
+    plain = unmixer(refine=False)
+    with pytest.raises(TypeError, match="refine must be of type Prior, got True"):
+        cu.GridUnmixer(plain.dictionary, solver=plain.solver, peaks=plain.peaks, refine=True)  # type: ignore[arg-type]
