@@ -16,7 +16,7 @@ from csunmix._kernels import fit as kernel
 from csunmix._kernels.prior import draw_scene
 from csunmix._kernels.scene import new_room
 from csunmix._kernels.smc import Model, sample
-from csunmix.continuous.fit import fit, fit_counts, log_room
+from csunmix.continuous.fit import fit, fit_counts, log_room, smooth
 from csunmix.continuous.window import Setting, Window
 
 PRESET = cu.presets.csist_100k()
@@ -138,9 +138,7 @@ def test_slope_is_the_gradient_of_the_objective(
     image = sensor.expose(light_of(TRIPLE), rng=1)
     setting = setting_of(sensor, background=background, extent=0.9)
     window = window_of(setting, image)
-    # Rounding against its own small noise has bends that differences do not see.
-    wider = window.pixels._replace(variance=max(window.pixels.variance, 0.5))
-    model = replace(window, pixels=wider).model(setting.optics, 3)
+    model = replace(window, pixels=smooth(window.pixels)).model(setting.optics, 3)
     at = within(window, theta + [0.4] * (background == "fit"))
     room = new_room(setting.optics, 3, at.size, *window.pixels.low.shape)
     gradient, hessian = np.empty(at.size), np.zeros((at.size, at.size))
@@ -151,7 +149,6 @@ def test_slope_is_the_gradient_of_the_objective(
         return kernel.objective(model, trial, room)
 
     numerical = [(value(at + d) - value(at - d)) / (2.0 * d.sum()) for d in np.diag(step)]
-    # Intervals narrow against the noise are joined to the others with a bend of 1e-3.
     scale = np.sqrt(np.diag(hessian))
     np.testing.assert_allclose(-gradient / scale, numerical / scale, rtol=2e-3, atol=2e-3)
 

@@ -213,8 +213,8 @@ _BINS = 5
 def test_the_truth_ranks_evenly_among_particles(sensor: cu.Sensor) -> None:
     """Simulation-based calibration (Talts et al. 2018), by statistics of one and two targets."""
     scene = replace(PRIOR, count=(1, 2), extent=1.2)
-    n = 60
-    made = cu.simulate(PRESET.psf, sensor, scene, shape=SHAPE, n=n, rng=11, margin=2)
+    n = 200
+    made = cu.simulate(PRESET.psf, sensor, scene, shape=SHAPE, n=n, rng=12, margin=2)
     setting = setting_of(sensor, extent=1.2)
     ranks = []
     for frame, truth in made.truth.groupby("frame"):

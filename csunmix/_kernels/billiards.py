@@ -14,7 +14,7 @@ import numba
 import numpy as np
 
 from csunmix._kernels.model import Model
-from csunmix._kernels.prior import Box, log_prior
+from csunmix._kernels.prior import Box, limits, log_prior
 from csunmix._kernels.scene import (
     Pixels,
     Room,
@@ -32,7 +32,6 @@ from csunmix._validation import FloatArray, IntArray
 _BOUNCES = 100  # in one drift
 _LENGTH = 1.5  # of a path at most, in standard deviations
 _LEAPS = 20  # of a path at most
-_LONGEST = 1.0  # leap
 
 
 class Chain(NamedTuple):
@@ -139,7 +138,8 @@ def travel(model: Model, extra: float, leap: float, mass: Mass, chain: Chain, tr
             s += mass.factor[a, b] * trial.velocity[b]
         trial.momentum[a] = s
         before += 0.5 * trial.velocity[a] ** 2
-    enclose(model.box, trial.theta, model.n_targets, trial.lower, trial.upper)
+    lower, upper = limits(model.box, trial.theta, model.n_targets)
+    trial.lower[:], trial.upper[:] = lower, upper
     for n in range(n_leaps + 1):
         part = leap if 0 < n < n_leaps else 0.5 * leap
         for a in range(d):
@@ -171,24 +171,6 @@ def speed(mass: Mass, chain: Chain) -> None:
         for b in range(chain.theta.size):
             s += mass.inverse[a, b] * chain.momentum[b]
         chain.velocity[a] = s
-
-
-@numba.njit(cache=True, nogil=True)
-def enclose(box: Box, theta: FloatArray, count: int, lower: FloatArray, upper: FloatArray) -> None:
-    """Lowest and highest value of every parameter; a cell is that of the targets' mean."""
-    lower[:], upper[:] = -np.inf, np.inf
-    for axis in range(2):
-        low, high = box.area[axis, 0], box.area[axis, 1]
-        if box.cell:
-            middle = 0.0
-            for k in range(count):
-                middle += theta[3 * k + axis] / count
-            middle = math.floor(min(max(middle, low), high) + 0.5)
-            low, high = max(low, middle - 0.5), min(high, middle + 0.5)
-        for k in range(count):
-            lower[3 * k + axis], upper[3 * k + axis] = low, high
-    for k in range(count):
-        lower[3 * k + 2], upper[3 * k + 2] = box.flux[0], box.flux[1]
 
 
 @numba.njit(cache=True, nogil=True)

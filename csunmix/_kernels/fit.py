@@ -7,19 +7,17 @@ import math
 import numba
 import numpy as np
 
+from csunmix._kernels.billiards import force
 from csunmix._kernels.linalg import cholesky, cholesky_solve
 from csunmix._kernels.model import Model
-from csunmix._kernels.prior import Box, draw_scene
+from csunmix._kernels.prior import draw_scene, limits
 from csunmix._kernels.scene import (
-    Pixels,
     Room,
     differentiate,
     fisher,
     illuminate,
     log_likelihood,
     new_room,
-    noise_variance,
-    score,
 )
 from csunmix._validation import FloatArray
 
@@ -100,25 +98,6 @@ def descend(model: Model, theta: FloatArray, max_iter: int, room: Room) -> float
 
 
 @numba.njit(cache=True, nogil=True)
-def limits(box: Box, theta: FloatArray, count: int) -> tuple[FloatArray, FloatArray]:
-    """Lowest and highest value of every parameter; a cell is that of the targets' mean."""
-    lower, upper = np.full(theta.size, -np.inf), np.full(theta.size, np.inf)
-    for axis in range(2):
-        low, high = box.area[axis, 0], box.area[axis, 1]
-        if box.cell:
-            middle = 0.0
-            for k in range(count):
-                middle += theta[3 * k + axis] / count
-            middle = math.floor(min(max(middle, low), high) + 0.5)
-            low, high = max(low, middle - 0.5), min(high, middle + 0.5)
-        for k in range(count):
-            lower[3 * k + axis], upper[3 * k + axis] = low, high
-    for k in range(count):
-        lower[3 * k + 2], upper[3 * k + 2] = box.flux[0], box.flux[1]
-    return lower, upper
-
-
-@numba.njit(cache=True, nogil=True)
 def clip(theta: FloatArray, lower: FloatArray, upper: FloatArray) -> None:
     """Put every parameter between its limits."""
     for a in range(theta.size):
@@ -127,7 +106,10 @@ def clip(theta: FloatArray, lower: FloatArray, upper: FloatArray) -> None:
 
 @numba.njit(cache=True, nogil=True)
 def objective(model: Model, theta: FloatArray, room: Room) -> float:
-    """Minus log likelihood, plus half the squares of what oversteps the prior's distances."""
+    """Minus log likelihood, plus half the squares of what oversteps the prior's distances.
+
+    Its gradient (`slope`) takes rounding as a normal error: pixels are to be points or bounds.
+    """
     illuminate(model.optics, theta, room)
     value = -log_likelihood(model.pixels, room.light, 0.0)
     box, count = model.box, model.n_targets
@@ -155,7 +137,7 @@ def slope(
     illuminate(model.optics, theta, room)
     differentiate(theta, room)
     fisher(model.pixels, 0.0, room, np.full(theta.size, 1e-12), hessian)
-    pixel_gradient(model.pixels, room, gradient)
+    force(model, 0.0, theta, room, gradient)
     box, count = model.box, model.n_targets
     for k in range(count):
         for m in range(k):
@@ -185,20 +167,4 @@ def slope(
             hessian[max(first, last), min(first, last)] -= _STIFFNESS
     if theta.size > 3 * count:
         b = 3 * count
-        gradient[b] -= (theta[b] - box.background[0]) / box.background[1] ** 2
         hessian[b, b] += 1.0 / box.background[1] ** 2
-
-
-@numba.njit(cache=True, nogil=True)
-def pixel_gradient(pixels: Pixels, room: Room, gradient: FloatArray) -> None:
-    """Gradient of the log likelihood by the parameters, of the scene in the room."""
-    n_y, n_x = room.light.shape
-    gradient[:] = 0.0
-    for i in range(n_y):
-        for j in range(n_x):
-            light = room.light[i, j]
-            change = pixels.per_light + 2.0 * pixels.per_light2 * light if light > 0.0 else 0.0
-            variance = noise_variance(pixels, light)
-            s = score(pixels.low[i, j], pixels.high[i, j], light, variance, change)
-            for a in range(gradient.size):
-                gradient[a] += s * room.jacobian[a, i * n_x + j]

@@ -69,6 +69,25 @@ def crowded(box: Box, theta: FloatArray, k: int) -> bool:
 
 
 @numba.njit(cache=True, nogil=True)
+def limits(box: Box, theta: FloatArray, count: int) -> tuple[FloatArray, FloatArray]:
+    """Lowest and highest value of every parameter; a cell is that of the targets' mean."""
+    lower, upper = np.full(theta.size, -np.inf), np.full(theta.size, np.inf)
+    for axis in range(2):
+        low, high = box.area[axis, 0], box.area[axis, 1]
+        if box.cell:
+            middle = 0.0
+            for k in range(count):
+                middle += theta[3 * k + axis] / count
+            middle = math.floor(min(max(middle, low), high) + 0.5)
+            low, high = max(low, middle - 0.5), min(high, middle + 0.5)
+        for k in range(count):
+            lower[3 * k + axis], upper[3 * k + axis] = low, high
+    for k in range(count):
+        lower[3 * k + 2], upper[3 * k + 2] = box.flux[0], box.flux[1]
+    return lower, upper
+
+
+@numba.njit(cache=True, nogil=True)
 def draw_scene(box: Box, count: int, theta: FloatArray) -> bool:
     """Draw a scene target by target; False if they find no room.
 

@@ -17,9 +17,9 @@ from csunmix._validation import FloatArray
 _SQRT_HALF = math.sqrt(0.5)
 _LOG_SQRT_2PI = 0.5 * math.log(2.0 * math.pi)
 _NARROW = 0.5  # intervals below this share of the noise are Gaussian to 1e-3 in log likelihood
-_ROUGH = 3.0  # the same where noise is added on the way to the posterior
+_ROUGH = 3.0  # the same where noise is added: any way to the posterior will do
 _FAR = 30.0  # standard deviations from where tails are asymptotic
-_CERTAIN = 5.0  # standard deviations that a normal variable keeps within, but for 3e-7
+_CERTAIN = 6.0  # standard deviations that a normal variable keeps within, but for 1e-9
 _LOST = 37.0  # logarithm below which a number is lost against another
 
 
@@ -248,7 +248,8 @@ def log_likelihood(
 ) -> float:
     """Log likelihood of an image of `light`, the noise's variance raised by `extra` (DN^2).
 
-    Any number below `floor` stands for one that is lower still.
+    Any number below `floor` stands for one that is lower still. With `extra`, intervals below
+    three times the noise are taken as normal errors: only the end of the way need be exact.
 
     Where the noise is the same whatever the light, it lacks what depends on `extra` alone, see
     `log_scales`.

@@ -9,9 +9,9 @@ from math import lgamma, log, pi
 
 import numpy as np
 
-from csunmix._kernels.fit import limits, search, slope
+from csunmix._kernels.fit import search, slope
 from csunmix._kernels.model import Model
-from csunmix._kernels.prior import log_prior
+from csunmix._kernels.prior import limits, log_prior
 from csunmix._kernels.scene import Pixels, log_scales, new_room
 from csunmix._kernels.truncated import expectation_propagation
 from csunmix._validation import BoolArray, FloatArray, IntArray
@@ -182,14 +182,14 @@ def fit_counts(setting: Setting, window: Window, seed: int) -> list[Fit]:
 
 def fit(setting: Setting, window: Window, count: int, seed: int) -> Fit | None:
     """Best fit of `count` targets; None if so many find no room."""
-    model = window.model(setting.optics, count)._replace(pixels=_smooth(window.pixels))
+    model = window.model(setting.optics, count)._replace(pixels=smooth(window.pixels))
     starts = (_STARTS[0] + _STARTS[1] * count) * window.n_cells
     thetas, values = search(model, starts, _REFINED, *_ITERATIONS, seed)
     found = [Fit(window, model, *each) for each in zip(thetas, values, strict=True)]
     return replace(found[0], others=tuple(found[1:])) if np.isfinite(values[0]) else None
 
 
-def _smooth(pixels: Pixels) -> Pixels:
+def smooth(pixels: Pixels) -> Pixels:
     """The same pixels with a normal error of the same variance in place of rounding."""
     two = np.isfinite(pixels.low) & np.isfinite(pixels.high)
     width = float((pixels.high - pixels.low)[two].max(initial=0.0))
