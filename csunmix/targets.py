@@ -50,6 +50,10 @@ class Flag(enum.IntFlag):
     """No target was found in the image."""
     BAD_PIXELS = 64
     """The image has pixels that the sensor declares bad."""
+    AT_BOUND = 128
+    """A coordinate or the flux leans on a bound of the prior: its error is no normal one."""
+    FLAT = 256
+    """The image hardly tells a coordinate or the flux: what is said of it is the prior's."""
 
 
 def make_table(

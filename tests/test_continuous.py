@@ -226,6 +226,20 @@ def test_saturated_images_are_flagged_and_unmixed(method: str) -> None:
 
 
 @BOTH
+def test_what_the_prior_says_rather_than_the_image_is_flagged(method: str) -> None:
+    """A flux in the middle of its range, one at its end, and many targets in little light."""
+    sensor = cu.Sensor(read_noise=2.0)
+    unmix = unmixer(method, PRESET.psf, sensor, replace(PRESET.prior, count=(1, 1)))
+    images = [light_of((5.1, 4.8, flux)) for flux in (235.0, 250.0)]
+    told = unmix(sensor.expose(images, rng=3))["flags"].to_numpy()
+    assert not told[0] & (int(Flag.AT_BOUND) | int(Flag.FLAT))
+    assert told[1] & int(Flag.AT_BOUND)
+    four = [(y, x, 235.0) for y in (4.7, 5.3) for x in (4.6, 5.2)]
+    crowd = unmixer(method, PRESET.psf, sensor, replace(PRESET.prior, count=(4, 4)))
+    assert (crowd(light_of(*four))["flags"].to_numpy() & int(Flag.FLAT)).all()
+
+
+@BOTH
 @pytest.mark.parametrize("place", [(0.1, 5.0), (-0.3, 10.2), (5.0, -0.4), (10.4, 10.4)], ids=str)
 def test_targets_at_the_border(method: str, place: tuple[float, float]) -> None:
     target = (*place, 240.0)

@@ -36,16 +36,21 @@ _FLAG_TEXT = {
     "NOT_FINITE": "with NaN or infinite pixels, not unmixed",
     "NO_TARGET": "without a target",
     "BAD_PIXELS": "with bad pixels",
+    "AT_BOUND": "with a target that leans on a bound of the prior",
+    "FLAT": "with a target of which the image hardly tells the place or flux",
 }
 # What the library calls arguments, and what they are here.
 _OPTIONS = (
-    "background|count|extent|factor|flux|lam|min_separation|min_share|n_nonzero|read_noise|"
-    "saturation|seed|threshold"
+    "background|count|extent|factor|flux|lam|min_separation|min_share|n_nonzero|psf_error|"
+    "read_noise|saturation|seed|threshold"
 )
 _ARGUMENTS: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     (r"(?<![-\w])sigma(?= must )", "--psf-sigma"),
     (r"(?<![-\w])oversampling(?= must )", "--psf-oversampling"),
-    (rf"(?<![-\w])({_OPTIONS})(\[\d\])?(?= must )", lambda m: "--" + m[1].replace("_", "-")),
+    (
+        rf"(?:\bprior\.)?(?<![-\w])({_OPTIONS})(\[\d\])?(?= must )",
+        lambda m: "--" + m[1].replace("_", "-"),
+    ),
     (r"\b(array|rank_by)='(\w+)'", lambda m: f"--{m[1].replace('_', '-')} {m[2]}"),
     (r"\bwith array:", "with --array:"),
     (r"\bruns\[(['\"])(.*)\1\]", r"\2"),

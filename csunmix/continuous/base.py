@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from csunmix._validation import FloatArray, IntArray, as_bool, as_images, as_integer
-from csunmix.continuous.window import Background, Setting
+from csunmix.continuous.window import Background, Setting, Window
 from csunmix.prior import Prior
 from csunmix.psf import PSF
 from csunmix.sensor import Sensor
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("csunmix")
 
 _SURE = 0.9  # probability of the count below which it is ambiguous
+_LEANING = 1.5  # errors to a bound; 1.7 where all between two bounds is as likely, 1.3 at a wall
+_FLAT = 0.8  # of the prior's standard deviation
 
 
 @dataclass(frozen=True)
@@ -209,14 +211,31 @@ class _Unmixer(FrontDoor):
 
 
 def answer_for(
-    setting: Setting, image: FloatArray, targets: FloatArray, flags: IntArray, p: FloatArray
+    setting: Setting,
+    image: FloatArray,
+    window: Window,
+    targets: FloatArray,
+    flags: IntArray,
+    p: FloatArray,
 ) -> Answer:
     """The answer for the most probable count: its probability in the scores, shared flags added."""
     targets[:, 6] *= p.max()
-    flags = flags | image_flags(setting, image)
+    flags = flags | image_flags(setting, image) | prior_flags(window, targets)
     if p.max() < _SURE:
         flags |= int(Flag.COUNT_AMBIGUOUS)
     return Answer(targets, flags, p)
+
+
+def prior_flags(window: Window, targets: FloatArray) -> IntArray:
+    """Flags of targets (n, 7) of which the prior says more than the image does."""
+    box = window.box
+    ends = np.vstack([box.area + np.array(window.origin)[:, None], box.flux])
+    value, error = targets[:, :3], targets[:, 3:6]
+    room = np.minimum(value - ends[:, 0], ends[:, 1] - value)
+    spread = np.append(window.size, ends[2, 1] - ends[2, 0]) / np.sqrt(12.0)
+    leaning = (room < _LEANING * error).any(axis=1)
+    flat = (error > _FLAT * spread).any(axis=1)
+    return np.asarray(leaning * int(Flag.AT_BOUND) | flat * int(Flag.FLAT), dtype=np.int64)
 
 
 def image_flags(setting: Setting, image: FloatArray) -> int:

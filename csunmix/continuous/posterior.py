@@ -68,6 +68,10 @@ class PosteriorUnmixer(_Unmixer):
     ``y_err, x_err, flux_err`` are posterior standard deviations; ``score`` is the probability that
     the count is right and the target lies within `radius` of its estimate.
 
+    ``Flag.AT_BOUND`` marks targets with a coordinate or flux within 1.5 errors of a bound of the
+    prior, ``Flag.FLAT`` those with an error above 0.8 of the prior's own standard deviation; bounds
+    on distances between targets are not looked at.
+
     Raises
     ------
     TypeError, ValueError
@@ -107,7 +111,7 @@ class PosteriorUnmixer(_Unmixer):
         probability = probabilities(evidence)
         best = int(probability.argmax())
         targets, flags = self._summarise(setting, window, particles[best])
-        return answer_for(setting, image, targets, flags | flag[best], probability)
+        return answer_for(setting, image, window, targets, flags | flag[best], probability)
 
     def _plausible(self, setting: Setting, window: Window, seed: int) -> list[int]:
         """Indices of the counts that a fit does not rule out."""

@@ -55,6 +55,10 @@ class ContinuousUnmixer(_Unmixer):
     `PosteriorUnmixer` knows better. ``score`` is the probability that the count is right and the
     target lies within 0.1 px of its estimate, positions being normal.
 
+    ``Flag.AT_BOUND`` marks targets with a coordinate or flux within 1.5 errors of a bound of the
+    prior, ``Flag.FLAT`` those with an error above 0.8 of the prior's own standard deviation; bounds
+    on distances between targets are not looked at.
+
     Raises
     ------
     TypeError, ValueError
@@ -81,7 +85,7 @@ class ContinuousUnmixer(_Unmixer):
         probability = probabilities(evidence)
         best = int(probability.argmax())
         targets, flags = self._summarise(setting, fits[best])
-        return answer_for(setting, image, targets, flags, probability)
+        return answer_for(setting, image, window, targets, flags, probability)
 
     def _summarise(self, setting: Setting, best: Fit) -> tuple[FloatArray, IntArray]:
         n = 3 * best.count

@@ -1,0 +1,104 @@
+"""Hamiltonian paths: walls that reflect, steps that can be undone, and what they leave as it is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from csunmix._kernels import billiards, smc
+from csunmix._kernels.model import Model
+from csunmix._kernels.prior import Box, limits, log_prior
+from csunmix._kernels.scene import Pixels
+from csunmix.continuous.tables import tabulate
+from csunmix.psf import GaussianPSF
+
+COUNT = 3
+INSIDE = np.array([2.0, 2.0, 225.0, 2.6, 2.7, 230.0, 3.0, 2.1, 245.0])
+BOXES: dict[str, Any] = {
+    "area": {},
+    "extent": {"extent": 1.2},
+    "cell": {"cell": True, "area": np.array([[1.5, 3.5], [1.5, 3.5]])},
+}
+
+
+def model_of(variance: float = 4.0, **given: Any) -> Model:
+    parts: dict[str, Any] = {
+        "area": np.array([[1.5, 3.5], [1.0, 3.0]]),
+        "flux": np.array([220.0, 250.0]),
+        "separation": 0.494,
+        "extent": np.inf,
+        "cell": False,
+        "background": np.array([0.0, 1.0]),
+    }
+    box = Box(**{**parts, **given})
+    optics = tabulate(GaussianPSF(sigma=0.5), 7)
+    seen = np.zeros((6, 6))
+    pixels = Pixels(seen - np.inf, seen + np.inf, variance, 0.0, 0.0)  # bad: tell nothing
+    precision = np.tile([12.0, 12.0, 12.0 / 30.0**2], COUNT)
+    return Model(optics, pixels, box, precision, COUNT)
+
+
+def start_of(given: Any) -> Any:
+    if not given.get("cell"):
+        return INSIDE.copy()
+    return np.array([1.6, 1.6, 225.0, 2.2, 2.3, 230.0, 2.4, 1.6, 245.0])
+
+
+def set_out(model: Model, theta: Any, seed: int) -> tuple[billiards.Chain, Any]:
+    """A chain with a random momentum, and the inverse of a full mass matrix."""
+    rng = np.random.default_rng(seed)
+    chain, scale = billiards.new_chain(model), np.tile([0.3, 0.3, 9.0], COUNT)
+    root = rng.normal(size=(9, 9))
+    inverse = (root @ root.T / 9 + np.eye(9)) * np.outer(scale, scale)
+    chain.theta[:] = theta
+    chain.lower[:], chain.upper[:] = limits(model.box, chain.theta, COUNT)
+    chain.momentum[:] = np.linalg.solve(inverse, scale * rng.normal(size=9))
+    chain.velocity[:] = inverse @ chain.momentum
+    return chain, inverse
+
+
+@pytest.mark.parametrize("given", BOXES.values(), ids=BOXES)
+def test_a_drift_keeps_to_the_prior_and_its_speed(given: Any) -> None:
+    model = model_of(**given)
+    turned = 0
+    for seed in range(20):
+        chain, inverse = set_out(model, start_of(given), seed)
+        before, straight = chain.momentum @ chain.velocity, chain.velocity.copy()
+        assert billiards.drift(model.box, COUNT, inverse, 2.0, chain)
+        slack = model.box._replace(separation=0.494 - 1e-9, flux=np.array([219.999, 250.001]))
+        assert np.isfinite(log_prior(slack, chain.theta, COUNT))
+        assert chain.momentum @ chain.velocity == pytest.approx(before)
+        np.testing.assert_allclose(inverse @ chain.momentum, chain.velocity, atol=1e-9)
+        turned += not np.allclose(chain.velocity, straight)
+    assert turned > 10
+
+
+@pytest.mark.parametrize("given", BOXES.values(), ids=BOXES)
+def test_a_drift_can_be_undone(given: Any) -> None:
+    model = model_of(**given)
+    for seed in range(10):
+        chain, inverse = set_out(model, start_of(given), seed)
+        billiards.drift(model.box, COUNT, inverse, 1.0, chain)
+        chain.momentum[:] *= -1.0
+        chain.velocity[:] *= -1.0
+        billiards.drift(model.box, COUNT, inverse, 1.0, chain)
+        np.testing.assert_allclose(chain.theta, start_of(given), rtol=1e-6)
+
+
+@pytest.mark.parametrize("given", BOXES.values(), ids=BOXES)
+def test_without_an_image_paths_leave_the_prior_as_it_is(given: Any) -> None:
+    """Fluxes stay uniform, separations above their bound."""
+    states = smc.explore(model_of(**given), start_of(given), 10, 500, 0)
+    gap = np.hypot(states[:, 0] - states[:, 3], states[:, 1] - states[:, 4])
+    assert (np.diff(states[:, 2]) != 0.0).mean() > 0.4
+    assert gap.min() >= 0.494 - 1e-9
+    assert states[:, 2].mean() == pytest.approx(235.0, abs=1.0)
+    assert states[:, 2].std() == pytest.approx(30.0 / np.sqrt(12.0), rel=0.06)
+
+
+def test_targets_are_matched_the_nearest_first() -> None:
+    like = np.array([0.0, 0.0, 1.0, 1.0, 1.0, 1.0, 2.0, 0.0, 1.0])
+    theta = np.array([2.1, 0.1, 1.0, 0.2, 0.0, 1.0, 1.0, 0.9, 1.0])
+    assert billiards.nearest(theta, like, 3).tolist() == [1, 2, 0]
