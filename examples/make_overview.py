@@ -2,8 +2,9 @@
 
     python examples/make_overview.py
 
-Four targets within one pixel: the image, the flux map on the sub-pixel grid, and the targets found
-beside the true ones. Needs the extra ``csunmix[plot]``.
+Four targets within one pixel: the image, the flux map on the sub-pixel grid, the targets found on
+the grid and off it
+(with ellipses that hold 95 %), beside the true ones. Needs the extra ``csunmix[plot]``.
 """
 
 from __future__ import annotations
@@ -11,9 +12,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import matplotlib
+from matplotlib.figure import Figure
 
-matplotlib.use("Agg")
 import csunmix as cu
 
 FIGURE = Path(__file__).parent / "figures" / "overview.png"
@@ -23,20 +23,33 @@ def main(path: Path = FIGURE) -> None:
     """Simulate, unmix, draw, save."""
     setup = cu.presets.csist_100k()
     four = replace(setup.scene, count=(4, 4))
-    scene = cu.simulate(setup.psf, setup.sensor, four, shape=setup.shape, n=1, rng=1)
-    unmix = cu.grid_unmixer(
+    scene = cu.simulate(setup.psf, setup.sensor, four, shape=setup.shape, n=1, rng=3, margin=4)
+    image = scene.images[0]
+    on_grid = cu.grid_unmixer(
         psf=setup.psf, shape=setup.shape, sensor=setup.sensor, prior=setup.prior
     )
-    dictionary, image = unmix.dictionary, scene.images[0]
-    targets = unmix(image)
-    axes = cu.plots.plot_unmixing(
+    off_grid = cu.PosteriorUnmixer(setup.psf, setup.sensor, setup.prior)
+    axes = Figure(figsize=(14, 3.9), layout="constrained").subplots(1, 4)
+    cu.plots.plot_unmixing(
         image,
-        targets=targets,
+        targets=on_grid(image),
         truth=scene.truth,
-        coefficients=dictionary.to_flux(unmix.solve(image).x),
-        grid=dictionary.grid,
+        coefficients=on_grid.dictionary.to_flux(on_grid.solve(image).x),
+        grid=on_grid.dictionary.grid,
+        axes=axes[:3],
     )
-    titles = ("one blob ...", "... a few cells of a grid ...", f"... {len(targets)} targets")
+    cu.plots.plot_image(image, ax=axes[3])
+    cu.plots.plot_targets(scene.truth, ax=axes[3], marker="o", color="#0072b2")
+    cu.plots.plot_targets(off_grid(image), ax=axes[3], errors="ellipses", n_sigma=2.45)
+    y, x = scene.truth["y"].mean(), scene.truth["x"].mean()
+    for ax in axes[2:]:
+        ax.set(xlim=(x - 0.7, x + 0.7), ylim=(y + 0.7, y - 0.7))
+    titles = (
+        "one blob ...",
+        "... on a grid ...",
+        "... targets on it ...",
+        "... and off it, with errors",
+    )
     for ax, title in zip(axes, titles, strict=True):
         ax.set_title(title)
     path.parent.mkdir(exist_ok=True)
