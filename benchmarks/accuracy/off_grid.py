@@ -16,13 +16,15 @@ their Cramer-Rao bounds (flux range included by van Trees' inequality), for targ
 below 0.02 px: above, the prior tells more than the image and an estimator with a prior beats the
 bound. Pulls are errors over claimed errors: their standard deviation should be 1, and 68 and 95 %
 of the targets lie within 1 and 1.96 claimed errors.
+
+`--rows` makes some rows only, which then take their places in the table that is there.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -148,7 +150,9 @@ def measure(row: Row, made: Simulation, found: pd.DataFrame) -> dict[str, float]
     claimed = near[["y_err", "x_err", "flux_err"]].to_numpy()[good]
     pull = error / claimed
     held = (bound[good] < _BOUND_HOLDS).all(axis=1)
-    ratio = np.sqrt((error[held, :2] ** 2).mean() / (bound[good][held] ** 2).mean())
+    ratio = np.nan
+    if held.any():
+        ratio = np.sqrt((error[held, :2] ** 2).mean() / (bound[good][held] ** 2).mean())
     place = pull[:, :2]
     return {
         "CSO-mAP": 100 * cso_map(found, made.truth).mean,
@@ -177,40 +181,49 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="images at a time")
     parser.add_argument("--out", type=Path, default=HERE / "off_grid.md")
     options = parser.parse_args()
-    results = []
     chosen = rows() if options.rows is None else [rows()[k] for k in options.rows]
     for row in chosen:
-        made = cu.simulate(
-            row.psf, row.sensor, row.scene, shape=row.shape, n=options.n, rng=options.seed
-        )
-        methods: dict[str, Callable[[], pd.DataFrame]] = {
-            "continuous": lambda row=row, made=made: cu.ContinuousUnmixer(
-                row.psf, row.sensor, row.prior, n_jobs=options.jobs
-            )(made.images),
-            "posterior": lambda row=row, made=made: cu.PosteriorUnmixer(
-                row.psf, row.sensor, row.prior, n_jobs=options.jobs
-            )(made.images),
-            "(oracle)": lambda row=row, made=made: oracle(row, made),
-        }
-        for name, run in methods.items():
-            start = time.perf_counter()
-            found = run()
-            seconds = time.perf_counter() - start
-            head = {"data": row.name, "told": row.told, "method": name}
-            tail = {"ms/image": 1e3 * seconds / options.n}
-            results.append({**head, **measure(row, made, found), **tail})
-            print(to_markdown(pd.DataFrame(results[-1:])).splitlines()[-1], flush=True)
-    table = pd.DataFrame(results)
-    command = f"python -m benchmarks.accuracy.off_grid --n {options.n} --seed {options.seed}"
+        write(options, pd.DataFrame(answers(row, options)))
+
+
+def answers(row: Row, options: argparse.Namespace) -> Iterator[dict[str, object]]:
+    """Figures of every method on one kind of data."""
+    made = cu.simulate(
+        row.psf, row.sensor, row.scene, shape=row.shape, n=options.n, rng=options.seed
+    )
+    parts = row.psf, row.sensor, row.prior
+    methods: dict[str, Callable[[], pd.DataFrame]] = {
+        "continuous": lambda: cu.ContinuousUnmixer(*parts, n_jobs=options.jobs)(made.images),
+        "posterior": lambda: cu.PosteriorUnmixer(*parts, n_jobs=options.jobs)(made.images),
+        "(oracle)": lambda: oracle(row, made),
+    }
+    for name, run in methods.items():
+        start = time.perf_counter()
+        found = run()
+        seconds = time.perf_counter() - start
+        head = {"data": row.name, "told": row.told, "images": options.n, "method": name}
+        figures = {**head, **measure(row, made, found), "ms/image": 1e3 * seconds / options.n}
+        print(to_markdown(pd.DataFrame([figures])).splitlines()[-1], flush=True)
+        yield figures
+
+
+def write(options: argparse.Namespace, new: pd.DataFrame) -> None:
+    """Put rows into the table: those of earlier runs stay unless they are made anew."""
+    path = options.out.with_suffix(".csv")
+    table = pd.concat([pd.read_csv(path), new]) if path.exists() else new
+    table = table.drop_duplicates(["data", "told", "method"], keep="last")
+    order = [(row.name, row.told) for row in rows()]
+    place = [order.index(each) for each in zip(table["data"], table["told"], strict=True)]
+    table = table.iloc[np.argsort(place, kind="stable")]
+    table.to_csv(path, index=False)
     write_report(
         options.out,
         "Grid-free methods on simulated images",
-        command,
+        f"python -m benchmarks.accuracy.off_grid --n {options.n} --seed {options.seed}",
         __doc__,
         table,
-        [f"Times are of {options.jobs} image(s) at once on a shared machine: rough.", ""],
+        ["Times are of one image at a time on a machine that did other work too: rough.", ""],
     )
-    table.to_csv(options.out.with_suffix(".csv"), index=False)
 
 
 if __name__ == "__main__":
