@@ -9,7 +9,7 @@ an unknown pixel cell. The row of sigma 1 px has 15 x 15 pixels, targets at leas
 a window of 2.4 px.
 
 The oracle is no method: it is told the true count, and its Monte Carlo chain starts at the truth.
-It shows what the data allow.
+It shows what the data allow, and a little more where its chain is too short to forget the truth.
 
 RMSE / bound compares the position errors of targets whose image was given the right count with
 their Cramer-Rao bounds (flux range included by van Trees' inequality), for targets whose bound is
