@@ -74,7 +74,8 @@ def repeat(setting: Setting, made: Simulation) -> tuple[pd.DataFrame, pd.DataFra
         rows.append((count, np.median(rhat), rhat.max(), np.std(evidence, ddof=1)))
         true = truth[["y", "x", "flux"]].to_numpy() - [*window.origin, 0.0]
         some = runs[0][n_steps - 1 :: 2 * n_steps][: _RANKS - 1]  # the end of every second chain
-        ranks.append((statistics(some) < statistics(true[None])).sum(axis=0))
+        rank = (statistics(some) < statistics(true[None])).sum(axis=0)
+        ranks.append(rank if count > 1 else [*rank[:3], -1])  # one target has no distance
     table = pd.DataFrame(rows, columns=["targets", "R-hat", "largest R-hat", "evidence"])
     mixing = pd.DataFrame(
         {
@@ -92,7 +93,7 @@ def repeat(setting: Setting, made: Simulation) -> tuple[pd.DataFrame, pd.DataFra
 def _histograms(ranks: np.ndarray, n_ranks: int) -> pd.DataFrame:
     rows = []
     for name, rank in zip(_STATISTICS, ranks.T, strict=True):
-        counts = np.bincount(rank * _BINS // n_ranks, minlength=_BINS)
+        counts = np.bincount(rank[rank >= 0] * _BINS // n_ranks, minlength=_BINS)
         rows.append((name, *counts, float(stats.chisquare(counts).pvalue)))
     return pd.DataFrame(rows, columns=["statistic", *map(str, range(1, _BINS + 1)), "p"])
 
