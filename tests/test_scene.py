@@ -97,6 +97,19 @@ def test_a_table_that_ends_within_the_window_is_dark_beyond() -> None:
     assert (room.light == 0.0).all()
 
 
+@pytest.mark.parametrize("name", ["Airy", "tilted"])
+def test_a_coarser_table_has_fewer_products_and_errs_as_allowed(name: str) -> None:
+    fine, coarse = tabulate(PSFS[name], 9), tabulate(PSFS[name], 9, error=3e-3)
+    assert coarse.value_y.shape[0] < fine.value_y.shape[0]
+    shape, light = (9, 9), []
+    for optics in (fine, coarse):
+        room = scene.new_room(optics, 1, 3, *shape)
+        scene.illuminate(optics, np.array([4.2, 3.9, 1.0]), room)
+        light.append(room.light)
+    assert np.abs(light[1] - light[0]).max() < 1e-2 * light[0].max()
+    assert np.abs(light[1] - light[0]).max() > 0.0
+
+
 def test_moving_one_target_is_making_the_image_anew() -> None:
     theta = np.array([2.0, 2.3, 5.0, 3.1, 1.7, 4.0])
     optics = tabulate(PSFS["round"], 7)

@@ -24,8 +24,8 @@ def tabulate(psf: PSF, reach: int, *, error: float = _ERROR) -> Optics:
     A PSF that is not separable is a sum of products of one factor in y and one in x: the singular
     vectors of its samples that reach `error` of the peak (3e-6 at least), joined by splines. It is
     sampled 6 times per width, and 12 times if the error at random offsets is above 3e-5 of the peak
-    or twice `error`. A measured PSF, known to one per cent, takes 80 products, and 25 where a tenth
-    of that may be lost.
+    or twice `error`. A measured PSF, known to one per cent, takes about 80 products, and 20 to 30
+    where a tenth of that may be lost.
     """
     n_phases = int(np.clip(np.ceil(_PHASES_PER_WIDTH / psf.width), 4, 256))
     reach = _reach(psf, reach)
