@@ -256,7 +256,10 @@ def _mirror(normal: FloatArray, inverse: FloatArray, chain: Chain) -> None:
 
 @numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz"})
 def force(model: Model, extra: float, theta: FloatArray, room: Room, gradient: FloatArray) -> None:
-    """Gradient of the log posterior of the scene in the room, rounding taken as a normal error."""
+    """Gradient of the log posterior of the scene in the room.
+
+    Rounding is taken as a normal error, and the extent's own density left out.
+    """
     pixels, count = model.pixels, model.n_targets
     n_y, n_x = room.light.shape
     told = room.row

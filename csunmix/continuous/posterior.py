@@ -44,7 +44,7 @@ class PosteriorUnmixer(_Unmixer):
     ----------
     psf, sensor, prior : PSF, Sensor, Prior
         Optics, detector and what is known of the targets. Without a count range, 1 to 6 targets are
-        looked for; without a flux range, fluxes up to 1.5 times the light of the image; without an
+        looked for; without a flux range, fluxes up to 1.5 times what the image shows; without an
         extent, positions where pixels are lit. A sensor without any noise takes the noise of each
         image, see `csunmix.background.noise_level`.
     background : float, "border" or "fit"

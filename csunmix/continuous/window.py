@@ -130,7 +130,7 @@ class Setting:
             return None
         area = self._area(np.where(lit, signal, 0.0))
         # Of a faint target few pixels are lit, and its peak says more than their sum.
-        shown = max(float(signal[lit].sum()), float(signal.max() / self.psf.kernel(0.0, 0.0)))
+        shown = max(float(signal[lit].sum()), float(signal.max() / self._peak))
         flux = self.prior.flux or (0.0, _MOST_FLUX * shown + 10.0 * noise)
         flux = (flux[0], max(flux[1], flux[0] + 1e-6 * flux[1]))
         margin = self._margin(noise / max(flux[1], float(signal[lit].sum())))
@@ -211,6 +211,12 @@ class Setting:
         """Pixels around the area beyond which a target's light is less than `share` of its flux."""
         beyond = np.flatnonzero(np.abs(self._profile) > _TAIL * share)
         return int(beyond.max()) + 1 if beyond.size else 1
+
+    @cached_property
+    def _peak(self) -> float:
+        """Largest response of a pixel."""
+        d = np.linspace(-3.0, 3.0, 49) * self.psf.width
+        return float(np.abs(self.psf.kernel(d[:, None], d)).max())
 
     @cached_property
     def _profile(self) -> FloatArray:
