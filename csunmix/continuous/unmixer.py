@@ -51,8 +51,9 @@ class ContinuousUnmixer(_Unmixer):
     Notes
     -----
     ``y_err, x_err, flux_err`` are standard deviations of that posterior; where four or more targets
-    stand close together it is not normal, and they are too small: `PosteriorUnmixer` knows better. ``score`` is the probability that the count is right and the
-    target lies within 0.1 px of its estimate, positions being normal.
+    stand close together it is not normal, and they are too small: `PosteriorUnmixer` knows better.
+    ``score`` is the probability that the count is right and the target lies within 0.1 px of its
+    estimate, positions being normal.
 
     ``Flag.AT_BOUND`` marks targets with a coordinate or flux within 1.5 errors of a bound of the
     prior, ``Flag.FLAT`` those with an error above 0.8 of the prior's own standard deviation; bounds
