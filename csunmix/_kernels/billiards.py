@@ -80,16 +80,16 @@ def settle(model: Model, extra: float, theta: FloatArray, chain: Chain) -> None:
     illuminate(model.optics, theta, chain.room)
     chain.value[0] = log_likelihood(model.pixels, chain.room.light, extra)
     force(model, extra, chain.theta, chain.room, chain.gradient)
+    add_room(model.box, chain.theta, model.n_targets, chain.gradient)
 
 
 @numba.njit(cache=True, nogil=True)
-def weigh(model: Model, extra: float, theta: FloatArray, like: FloatArray, space: Chain) -> Mass:
-    """Mass matrix: the Fisher information at `theta`, its targets in the order of those of `like`.
+def weigh(model: Model, extra: float, theta: FloatArray, order: IntArray, space: Chain) -> Mass:
+    """Mass matrix: the Fisher information at `theta`, its targets taken in this order.
 
     It must not be that of the scene it is to move, or steps there and back would differ.
     """
     d = theta.size
-    order = nearest(theta, like, model.n_targets)
     space.theta[:] = theta
     for k in range(model.n_targets):
         for c in range(3):
@@ -151,6 +151,7 @@ def travel(model: Model, extra: float, leap: float, mass: Mass, chain: Chain, tr
             return False
         illuminate(model.optics, trial.theta, trial.room)
         force(model, extra, trial.theta, trial.room, trial.gradient)
+        add_room(model.box, trial.theta, model.n_targets, trial.gradient)
     trial.value[1] = log_prior(model.box, trial.theta, model.n_targets)
     if trial.value[1] == -np.inf:
         return False
@@ -256,9 +257,9 @@ def _mirror(normal: FloatArray, inverse: FloatArray, chain: Chain) -> None:
 
 @numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz"})
 def force(model: Model, extra: float, theta: FloatArray, room: Room, gradient: FloatArray) -> None:
-    """Gradient of the log posterior of the scene in the room.
+    """Gradient of the log posterior of the scene in the room, but for `add_room`.
 
-    Rounding is taken as a normal error, and the extent's own density left out.
+    Rounding is taken as a normal error.
     """
     pixels, count = model.pixels, model.n_targets
     n_y, n_x = room.light.shape
@@ -282,6 +283,26 @@ def force(model: Model, extra: float, theta: FloatArray, room: Room, gradient: F
         b = theta.size - 1
         gradient[b] = told.sum()
         gradient[b] -= (theta[b] - model.box.background[0]) / model.box.background[1] ** 2
+
+
+@numba.njit(cache=True, nogil=True)
+def add_room(box: Box, theta: FloatArray, count: int, gradient: FloatArray) -> None:
+    """Add the gradient of the log room that targets leave to a box of the prior's extent."""
+    for axis in range(2):
+        start, stop = box.area[axis, 0], box.area[axis, 1]
+        if box.extent >= stop - start:
+            continue
+        low, high = axis, axis  # the parameters of the outermost targets
+        for a in range(axis, 3 * count, 3):
+            low = a if theta[a] < theta[low] else low
+            high = a if theta[a] > theta[high] else high
+        room = min(theta[low], stop - box.extent) - max(theta[high] - box.extent, start)
+        if room <= 0.0:
+            continue
+        if theta[high] - box.extent > start:
+            gradient[high] -= 1.0 / room
+        if theta[low] < stop - box.extent:
+            gradient[low] += 1.0 / room
 
 
 @numba.njit(cache=True, nogil=True)

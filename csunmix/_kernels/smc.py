@@ -65,7 +65,7 @@ def sample(
     for stage in range(max_stages):
         extra = math.exp(log_extra) if log_extra > coldest else 0.0
         n_each = n // starts.shape[0]
-        leap = _move(model, extra, n_each, starts, leap, chain, trial, particles)
+        leap = _move(model, extra, n_each, starts, starts, leap, chain, trial, particles)
         if stage == 0:
             log_evidence += _log_mean(particles.loglik)
         if extra == 0.0:
@@ -86,21 +86,17 @@ def sample(
 
 @numba.njit(cache=True, nogil=True)
 def explore(model: Model, start: FloatArray, n_blocks: int, n_steps: int, seed: int) -> FloatArray:
-    """States (n_blocks n_steps, d) of one chain from `start`; steps are adapted block by block.
-
-    So is the mass, from where the chain is: right for long blocks only, a few per cent off in
-    distances of targets that blur at blocks of 100.
-    """
+    """States (n_blocks n_steps, d) of one chain from `start`; steps are adapted block by block."""
     np.random.seed(seed)
     d = model.precision.size
     n_y, n_x = model.pixels.low.shape
     chain, trial = new_chain(model), new_chain(model)
     leap = _LEAP[1]
     particles = Particles(np.empty((n_steps, d)), np.empty((n_steps, n_y, n_x)), np.empty(n_steps))
-    states, at = np.empty((n_blocks * n_steps, d)), np.empty((1, d))
-    at[0] = start
+    states = np.empty((n_blocks * n_steps, d))
+    at, first = start.reshape(1, d).copy(), start.reshape(1, d)
     for block in range(n_blocks):
-        leap = _move(model, 0.0, n_steps, at, leap, chain, trial, particles)
+        leap = _move(model, 0.0, n_steps, at, first, leap, chain, trial, particles)
         states[block * n_steps : (block + 1) * n_steps] = particles.theta
         at[0] = particles.theta[n_steps - 1]
     return states
@@ -112,21 +108,25 @@ def _move(
     extra: float,
     n_steps: int,
     starts: FloatArray,
+    others: FloatArray,
     leap: float,
     chain: Chain,
     trial: Chain,
     particles: Particles,
 ) -> float:
-    """Run a chain from every start and keep all its states; returns the next length of a leap."""
+    """Run a chain from every start and keep all its states; returns the next length of a leap.
+
+    The mass of each is that of the scene before its own among `others`.
+    """
     taken = 0.0
     for c in range(starts.shape[0]):
-        mass = weigh(model, extra, starts[c - 1], starts[c], trial)
+        order = nearest(others[c - 1], starts[c], model.n_targets)
+        mass = weigh(model, extra, others[c - 1], order, trial)
         settle(model, extra, starts[c], chain)
-        order = nearest(starts[c - 1], starts[c], model.n_targets)
         for s in range(n_steps):
             moves = travel(model, extra, leap, mass, chain, trial)
             # Where targets would be matched otherwise, the way back has another mass.
-            if moves and (nearest(starts[c - 1], trial.theta, model.n_targets) == order).all():
+            if moves and (nearest(others[c - 1], trial.theta, model.n_targets) == order).all():
                 taken += 1.0
                 chain, trial = trial, chain
             i = c * n_steps + s
