@@ -13,7 +13,7 @@ from scipy import stats
 import csunmix as cu
 from csunmix._kernels import smc
 from csunmix._kernels.prior import log_prior
-from csunmix.continuous.posterior import relabel
+from csunmix.continuous.sampling import relabel
 from csunmix.continuous.window import Setting, Window
 
 PRESET = cu.presets.csist_100k()

@@ -35,7 +35,7 @@ import csunmix as cu
 from benchmarks.accuracy.protocol import REPORT_SEED
 from benchmarks.report import to_markdown, write_report
 from csunmix._kernels.smc import explore
-from csunmix.continuous.posterior import relabel
+from csunmix.continuous.sampling import relabel
 from csunmix.continuous.window import Setting
 from csunmix.metrics import count_accuracy, cso_map, match, position_rmse
 from csunmix.simulate import Simulation

@@ -34,7 +34,7 @@ from benchmarks.report import to_markdown, write_report
 from csunmix._kernels.fit import search
 from csunmix._kernels.smc import sample
 from csunmix.continuous.fit import fit
-from csunmix.continuous.posterior import relabel
+from csunmix.continuous.sampling import relabel
 from csunmix.continuous.window import Setting
 from csunmix.metrics import match
 from csunmix.simulate import Simulation

@@ -14,7 +14,7 @@ import numba
 import numpy as np
 
 from csunmix._kernels.model import Model
-from csunmix._kernels.prior import Box, limits, log_prior
+from csunmix._kernels.prior import Box, limits, log_level, log_prior
 from csunmix._kernels.scene import (
     Pixels,
     Room,
@@ -35,7 +35,7 @@ _LEAPS = 20  # of a path at most
 
 
 class Chain(NamedTuple):
-    """A scene, how it moves, and (log likelihood, log prior)."""
+    """A scene, how it moves, and (log likelihood, log prior of the background)."""
 
     theta: FloatArray
     momentum: FloatArray
@@ -76,15 +76,14 @@ def new_chain(model: Model) -> Chain:
 def settle(model: Model, extra: float, theta: FloatArray, chain: Chain) -> None:
     """Put a chain at `theta`."""
     chain.theta[:] = theta
-    chain.value[1] = log_prior(model.box, theta, model.n_targets)
+    chain.value[1] = log_level(model.box, theta, model.n_targets)
     illuminate(model.optics, theta, chain.room)
     chain.value[0] = log_likelihood(model.pixels, chain.room.light, extra)
     force(model, extra, chain.theta, chain.room, chain.gradient)
-    add_room(model.box, chain.theta, model.n_targets, chain.gradient)
 
 
 @numba.njit(cache=True, nogil=True)
-def weigh(model: Model, extra: float, theta: FloatArray, order: IntArray, space: Chain) -> Mass:
+def weigh(model: Model, extra: float, theta: FloatArray, order: IntArray, alike: bool, space: Chain) -> Mass:
     """Mass matrix: the Fisher information at `theta`, its targets taken in this order.
 
     It must not be that of the scene it is to move, or steps there and back would differ.
@@ -102,7 +101,29 @@ def weigh(model: Model, extra: float, theta: FloatArray, order: IntArray, space:
         for b in range(a):
             gram[b, a] = gram[a, b]
         gram[a, a] *= 1.0 + 1e-9
+    if alike:
+        level(gram, model.n_targets)
     return Mass(np.linalg.cholesky(gram), np.linalg.inv(gram))
+
+
+@numba.njit(cache=True, nogil=True)
+def level(gram: FloatArray, count: int) -> None:
+    """Average a matrix over all orders of the targets, in place."""
+    n = 3 * count
+    alone, pair, rest = np.zeros((3, 3)), np.zeros((3, 3)), np.zeros((gram.shape[0] - n, 3))
+    for k in range(count):
+        rest += gram[n:, 3 * k : 3 * k + 3] / count
+        for m in range(count):
+            part = gram[3 * k : 3 * k + 3, 3 * m : 3 * m + 3]
+            if k == m:
+                alone += part / count
+            else:
+                pair += part / (count * (count - 1))
+    for k in range(count):
+        gram[n:, 3 * k : 3 * k + 3] = rest
+        gram[3 * k : 3 * k + 3, n:] = rest.T
+        for m in range(count):
+            gram[3 * k : 3 * k + 3, 3 * m : 3 * m + 3] = alone if k == m else pair
 
 
 @numba.njit(cache=True, nogil=True)
@@ -140,6 +161,7 @@ def travel(model: Model, extra: float, leap: float, mass: Mass, chain: Chain, tr
         before += 0.5 * trial.velocity[a] ** 2
     lower, upper = limits(model.box, trial.theta, model.n_targets)
     trial.lower[:], trial.upper[:] = lower, upper
+    draw_box(model.box, trial, model.n_targets)
     for n in range(n_leaps + 1):
         part = leap if 0 < n < n_leaps else 0.5 * leap
         for a in range(d):
@@ -151,10 +173,9 @@ def travel(model: Model, extra: float, leap: float, mass: Mass, chain: Chain, tr
             return False
         illuminate(model.optics, trial.theta, trial.room)
         force(model, extra, trial.theta, trial.room, trial.gradient)
-        add_room(model.box, trial.theta, model.n_targets, trial.gradient)
-    trial.value[1] = log_prior(model.box, trial.theta, model.n_targets)
-    if trial.value[1] == -np.inf:
+    if log_prior(model.box, trial.theta, model.n_targets) == -np.inf:  # by rounding
         return False
+    trial.value[1] = log_level(model.box, trial.theta, model.n_targets)
     after = 0.0
     for a in range(d):
         after += 0.5 * trial.momentum[a] * trial.velocity[a]
@@ -162,6 +183,24 @@ def travel(model: Model, extra: float, leap: float, mass: Mass, chain: Chain, tr
     floor = chance + chain.value[0] + chain.value[1] - before - trial.value[1] + after
     trial.value[0] = log_likelihood(model.pixels, trial.room.light, extra, floor)
     return bool(trial.value[0] >= floor)
+
+
+@numba.njit(cache=True, nogil=True)
+def draw_box(box: Box, chain: Chain, count: int) -> None:
+    """Draw the box of the prior's extent, given the targets in it, as limits of their places."""
+    for axis in range(2):
+        start, stop = box.area[axis, 0], box.area[axis, 1]
+        if box.extent >= stop - start:
+            continue
+        low, high = stop, start
+        for k in range(count):
+            low = min(low, chain.theta[3 * k + axis])
+            high = max(high, chain.theta[3 * k + axis])
+        first, last = max(high - box.extent, start), min(low, stop - box.extent)
+        corner = first + (last - first) * np.random.random()
+        for k in range(count):
+            chain.lower[3 * k + axis] = min(corner, low)
+            chain.upper[3 * k + axis] = max(corner + box.extent, high)
 
 
 @numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz"})
@@ -189,8 +228,6 @@ def drift(box: Box, count: int, inverse: FloatArray, time: float, chain: Chain) 
         normal[:] = 0.0
         if axis >= 0:
             normal[3 * k + axis] = 1.0
-            if m >= 0:
-                normal[3 * m + axis] = -1.0
         else:
             for c in range(2):
                 normal[3 * k + c] = theta[3 * k + c] - theta[3 * m + c]
@@ -226,9 +263,6 @@ def _next_wall(box: Box, count: int, chain: Chain, time: float) -> tuple[float, 
                 gap += away * away
                 closing -= away * v
                 rate += v * v
-                t = (box.extent - math.copysign(away, away * v)) / max(abs(v), 1e-300)
-                if t < first:
-                    first, at, other, along = max(t, 0.0), k, m, axis
             bend = closing * closing - rate * gap
             if closing > 0.0 and bend > 0.0:
                 t = gap / (closing + math.sqrt(bend))
@@ -257,10 +291,7 @@ def _mirror(normal: FloatArray, inverse: FloatArray, chain: Chain) -> None:
 
 @numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz"})
 def force(model: Model, extra: float, theta: FloatArray, room: Room, gradient: FloatArray) -> None:
-    """Gradient of the log posterior of the scene in the room, but for `add_room`.
-
-    Rounding is taken as a normal error.
-    """
+    """Gradient of the log posterior of the scene in the room, rounding taken as a normal error."""
     pixels, count = model.pixels, model.n_targets
     n_y, n_x = room.light.shape
     told = room.row
@@ -283,26 +314,6 @@ def force(model: Model, extra: float, theta: FloatArray, room: Room, gradient: F
         b = theta.size - 1
         gradient[b] = told.sum()
         gradient[b] -= (theta[b] - model.box.background[0]) / model.box.background[1] ** 2
-
-
-@numba.njit(cache=True, nogil=True)
-def add_room(box: Box, theta: FloatArray, count: int, gradient: FloatArray) -> None:
-    """Add the gradient of the log room that targets leave to a box of the prior's extent."""
-    for axis in range(2):
-        start, stop = box.area[axis, 0], box.area[axis, 1]
-        if box.extent >= stop - start:
-            continue
-        low, high = axis, axis  # the parameters of the outermost targets
-        for a in range(axis, 3 * count, 3):
-            low = a if theta[a] < theta[low] else low
-            high = a if theta[a] > theta[high] else high
-        room = min(theta[low], stop - box.extent) - max(theta[high] - box.extent, start)
-        if room <= 0.0:
-            continue
-        if theta[high] - box.extent > start:
-            gradient[high] -= 1.0 / room
-        if theta[low] < stop - box.extent:
-            gradient[low] += 1.0 / room
 
 
 @numba.njit(cache=True, nogil=True)

@@ -10,7 +10,7 @@ import numpy as np
 from csunmix._kernels.billiards import force
 from csunmix._kernels.linalg import cholesky, cholesky_solve
 from csunmix._kernels.model import Model
-from csunmix._kernels.prior import draw_scene, limits
+from csunmix._kernels.prior import draw_scene, limits, log_prior
 from csunmix._kernels.scene import (
     Room,
     differentiate,
@@ -127,6 +127,19 @@ def objective(model: Model, theta: FloatArray, room: Room) -> float:
     if theta.size > 3 * count:
         value += 0.5 * ((theta[3 * count] - box.background[0]) / box.background[1]) ** 2
     return value
+
+
+@numba.njit(cache=True, nogil=True)
+def heights(model: Model, thetas: FloatArray) -> FloatArray:
+    """Log posterior densities (n,) of scenes (n, d), but for a constant."""
+    out = np.empty(thetas.shape[0])
+    room = new_room(model.optics, model.n_targets, thetas.shape[1], *model.pixels.low.shape)
+    for n in range(out.size):
+        out[n] = log_prior(model.box, thetas[n], model.n_targets)
+        if out[n] > -np.inf:
+            illuminate(model.optics, thetas[n], room)
+            out[n] += log_likelihood(model.pixels, room.light, 0.0)
+    return out
 
 
 @numba.njit(cache=True, nogil=True)

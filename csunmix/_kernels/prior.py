@@ -32,7 +32,7 @@ class Box(NamedTuple):
 @numba.njit(cache=True, nogil=True)
 def log_prior(box: Box, theta: FloatArray, count: int) -> float:
     """Log prior density of a scene but for a constant; -inf where it is 0."""
-    total = 0.0
+    total = log_level(box, theta, count)
     for axis in range(2):
         low, high = np.inf, -np.inf
         for k in range(count):
@@ -53,9 +53,15 @@ def log_prior(box: Box, theta: FloatArray, count: int) -> float:
             return -np.inf
         if crowded(box, theta, k):
             return -np.inf
-    if theta.size > 3 * count:
-        total -= 0.5 * ((theta[3 * count] - box.background[0]) / box.background[1]) ** 2
     return total
+
+
+@numba.njit(cache=True, nogil=True)
+def log_level(box: Box, theta: FloatArray, count: int) -> float:
+    """Log prior density of the background but for a constant; 0 where it is not fitted."""
+    if theta.size == 3 * count:
+        return 0.0
+    return float(-0.5 * ((theta[3 * count] - box.background[0]) / box.background[1]) ** 2)
 
 
 @numba.njit(cache=True, nogil=True)

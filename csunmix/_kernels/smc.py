@@ -25,6 +25,7 @@ _COLD = -8.0
 _HALVINGS = 10
 _ACCEPTANCE = 0.65
 _LEAP = (0.1, 0.3, 1.0)  # shortest, first and longest, standard deviations
+_MIXED = 0.05  # of the paths that change the matching of targets, where these are taken as alike
 _FIRST_STEPS = 4  # of every chain of the first stage
 _PROBES = 150  # particles that choose the next noise
 
@@ -56,7 +57,7 @@ def sample(
     for c in range(starts.shape[0]):
         if not draw_scene(model.box, model.n_targets, starts[c]):
             return particles.theta, -np.inf, 0
-    leap = _LEAP[1]
+    leap, alike = _LEAP[1], True
     unit = math.log(model.pixels.variance)
     log_extra, coldest = unit + _HOT, unit + _COLD
     base = log_scales(model.pixels, math.exp(log_extra))
@@ -65,7 +66,10 @@ def sample(
     for stage in range(max_stages):
         extra = math.exp(log_extra) if log_extra > coldest else 0.0
         n_each = n // starts.shape[0]
-        leap = _move(model, extra, n_each, starts, starts, leap, chain, trial, particles)
+        leap, mixed = _move(
+            model, extra, n_each, starts, starts, alike, leap, chain, trial, particles
+        )
+        alike = alike and mixed > _MIXED
         if stage == 0:
             log_evidence += _log_mean(particles.loglik)
         if extra == 0.0:
@@ -96,7 +100,7 @@ def explore(model: Model, start: FloatArray, n_blocks: int, n_steps: int, seed: 
     states = np.empty((n_blocks * n_steps, d))
     at, first = start.reshape(1, d).copy(), start.reshape(1, d)
     for block in range(n_blocks):
-        leap = _move(model, 0.0, n_steps, at, first, leap, chain, trial, particles)
+        leap, _ = _move(model, 0.0, n_steps, at, first, False, leap, chain, trial, particles)
         states[block * n_steps : (block + 1) * n_steps] = particles.theta
         at[0] = particles.theta[n_steps - 1]
     return states
@@ -109,32 +113,37 @@ def _move(
     n_steps: int,
     starts: FloatArray,
     others: FloatArray,
+    alike: bool,
     leap: float,
     chain: Chain,
     trial: Chain,
     particles: Particles,
-) -> float:
+) -> tuple[float, float]:
     """Run a chain from every start and keep all its states; returns the next length of a leap.
 
     The mass of each is that of the scene before its own among `others`.
     """
-    taken = 0.0
+    taken, mixed = 0.0, 0.0
     for c in range(starts.shape[0]):
         order = nearest(others[c - 1], starts[c], model.n_targets)
-        mass = weigh(model, extra, others[c - 1], order, trial)
+        mass = weigh(model, extra, others[c - 1], order, alike, trial)
         settle(model, extra, starts[c], chain)
         for s in range(n_steps):
             moves = travel(model, extra, leap, mass, chain, trial)
-            # Where targets would be matched otherwise, the way back has another mass.
-            if moves and (nearest(others[c - 1], trial.theta, model.n_targets) == order).all():
+            if moves:
                 taken += 1.0
-                chain, trial = trial, chain
+                same = (nearest(others[c - 1], trial.theta, model.n_targets) == order).all()
+                mixed += 0.0 if same else 1.0
+                # Where targets would be matched otherwise, the way back has another mass.
+                if same or alike:
+                    chain, trial = trial, chain
             i = c * n_steps + s
             particles.theta[i] = chain.theta
             particles.light[i] = chain.room.light
             particles.loglik[i] = chain.value[0]
     share = taken / (starts.shape[0] * n_steps)
-    return min(max(leap * math.exp(share - _ACCEPTANCE), _LEAP[0]), _LEAP[2])
+    leap = min(max(leap * math.exp(share - _ACCEPTANCE), _LEAP[0]), _LEAP[2])
+    return leap, mixed / max(taken, 1.0)
 
 
 @numba.njit(cache=True, nogil=True)

@@ -215,12 +215,13 @@ def answer_for(
     image: FloatArray,
     window: Window,
     targets: FloatArray,
-    flags: IntArray,
+    flags: int,
     p: FloatArray,
 ) -> Answer:
-    """The answer for the most probable count: its probability in the scores, shared flags added."""
+    """The answer for the most probable count: its probability in the scores, all flags added."""
     targets[:, 6] *= p.max()
-    flags = flags | image_flags(setting, image) | prior_flags(window, targets)
+    shared = flags | image_flags(setting, image)
+    flags = shared | border_flags(setting, targets[:, 0], targets[:, 1]) | prior_flags(window, targets)
     if p.max() < _SURE:
         flags |= int(Flag.COUNT_AMBIGUOUS)
     return Answer(targets, flags, p)

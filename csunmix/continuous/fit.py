@@ -9,7 +9,7 @@ from math import lgamma, log, pi
 
 import numpy as np
 
-from csunmix._kernels.fit import search, slope
+from csunmix._kernels.fit import heights, search, slope
 from csunmix._kernels.model import Model
 from csunmix._kernels.prior import limits, log_prior
 from csunmix._kernels.scene import Pixels, log_scales, new_room
@@ -21,6 +21,7 @@ _STARTS = (4, 6)  # random starts: so many, and so many for every target
 _REFINED = 8
 _ITERATIONS = (15, 100)  # of all starts, of the best ones
 _NEGLIGIBLE = 8.0  # objective above the best from where a fit weighs nothing
+_DRAWS = 200  # that tell whether the posterior is normal
 _HOPELESS = 20.0  # log evidence below the best that ends the search for more targets
 
 
@@ -99,6 +100,20 @@ class Fit:
         mean = weight @ means
         away = means - mean
         return mean, np.tensordot(weight, covariances, 1) + (away.T * weight) @ away
+
+    def normality(self, seed: int) -> float:
+        """Effective share of draws from a normal distribution as a sample of the posterior.
+
+        The distribution has the moments of `mixture`; the share is ``(sum w)^2 / (n sum w^2)`` for
+        the weights ``w`` of importance sampling.
+        """
+        mean, covariance = self.mixture
+        rng = np.random.default_rng(seed)
+        unit = rng.standard_normal((_DRAWS, mean.size))
+        logs = heights(self.model, mean + unit @ np.linalg.cholesky(covariance).T)
+        logs += 0.5 * (unit**2).sum(axis=1)
+        weight = np.exp(logs - logs.max()) if np.isfinite(logs.max()) else np.ones(1)
+        return float(weight.sum() ** 2 / (weight**2).sum() / _DRAWS)
 
     @property
     def _log_mass(self) -> float:

@@ -6,17 +6,13 @@ from dataclasses import KW_ONLY, dataclass
 
 import numpy as np
 
-from csunmix._kernels.smc import sample
-from csunmix._validation import FloatArray, IntArray, as_integer, as_number
-from csunmix.continuous.base import Answer, _Unmixer, answer_for, border_flags, probabilities
+from csunmix._validation import FloatArray, as_integer, as_number
+from csunmix.continuous.base import Answer, _Unmixer, answer_for, probabilities
 from csunmix.continuous.fit import fit_counts
+from csunmix.continuous.sampling import draw, summarise
 from csunmix.continuous.window import Setting, Window
-from csunmix.targets import Flag
 
-_KEEP = 0.5  # of the particles, effective after a stage
-_MAX_STAGES = 500
 _PLAUSIBLE = 15.0  # log evidence (Laplace) below the best from which a count is not sampled
-_RELABELLED = 2000  # particles that targets are told apart on
 
 
 @dataclass(frozen=True)
@@ -107,11 +103,13 @@ class PosteriorUnmixer(_Unmixer):
         particles: dict[int, FloatArray] = {}
         flag = dict[int, int]()
         for k in self._plausible(setting, window, seed):
-            particles[k], evidence[k], flag[k] = self._sample(setting, window, k, seed)
+            particles[k], evidence[k], flag[k] = draw(
+                setting, window, setting.counts[k], self.n_chains, self.n_steps, seed
+            )
         probability = probabilities(evidence)
         best = int(probability.argmax())
-        targets, flags = self._summarise(setting, window, particles[best])
-        return answer_for(setting, image, window, targets, flags | flag[best], probability)
+        targets = summarise(window, particles[best], self.radius)
+        return answer_for(setting, image, window, targets, flag[best], probability)
 
     def _plausible(self, setting: Setting, window: Window, seed: int) -> list[int]:
         """Indices of the counts that a fit does not rule out."""
@@ -119,46 +117,3 @@ class PosteriorUnmixer(_Unmixer):
             return [0]
         evidence = np.array([each.log_evidence for each in fit_counts(setting, window, seed)])
         return [int(k) for k in np.flatnonzero(evidence >= evidence.max() - _PLAUSIBLE)]
-
-    def _sample(
-        self, setting: Setting, window: Window, k: int, seed: int
-    ) -> tuple[FloatArray, float, int]:
-        """Particles, log evidence and flags of one number of targets."""
-        model = window.model(setting.optics, setting.counts[k])
-        n_steps = self.n_steps * (4 + 2 * model.precision.size)
-        theta, evidence, stages = sample(model, self.n_chains, n_steps, _KEEP, _MAX_STAGES, seed)
-        if stages == 0:
-            raise ValueError(f"{model.n_targets} target(s) have no room in {self.prior!r}")
-        return theta, evidence, int(Flag.NOT_CONVERGED) * (stages == _MAX_STAGES)
-
-    def _summarise(
-        self, setting: Setting, window: Window, theta: FloatArray
-    ) -> tuple[FloatArray, IntArray]:
-        """Mean, error and score of every target, and its flags."""
-        count = theta.shape[1] // 3
-        scenes = theta[:, : 3 * count].reshape(len(theta), count, 3)
-        scenes = relabel(scenes[:: max(1, len(scenes) // _RELABELLED)])
-        mean, error = scenes.mean(axis=0), scenes.std(axis=0)
-        distance = np.hypot(*(scenes - mean).transpose(2, 0, 1)[:2])
-        score = (distance <= self.radius).mean(axis=0)
-        mean[:, :2] += window.origin
-        flags = border_flags(setting, mean[:, 0], mean[:, 1])
-        return np.column_stack([mean, error, score]), flags
-
-
-def relabel(scenes: FloatArray) -> FloatArray:
-    """Scenes (n, K, 3) with their targets in the order that keeps each nearest to its mean."""
-    from scipy.optimize import linear_sum_assignment
-
-    count = scenes.shape[1]
-    if count == 1:
-        return scenes
-    mean, order = scenes[-1, :, :2], None
-    for _ in range(10):
-        cost = ((scenes[:, None, :, :2] - mean[None, :, None]) ** 2).sum(axis=-1)
-        new = np.array([linear_sum_assignment(each)[1] for each in cost])
-        if order is not None and (new == order).all():
-            break
-        order = new
-        mean = np.take_along_axis(scenes[..., :2], order[..., None], axis=1).mean(axis=0)
-    return np.take_along_axis(scenes, new[..., None], axis=1)

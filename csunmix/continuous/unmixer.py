@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 import numpy as np
 
-from csunmix._validation import FloatArray, IntArray
-from csunmix.continuous.base import Answer, _Unmixer, answer_for, border_flags, probabilities
+from csunmix._validation import FloatArray, as_integer
+from csunmix.continuous.base import Answer, _Unmixer, answer_for, probabilities
 from csunmix.continuous.fit import Fit, fit_counts
+from csunmix.continuous.sampling import draw, summarise
 from csunmix.continuous.window import Setting
 
 _RADIUS = 0.1  # px, distance that the score speaks of
+_NORMAL = 0.2  # of draws, effective as a sample of the posterior, from where it is taken as normal
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,13 @@ class ContinuousUnmixer(_Unmixer):
     True
     """
 
+    _: KW_ONLY
+    n_chains: int = 20
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        as_integer(self.n_chains, "n_chains", minimum=0)
+
     def _answer(self, setting: Setting, image: FloatArray, seed: int) -> Answer | None:
         window = setting.window(image)
         if window is None:
@@ -83,17 +92,21 @@ class ContinuousUnmixer(_Unmixer):
         evidence = np.full(len(setting.counts), -np.inf)
         evidence[: len(fits)] = [each.log_evidence for each in fits]
         probability = probabilities(evidence)
-        best = int(probability.argmax())
-        targets, flags = self._summarise(setting, fits[best])
+        best, flags = fits[int(probability.argmax())], 0
+        if self.n_chains == 0 or best.normality(seed) > _NORMAL:
+            targets = _summary(best)
+        else:
+            theta, _, flags = draw(setting, window, best.count, self.n_chains, 1, seed)
+            targets = summarise(window, theta, _RADIUS)
         return answer_for(setting, image, window, targets, flags, probability)
 
-    def _summarise(self, setting: Setting, best: Fit) -> tuple[FloatArray, IntArray]:
-        n = 3 * best.count
-        mean, covariance = best.mixture
-        values = mean[:n].reshape(-1, 3).copy()
-        errors = np.sqrt(np.diag(covariance)[:n]).reshape(-1, 3)
-        values[:, :2] += best.window.origin
-        spread2 = 0.5 * (errors[:, :2] ** 2).sum(axis=1)
-        score = 1.0 - np.exp(-0.5 * _RADIUS**2 / spread2)
-        flags = border_flags(setting, values[:, 0], values[:, 1])
-        return np.column_stack([values, errors, score]), flags
+
+def _summary(best: Fit) -> FloatArray:
+    """Mean, error and score of every target (K, 7) of a fit, in the image."""
+    n = 3 * best.count
+    mean, covariance = best.mixture
+    values = mean[:n].reshape(-1, 3).copy()
+    errors = np.sqrt(np.diag(covariance)[:n]).reshape(-1, 3)
+    values[:, :2] += best.window.origin
+    spread2 = 0.5 * (errors[:, :2] ** 2).sum(axis=1)
+    return np.column_stack([values, errors, 1.0 - np.exp(-0.5 * _RADIUS**2 / spread2)])

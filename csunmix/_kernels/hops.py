@@ -1,0 +1,130 @@
+"""Chains that hop between the optima of a posterior."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numba
+import numpy as np
+
+from csunmix._kernels.billiards import Chain, Mass, new_chain, settle, travel
+from csunmix._kernels.model import Model
+from csunmix._kernels.prior import log_prior
+from csunmix._kernels.scene import illuminate, log_likelihood
+from csunmix._validation import FloatArray, IntArray
+
+_ACCEPTANCE = 0.7
+_LEAP = (0.05, 0.2, 1.0)  # shortest, first and longest, standard deviations
+_DRAWS = 100  # that a chain's start is the likeliest of
+_ADAPTING = 0.1  # share of a chain that adapts its leaps and is not kept
+
+
+class Modes(NamedTuple):
+    """Normal approximations around the optima, their targets in the same order."""
+
+    mean: FloatArray  # (m, d)
+    factor: FloatArray  # (m, d, d), Cholesky factors of the covariances, lower triangles
+    inverse: FloatArray  # (m, d, d), inverses of these factors
+
+
+@numba.njit(cache=True, nogil=True)
+def wander(
+    model: Model, modes: Modes, starts: IntArray, n_steps: int, n_hops: int, seed: int
+) -> tuple[FloatArray, FloatArray]:
+    """States (n, d) of chains that start at the modes `starts`, and shares of paths and hops taken.
+
+    Every step is a path and `n_hops` hops. A hop maps one mode's approximation onto another's.
+    """
+    np.random.seed(seed)
+    n_modes, d = modes.mean.shape
+    n_y, n_x = model.pixels.low.shape
+    chain, trial = new_chain(model), new_chain(model)
+    skipped = int(_ADAPTING * n_steps)
+    n_each = n_steps - skipped
+    states = np.empty((starts.size * n_each, d))
+    taken = np.zeros(2)
+    leap = _LEAP[1]
+    masses = [_mass(modes, k) for k in range(n_modes)]
+    for c in range(starts.size):
+        if not _begin(model, modes, starts[c], chain, trial):
+            return states[:0], taken
+        for s in range(n_steps):
+            moved = travel(model, 0.0, leap, masses[np.random.randint(n_modes)], chain, trial)
+            if moved:
+                chain, trial = trial, chain
+            if s < skipped:
+                change = 0.3 * ((1.0 if moved else 0.0) - _ACCEPTANCE)
+                leap = min(max(leap * math.exp(change), _LEAP[0]), _LEAP[2])
+            hopped = 0
+            for _ in range(n_hops if n_modes > 1 else 0):
+                if _hop(model, modes, chain, trial):
+                    settle(model, 0.0, trial.theta, chain)
+                    hopped += 1
+            if s >= skipped:
+                states[c * n_each + s - skipped] = chain.theta
+                taken[0] += moved
+                taken[1] += hopped
+    taken[0] /= len(states)
+    taken[1] /= len(states) * max(n_hops, 1)
+    return states, taken
+
+
+@numba.njit(cache=True, nogil=True)
+def _begin(model: Model, modes: Modes, k: int, chain: Chain, trial: Chain) -> bool:
+    """Put a chain at the likeliest of some draws from a mode's approximation."""
+    best, d = -np.inf, modes.mean.shape[1]
+    for n in range(_DRAWS):
+        trial.theta[:] = modes.mean[k]
+        for b in range(d):
+            z = n / _DRAWS * np.random.normal()
+            for a in range(b, d):
+                trial.theta[a] += modes.factor[k, a, b] * z
+        if log_prior(model.box, trial.theta, model.n_targets) == -np.inf:
+            continue
+        illuminate(model.optics, trial.theta, trial.room)
+        value = log_likelihood(model.pixels, trial.room.light, 0.0)
+        if value > best:
+            best = value
+            chain.theta[:] = trial.theta
+    if best == -np.inf:
+        return False
+    trial.theta[:] = chain.theta
+    settle(model, 0.0, trial.theta, chain)
+    return True
+
+
+@numba.njit(cache=True, nogil=True)
+def _mass(modes: Modes, k: int) -> Mass:
+    inverse = modes.inverse[k]
+    return Mass(np.linalg.cholesky(inverse.T @ inverse), modes.factor[k] @ modes.factor[k].T)
+
+
+@numba.njit(cache=True, nogil=True)
+def _hop(model: Model, modes: Modes, chain: Chain, trial: Chain) -> bool:
+    """Whether to hop from the scene of `chain` to that put into `trial`."""
+    n_modes, d = modes.mean.shape
+    k = np.random.randint(n_modes)
+    m = (k + 1 + np.random.randint(n_modes - 1)) % n_modes
+    log_volume = 0.0
+    unit, away = trial.velocity, trial.momentum
+    away[:] = chain.theta - modes.mean[k]
+    for a in range(d):
+        s = 0.0
+        for b in range(a + 1):
+            s += modes.inverse[k, a, b] * away[b]
+        unit[a] = s
+        log_volume += math.log(modes.factor[m, a, a] * modes.inverse[k, a, a])
+    for a in range(d):
+        s = modes.mean[m, a]
+        for b in range(a + 1):
+            s += modes.factor[m, a, b] * unit[b]
+        trial.theta[a] = s
+    after = log_prior(model.box, trial.theta, model.n_targets)
+    if after == -np.inf:
+        return False
+    before = log_prior(model.box, chain.theta, model.n_targets)
+    floor = chain.value[0] + before - after - log_volume + math.log(np.random.random())
+    illuminate(model.optics, trial.theta, trial.room)
+    trial.value[0] = log_likelihood(model.pixels, trial.room.light, 0.0, floor)
+    return bool(trial.value[0] >= floor)
