@@ -83,8 +83,10 @@ def settle(model: Model, extra: float, theta: FloatArray, chain: Chain) -> None:
 
 
 @numba.njit(cache=True, nogil=True)
-def weigh(model: Model, extra: float, theta: FloatArray, order: IntArray, alike: bool, space: Chain) -> Mass:
-    """Mass matrix: the Fisher information at `theta`, its targets taken in this order.
+def weigh(
+    model: Model, extra: float, theta: FloatArray, order: IntArray, alike: bool, space: Chain
+) -> Mass:
+    """Mass matrix: the Fisher information at `theta`, its targets in this order or all alike.
 
     It must not be that of the scene it is to move, or steps there and back would differ.
     """

@@ -7,7 +7,7 @@ import math
 import numba
 import numpy as np
 
-from csunmix._kernels.billiards import force
+from csunmix._kernels.billiards import force, nearest
 from csunmix._kernels.linalg import cholesky, cholesky_solve
 from csunmix._kernels.model import Model
 from csunmix._kernels.prior import draw_scene, limits, log_prior
@@ -19,20 +19,23 @@ from csunmix._kernels.scene import (
     log_likelihood,
     new_room,
 )
-from csunmix._validation import FloatArray
+from csunmix._validation import FloatArray, IntArray
 
 _STIFFNESS = 1.0 / 0.003**2  # 1/px^2, of the limits to how targets lie to one another
 _DAMPING = (1e-9, 1e-3, 1e9)  # least, first and largest
 _FLAT = 1e-9  # decrease of the objective that ends a fit
+_SAME = 0.003  # px, between targets of rough fits that are the same
+_HOPELESS = 50.0  # objective of a rough fit above the best from where it is dropped
 
 
 @numba.njit(cache=True, nogil=True)
 def search(
-    model: Model, n_starts: int, n_refined: int, rough_iter: int, max_iter: int, seed: int
+    model: Model, n_starts: int, rough_iter: int, max_iter: int, seed: int
 ) -> tuple[FloatArray, FloatArray]:
-    """Best fits (n_refined, d) from random starts, the best first, and their objectives.
+    """Optima (n, d) that random starts end in, the best first, and their objectives.
 
-    The objective is inf where no scene was drawn.
+    A start whose rough fit ends at an optimum that another led to, or far above the best, is
+    dropped. The objective is inf where no scene was drawn.
     """
     np.random.seed(seed)
     d = model.precision.size
@@ -41,12 +44,35 @@ def search(
     for s in range(n_starts):
         if draw_scene(model.box, model.n_targets, thetas[s]):
             values[s] = descend(model, thetas[s], rough_iter, room)
-    order = np.argsort(values)[:n_refined]
+    order = np.argsort(values)
+    kept = np.empty(n_starts, np.int64)
+    n_kept = 0
     for s in order:
-        if values[s] < np.inf:
-            values[s] = descend(model, thetas[s], max_iter, room)
+        if n_kept > 0 and not values[s] < values[kept[:n_kept]].min() + _HOPELESS:
+            break
+        if not _known(model.n_targets, thetas, kept[:n_kept], thetas[s]):
+            if values[s] < np.inf:
+                values[s] = descend(model, thetas[s], max_iter, room)
+            kept[n_kept] = s
+            n_kept += 1
+    order = kept[:n_kept]
     order = order[np.argsort(values[order])]
     return thetas[order], values[order]
+
+
+@numba.njit(cache=True, nogil=True)
+def _known(count: int, thetas: FloatArray, kept: IntArray, theta: FloatArray) -> bool:
+    """Whether the targets of `theta` are where those of a scene kept before are."""
+    for s in kept:
+        order = nearest(theta, thetas[s], count)
+        away = 0.0
+        for k in range(count):
+            for axis in range(2):
+                apart = abs(theta[3 * order[k] + axis] - thetas[s, 3 * k + axis])
+                away = max(away, apart)
+        if away < _SAME:
+            return True
+    return False
 
 
 @numba.njit(cache=True, nogil=True)

@@ -23,6 +23,7 @@ _ADAPTING = 0.1  # share of a chain that adapts its leaps and is not kept
 class Modes(NamedTuple):
     """Normal approximations around the optima, their targets in the same order."""
 
+    theta: FloatArray  # (m, d), the optima
     mean: FloatArray  # (m, d)
     factor: FloatArray  # (m, d, d), Cholesky factors of the covariances, lower triangles
     inverse: FloatArray  # (m, d, d), inverses of these factors
@@ -31,24 +32,23 @@ class Modes(NamedTuple):
 @numba.njit(cache=True, nogil=True)
 def wander(
     model: Model, modes: Modes, starts: IntArray, n_steps: int, n_hops: int, seed: int
-) -> tuple[FloatArray, FloatArray]:
-    """States (n, d) of chains that start at the modes `starts`, and shares of paths and hops taken.
+) -> FloatArray:
+    """States (n, d) of chains that start at the modes `starts`.
 
-    Every step is a path and `n_hops` hops. A hop maps one mode's approximation onto another's.
+    Every step is a path and `n_hops` hops. A hop maps one mode's approximation onto another's; a
+    path has the mass of any of them. Without room around the first start there are no states.
     """
     np.random.seed(seed)
     n_modes, d = modes.mean.shape
-    n_y, n_x = model.pixels.low.shape
     chain, trial = new_chain(model), new_chain(model)
     skipped = int(_ADAPTING * n_steps)
     n_each = n_steps - skipped
     states = np.empty((starts.size * n_each, d))
-    taken = np.zeros(2)
     leap = _LEAP[1]
     masses = [_mass(modes, k) for k in range(n_modes)]
     for c in range(starts.size):
-        if not _begin(model, modes, starts[c], chain, trial):
-            return states[:0], taken
+        if not _begin(model, modes, starts[c], chain, trial) and c == 0:
+            return states[:0]  # otherwise it goes on where the last chain ended
         for s in range(n_steps):
             moved = travel(model, 0.0, leap, masses[np.random.randint(n_modes)], chain, trial)
             if moved:
@@ -56,26 +56,20 @@ def wander(
             if s < skipped:
                 change = 0.3 * ((1.0 if moved else 0.0) - _ACCEPTANCE)
                 leap = min(max(leap * math.exp(change), _LEAP[0]), _LEAP[2])
-            hopped = 0
             for _ in range(n_hops if n_modes > 1 else 0):
                 if _hop(model, modes, chain, trial):
                     settle(model, 0.0, trial.theta, chain)
-                    hopped += 1
             if s >= skipped:
                 states[c * n_each + s - skipped] = chain.theta
-                taken[0] += moved
-                taken[1] += hopped
-    taken[0] /= len(states)
-    taken[1] /= len(states) * max(n_hops, 1)
-    return states, taken
+    return states
 
 
 @numba.njit(cache=True, nogil=True)
 def _begin(model: Model, modes: Modes, k: int, chain: Chain, trial: Chain) -> bool:
-    """Put a chain at the likeliest of some draws from a mode's approximation."""
+    """Put a chain at the likeliest of some draws around a mode; False if the prior has none."""
     best, d = -np.inf, modes.mean.shape[1]
     for n in range(_DRAWS):
-        trial.theta[:] = modes.mean[k]
+        trial.theta[:] = modes.theta[k] if n % 2 == 0 else modes.mean[k]
         for b in range(d):
             z = n / _DRAWS * np.random.normal()
             for a in range(b, d):

@@ -220,11 +220,10 @@ def answer_for(
 ) -> Answer:
     """The answer for the most probable count: its probability in the scores, all flags added."""
     targets[:, 6] *= p.max()
-    shared = flags | image_flags(setting, image)
-    flags = shared | border_flags(setting, targets[:, 0], targets[:, 1]) | prior_flags(window, targets)
-    if p.max() < _SURE:
-        flags |= int(Flag.COUNT_AMBIGUOUS)
-    return Answer(targets, flags, p)
+    flags |= image_flags(setting, image)
+    flags |= int(Flag.COUNT_AMBIGUOUS) * bool(p.max() < _SURE)
+    border = border_flags(setting, targets[:, 0], targets[:, 1])
+    return Answer(targets, flags | border | prior_flags(window, targets), p)
 
 
 def prior_flags(window: Window, targets: FloatArray) -> IntArray:

@@ -10,6 +10,7 @@ from math import lgamma, log, pi
 import numpy as np
 
 from csunmix._kernels.fit import heights, search, slope
+from csunmix._kernels.hops import Modes
 from csunmix._kernels.model import Model
 from csunmix._kernels.prior import limits, log_prior
 from csunmix._kernels.scene import Pixels, log_scales, new_room
@@ -18,8 +19,8 @@ from csunmix._validation import BoolArray, FloatArray, IntArray
 from csunmix.continuous.window import Setting, Window
 
 _STARTS = (4, 6)  # random starts: so many, and so many for every target
-_REFINED = 8
-_ITERATIONS = (15, 100)  # of all starts, of the best ones
+_ITERATIONS = (15, 100)  # of all starts, of those that end apart
+_MOST_MODES = 12
 _NEGLIGIBLE = 8.0  # objective above the best from where a fit weighs nothing
 _DRAWS = 200  # that tell whether the posterior is normal
 _HOPELESS = 20.0  # log evidence below the best that ends the search for more targets
@@ -75,31 +76,35 @@ class Fit:
         return expectation_propagation(hessian, hessian @ self.theta + gradient, *self._bounds)
 
     @cached_property
-    def mixture(self) -> tuple[FloatArray, FloatArray]:
-        """Mean and covariance of the posterior around this fit and all others that differ from it.
+    def modes(self) -> tuple[Modes, FloatArray]:
+        """Normal approximations around this fit and all that differ from it, and their shares (m,).
 
         Each weighs as its likelihood times the volume of its covariance.
         """
-        kept, thetas = [self], [self.theta]
-        order: list[IntArray] = [np.arange(self.theta.size)]
-        for other in self.others:
-            same = self._order(other.theta)
-            new = other.theta[same]
-            if other.objective < self.objective + _NEGLIGIBLE and all(
-                _apart(new, theta, each.moments[1][np.ix_(o, o)])
-                for theta, each, o in zip(thetas, kept, order, strict=True)
-            ):
-                kept.append(other)
-                thetas.append(new)
-                order.append(same)
-        means = np.array([each.moments[0][o] for each, o in zip(kept, order, strict=True)])
-        covariances = [each.moments[1][np.ix_(o, o)] for each, o in zip(kept, order, strict=True)]
-        logs = [each._log_mass for each in kept]
-        weight = np.exp(np.array(logs) - max(logs))
-        weight /= weight.sum()
-        mean = weight @ means
-        away = means - mean
-        return mean, np.tensordot(weight, covariances, 1) + (away.T * weight) @ away
+        kept: list[tuple[FloatArray, FloatArray, FloatArray]] = []
+        logs = []
+        for each in (self, *self.others):
+            if each.objective > self.objective + _NEGLIGIBLE or len(kept) == _MOST_MODES:
+                break
+            order = self._order(each.theta)
+            theta, (mean, covariance) = each.theta[order], each.moments
+            covariance = covariance[np.ix_(order, order)]
+            if all(_apart(theta, known, covariance) for known, *_ in kept):
+                kept.append((theta, mean[order], covariance))
+                logs.append(each._log_mass)
+        theta, mean, covariance = (np.array(each) for each in zip(*kept, strict=True))
+        factor = np.linalg.cholesky(covariance)
+        share = np.exp(np.array(logs) - max(logs))
+        return Modes(theta, mean, factor, np.linalg.inv(factor)), share / share.sum()
+
+    @property
+    def mixture(self) -> tuple[FloatArray, FloatArray]:
+        """Mean (d,) and covariance (d, d) of the mixture of all modes."""
+        modes, share = self.modes
+        mean = share @ modes.mean
+        away = modes.mean - mean
+        covariances = modes.factor @ modes.factor.transpose(0, 2, 1)
+        return mean, np.tensordot(share, covariances, 1) + (away.T * share) @ away
 
     def normality(self, seed: int) -> float:
         """Effective share of draws from a normal distribution as a sample of the posterior.
@@ -199,7 +204,7 @@ def fit(setting: Setting, window: Window, count: int, seed: int) -> Fit | None:
     """Best fit of `count` targets; None if so many find no room."""
     model = window.model(setting.optics, count)._replace(pixels=smooth(window.pixels))
     starts = (_STARTS[0] + _STARTS[1] * count) * window.n_cells
-    thetas, values = search(model, starts, _REFINED, *_ITERATIONS, seed)
+    thetas, values = search(model, starts, *_ITERATIONS, seed)
     found = [Fit(window, model, *each) for each in zip(thetas, values, strict=True)]
     return replace(found[0], others=tuple(found[1:])) if np.isfinite(values[0]) else None
 

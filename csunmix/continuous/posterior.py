@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
+from typing import Literal
 
 import numpy as np
 
 from csunmix._validation import FloatArray, as_integer, as_number
 from csunmix.continuous.base import Answer, _Unmixer, answer_for, probabilities
 from csunmix.continuous.fit import fit_counts
-from csunmix.continuous.sampling import draw, summarise
-from csunmix.continuous.window import Setting, Window
+from csunmix.continuous.sampling import Sample, cool, hop, summarise
+from csunmix.continuous.window import Setting
 
-_PLAUSIBLE = 15.0  # log evidence (Laplace) below the best from which a count is not sampled
+_PLAUSIBLE = 8.0  # log evidence (Laplace) below the best from which a count is not sampled
 
 
 @dataclass(frozen=True)
@@ -86,34 +87,36 @@ class PosteriorUnmixer(_Unmixer):
 
     _: KW_ONLY
     radius: float = 0.1
-    n_chains: int = 50
-    n_steps: int = 1
+    sampler: Literal["hops", "smc"] = "hops"
+    n_chains: int = 8
+    n_steps: int = 400
 
     def __post_init__(self) -> None:
         super().__post_init__()
         as_number(self.radius, "radius", above=0.0)
+        if self.sampler not in ("hops", "smc"):
+            raise ValueError(f"sampler must be 'hops' or 'smc', got {self.sampler!r}")
         as_integer(self.n_chains, "n_chains", minimum=2)
-        as_integer(self.n_steps, "n_steps", minimum=1)
+        as_integer(self.n_steps, "n_steps", minimum=10)
 
     def _answer(self, setting: Setting, image: FloatArray, seed: int) -> Answer | None:
         window = setting.window(image)
         if window is None:
             return None
+        fits = fit_counts(setting, window, seed)
         evidence = np.full(len(setting.counts), -np.inf)
-        particles: dict[int, FloatArray] = {}
-        flag = dict[int, int]()
-        for k in self._plausible(setting, window, seed):
-            particles[k], evidence[k], flag[k] = draw(
-                setting, window, setting.counts[k], self.n_chains, self.n_steps, seed
-            )
+        evidence[: len(fits)] = [each.log_evidence for each in fits]
+        plausible = np.flatnonzero(evidence >= evidence.max() - _PLAUSIBLE)
+        cooled: dict[int, Sample] = {}
+        if len(plausible) > 1 or self.sampler == "smc":
+            cooled = {int(k): cool(setting, window, fits[k].count, seed) for k in plausible}
+            evidence[:] = -np.inf
+            evidence[list(cooled)] = [each.log_evidence for each in cooled.values()]
         probability = probabilities(evidence)
         best = int(probability.argmax())
-        targets = summarise(window, particles[best], self.radius)
-        return answer_for(setting, image, window, targets, flag[best], probability)
-
-    def _plausible(self, setting: Setting, window: Window, seed: int) -> list[int]:
-        """Indices of the counts that a fit does not rule out."""
-        if len(setting.counts) == 1:
-            return [0]
-        evidence = np.array([each.log_evidence for each in fit_counts(setting, window, seed)])
-        return [int(k) for k in np.flatnonzero(evidence >= evidence.max() - _PLAUSIBLE)]
+        found = cooled.get(best)
+        if found is None or self.sampler == "hops":
+            hopped = hop(setting, fits[best], self.n_chains, self.n_steps, seed)
+            found = hopped if len(hopped.theta) else cool(setting, window, fits[best].count, seed)
+        targets = summarise(window, found, self.radius)
+        return answer_for(setting, image, window, targets, found.flags, probability)

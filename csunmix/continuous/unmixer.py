@@ -9,11 +9,12 @@ import numpy as np
 from csunmix._validation import FloatArray, as_integer
 from csunmix.continuous.base import Answer, _Unmixer, answer_for, probabilities
 from csunmix.continuous.fit import Fit, fit_counts
-from csunmix.continuous.sampling import draw, summarise
+from csunmix.continuous.sampling import hop, summarise
 from csunmix.continuous.window import Setting
 
 _RADIUS = 0.1  # px, distance that the score speaks of
-_NORMAL = 0.2  # of draws, effective as a sample of the posterior, from where it is taken as normal
+_CHAINS = 8
+_NORMAL = 0.35  # of draws, effective as a sample of the posterior, from where it is taken as normal
 
 
 @dataclass(frozen=True)
@@ -78,11 +79,11 @@ class ContinuousUnmixer(_Unmixer):
     """
 
     _: KW_ONLY
-    n_chains: int = 20
+    n_steps: int = 150
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        as_integer(self.n_chains, "n_chains", minimum=0)
+        as_integer(self.n_steps, "n_steps", minimum=0)
 
     def _answer(self, setting: Setting, image: FloatArray, seed: int) -> Answer | None:
         window = setting.window(image)
@@ -92,13 +93,18 @@ class ContinuousUnmixer(_Unmixer):
         evidence = np.full(len(setting.counts), -np.inf)
         evidence[: len(fits)] = [each.log_evidence for each in fits]
         probability = probabilities(evidence)
-        best, flags = fits[int(probability.argmax())], 0
-        if self.n_chains == 0 or best.normality(seed) > _NORMAL:
-            targets = _summary(best)
-        else:
-            theta, _, flags = draw(setting, window, best.count, self.n_chains, 1, seed)
-            targets = summarise(window, theta, _RADIUS)
+        best = fits[int(probability.argmax())]
+        targets, flags = self._summarise(setting, best, seed)
         return answer_for(setting, image, window, targets, flags, probability)
+
+    def _summarise(self, setting: Setting, best: Fit, seed: int) -> tuple[FloatArray, int]:
+        """Mean, error and score of every target, and flags."""
+        if self.n_steps == 0 or best.normality(seed) > _NORMAL:
+            return _summary(best), 0
+        found = hop(setting, best, _CHAINS, self.n_steps, seed)
+        if len(found.theta) == 0:
+            return _summary(best), found.flags
+        return summarise(best.window, found, _RADIUS), found.flags
 
 
 def _summary(best: Fit) -> FloatArray:
