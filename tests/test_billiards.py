@@ -35,7 +35,7 @@ def model_of(variance: float = 4.0, **given: Any) -> Model:
     box = Box(**{**parts, **given})
     optics = tabulate(GaussianPSF(sigma=0.5), 7)
     seen = np.zeros((6, 6))
-    pixels = Pixels(seen - np.inf, seen + np.inf, variance, 0.0, 0.0)  # bad: tell nothing
+    pixels = Pixels(seen - np.inf, seen + np.inf, variance, 0.0)  # bad: tell nothing
     precision = np.tile([12.0, 12.0, 12.0 / 30.0**2], COUNT)
     return Model(optics, pixels, box, precision, COUNT)
 

@@ -118,6 +118,51 @@ def test_what_lies_beyond_a_window_is_dark() -> None:
         assert beyond.max() < 0.05
 
 
+def test_the_area_holds_a_target_whose_brightest_pixel_is_not_lit() -> None:
+    """Faint, so that noise says which of its pixels count as lit."""
+    sensor, rng = cu.Sensor(read_noise=3.0), np.random.default_rng(5)
+    psf, target = cu.GaussianPSF(sigma=1.0), np.array([5.4, 4.6])
+    setting = Setting(psf, sensor, cu.Prior(), SHAPE, 0.0)
+    light = 90.0 * psf.response(*target, SHAPE)
+    windows = [setting.window(sensor.expose(light, rng)) for _ in range(200)]
+    areas = np.array([w.box.area + np.array(w.origin)[:, None] for w in windows if w is not None])
+    assert len(areas) > 50
+    inside = (areas[..., 0] <= target) & (target <= areas[..., 1])
+    assert inside.all(axis=1).mean() > 0.97
+
+
+def test_an_error_of_the_psf_is_noise_of_all_pixels_alike() -> None:
+    """As large as its share of the brightest one; what is lit does not depend on it."""
+    sensor, theta = cu.Sensor(read_noise=2.0), [5.0, 5.0, 230.0]
+    plain = setting_of(sensor)
+    wrong = replace(plain, psf_error=0.1)
+    image = light_of(theta)
+    exact, rough = window_of(plain, image), window_of(wrong, image)
+    assert rough.pixels.variance == pytest.approx(4.0 + (0.1 * image.max()) ** 2)
+    np.testing.assert_array_equal(
+        rough.box.area + np.array(rough.origin)[:, None],
+        exact.box.area + np.array(exact.origin)[:, None],
+    )
+
+
+def test_an_error_of_the_psf_does_not_move_the_targets() -> None:
+    """A halo that the PSF lacks: cores say where a pair is, whatever error is declared."""
+    truth = np.array([[5.0, 4.4, 230.0], [5.2, 5.7, 110.0]])
+    y, x, flux = truth.T
+    halo = cu.GaussianPSF(sigma=2.0).response(y, x, SHAPE)
+    light = np.tensordot(flux, 0.95 * PRESET.psf.response(y, x, SHAPE) + 0.05 * halo, 1)
+    away = []
+    for psf_error in (0.0, 0.05):
+        setting = setting_of(cu.Sensor(read_noise=0.3), flux=None, extent=2.0)
+        setting = replace(setting, psf_error=psf_error)
+        window = window_of(setting, light)
+        found = fit(setting, window, 2, 0)
+        assert found is not None
+        scene = found.theta.reshape(-1, 3)[np.argsort(-found.theta[2::3])]
+        away.append(np.abs(scene[:, :2] + window.origin - truth[:, :2]).max())
+    assert away[1] < 1.2 * away[0]
+
+
 def test_a_dark_image_has_no_window() -> None:
     assert setting_of().window(np.zeros(SHAPE)) is None
     assert setting_of(background=7.0).window(np.full(SHAPE, 7.0)) is None
@@ -388,3 +433,16 @@ def test_pulls_of_one_target_have_unit_variance() -> None:
         pulls.append((mean - within(window, theta)) / np.sqrt(np.diag(covariance)))
     low, high = stats.chi2.ppf([5e-4, 1 - 5e-4], 180)
     assert low < np.square(pulls).sum() < high
+
+
+def test_targets_in_the_same_place_have_moments() -> None:
+    """Two that share a corner of the area: no line joins them, along none are they ordered."""
+    sensor = cu.Sensor(read_noise=2.0)
+    setting = setting_of(sensor, flux=(50.0, 500.0), min_separation=0.0)
+    window = window_of(setting, sensor.expose(light_of([5.0, 5.2, 230.0]), rng=0))
+    best = fit(setting, window, 2, 0)
+    assert best is not None
+    corner = np.tile([*window.box.area[:, 0], 115.0], 2)
+    mean, covariance = replace(best, theta=corner).moments
+    assert np.isfinite(mean).all()
+    assert (np.diag(covariance) > 0.0).all()

@@ -3,29 +3,38 @@
     CSUNMIX_DATA=/path/to/data python -m benchmarks.accuracy.real_off_grid
 
 The sets are those of `benchmarks.accuracy.real`. Methods know the PSF, a box that the targets of an
-image lie in (WISE blends and singles 7 px, its composites 12 px, Spitzer's 5 px, storm 4 px) and no
-fluxes; the background is fitted. `psf_error` is 2 % of a pixel's light for the measured PSFs: with
-it chi^2 is 1.1 per pixel where single WISE stars have more than a tenth of their peak, measured on
-every fourth of them. The storm crops have shot noise alone.
+image lie in and no fluxes; the background is fitted. The box: WISE blends and singles 12 px, since
+their description fits within 6 px of the members; WISE composites 12 px, Spitzer's 5 px and storm
+crops 4 px, about what their targets span.
+`psf_error` is 2 % of the brightest pixel for the measured PSFs, what single Spitzer stars leave by
+their description; single WISE stars leave 0.7 %, but alike in neighbouring pixels, and with 0.7 %
+claimed errors of every other composite came out three times too small. The storm crops have shot
+noise alone. The box of the blends was 7 px until their errors were looked at.
 
 "Count found" chooses among 1 to 4 targets. A measured PSF errs alike in neighbouring pixels, which
-the evidence takes for independent; "calibrated" therefore asks as much log evidence of each further
-target as 95 % of the even single WISE stars keep below. The row of single stars holds the odd ones.
-"Count known" is told the true number. Blends whose members lie further apart than 7 px are part of
-the rows: the box cannot hold them.
+the evidence takes for independent; "calibrated" therefore asks more log evidence of each further
+target than any of the 60 even single WISE stars yields, so that, with 95 % confidence, less than
+5 % of others do (Wilks 1941, Ann. Math. Stat. 12, 91). The row of single stars holds the odd ones;
+what 95 % of the even ones keep below, asked for at first, was exceeded by 6.7 % of them. "Count
+known" is told the true number.
 
 photutils' PSFPhotometry is told the true number and starts from the truth moved by 0.2 px (normal),
-which no estimator has: its most favourable case. Background: the median of the border.
+which no estimator has: its most favourable case. It fits all targets of an image together, in the
+whole image, less the median of the border.
 
-Distances are those of targets matched within 10 px, the number being known. "Separation" is the
-error of the vector from the brightest target to each other one of an image, free of the common
-shift between surveys. Pulls are errors over claimed errors, which mean something only where the
-noise is known: in the storm crops. The posterior is run on every `every`-th image.
+Distances are those of targets matched within 10 px, the number being known; "pairs px" is their
+median in images of two targets, which the descriptions of the composites state (0.044 px for WISE,
+0.034 px for Spitzer). "Separation" is the error of the vector from the brightest target to each
+other one of an image, free of the common shift between surveys; its floor in the WISE blends is
+0.27 px by their description. Pulls are errors over claimed errors, where the truth is good enough:
+exact in the storm crops, to some 0.01 px in the composites. The posterior is run on every
+`every`-th image of the measured PSFs, the continuous fit on them once more, and on all storm crops.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import time
 from collections.abc import Callable
@@ -53,7 +62,7 @@ def parts(folder: Path) -> list[tuple[Case, float]]:
         if case.shift:
             continue
         if not case.name.startswith("storm"):
-            box = {"WISE": 7.0, "wise": 12.0, "spit": 5.0}[case.name[:4]]
+            box = {"WISE": 12.0, "wise": 12.0, "spit": 5.0}[case.name[:4]]
             out.append((case, box))
             continue
         case = case._replace(sensor=replace(case.sensor, read_noise=0.0))
@@ -103,6 +112,7 @@ def counted(case: Case, answer: Callable[[Case, int], pd.DataFrame]) -> pd.DataF
 
 def photutils(case: Case, count: int) -> pd.DataFrame:
     """PSFPhotometry that starts 0.2 px off the truth."""
+    gc.collect()  # photutils 3.0 keeps the joint model of a class of PSF, and with it the last PSF
     from astropy.table import Table
     from photutils.psf import GaussianPRF, ImagePSF, PSFPhotometry, SourceGrouper
 
@@ -165,11 +175,12 @@ def figures(case: Case, found: pd.DataFrame) -> dict[str, float]:
     distance = np.hypot(error["y"], error["x"])
     out = {
         "median px": float(distance.median()),
+        "pairs px": float(distance[true.groupby("frame")["flux"].transform("size") == 2].median()),
         "90 % px": float(distance.quantile(0.9)),
         "separation px": float(np.median(separation)) if others.any() else np.nan,
         "flux error %": 100.0 * float((error["flux"] / true["flux"]).abs().median()),
     }
-    if case.sensor.gain is not None:
+    if not case.name.startswith("WISE"):  # whose truth is another survey's, or this PSF's own fit
         pull = error.to_numpy() / near[[f"{name}_err" for name in columns]].to_numpy()
         for name, each in zip(columns, pull.T, strict=True):
             out[f"pull {name}"] = float(each.std())
@@ -181,7 +192,7 @@ def figures(case: Case, found: pd.DataFrame) -> dict[str, float]:
 def main() -> None:
     """Run the benchmark and write its table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--every", type=int, default=20, help="image of which the posterior is run")
+    parser.add_argument("--every", type=int, default=5, help="image of which the posterior is run")
     parser.add_argument("--rows", type=int, nargs="*", help="only these data sets, from 0")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".md"))
     options = parser.parse_args()
@@ -194,7 +205,7 @@ def main() -> None:
     logs = log_odds(unmix(calibration, box, cu.ContinuousUnmixer, (1, _MOST)))
     # What a single star gives n further targets, each paying its share.
     gain = ((logs[:, 1:] - logs[:, :1]) / np.arange(1, _MOST)).max(axis=1)
-    asked = max(float(np.quantile(gain, 0.95)), 0.0)
+    asked = max(float(gain.max()), 0.0)
     results: list[dict[str, object]] = []
 
     def run(case: Case, method: str, answer: Callable[[], pd.DataFrame], price: float = -1) -> None:
@@ -211,8 +222,9 @@ def main() -> None:
             continue
         if case.name == singles.name:
             case = some(case, odd, f"{case.name}, odd")
-        price = asked if isinstance(case.psf, cu.SampledPSF) else 0.0
-        few = some(case, np.arange(0, len(case.images), options.every), case.name)
+        measured = isinstance(case.psf, cu.SampledPSF)
+        price, every = (asked, options.every) if measured else (0.0, 1)
+        few = some(case, np.arange(0, len(case.images), every), case.name)
 
         def known(method: _Unmixer, box: float = box) -> Callable[[Case, int], pd.DataFrame]:
             return lambda same, n: unmix(same, box, method, (n, n))
@@ -223,11 +235,14 @@ def main() -> None:
             lambda case=case, box=box: unmix(case, box, cu.ContinuousUnmixer, (1, _MOST)),
             price,
         )
-        for name, part, answer in (
+        rows = [
             ("continuous, count known", case, known(cu.ContinuousUnmixer)),
             ("posterior, count known", few, known(cu.PosteriorUnmixer)),
             ("photutils, count known", case, photutils),
-        ):
+        ]
+        if every > 1:
+            rows.insert(1, ("continuous, count known", few, known(cu.ContinuousUnmixer)))
+        for name, part, answer in rows:
             run(part, name, lambda part=part, answer=answer: counted(part, answer))
     table = pd.DataFrame(results)
     table = table[[*(name for name in table if name != "ms/image"), "ms/image"]]

@@ -329,7 +329,7 @@ def smooth_scores(pixels: Pixels, extra: float, light: FloatArray, out: FloatArr
             low, high, at = pixels.low[i, j], pixels.high[i, j], light[i, j]
             if varies:
                 variance = extra + noise_variance(pixels, at)
-                change = pixels.per_light + 2.0 * pixels.per_light2 * at if at > 0.0 else 0.0
+                change = pixels.per_light if at > 0.0 else 0.0
             width = high - low
             if width < np.inf:
                 blurred = variance + width * width / 12.0

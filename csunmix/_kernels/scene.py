@@ -46,7 +46,6 @@ class Pixels(NamedTuple):
     high: FloatArray
     variance: float  # of the noise in the dark, DN^2
     per_light: float  # variance per DN of light, 1/gain
-    per_light2: float  # variance per squared DN of light, of the error of the PSF
 
 
 @numba.njit(cache=True, nogil=True, forceinline=True)
@@ -85,14 +84,13 @@ def axis_factor(
 @numba.njit(cache=True, nogil=True, forceinline=True)
 def varying(pixels: Pixels) -> bool:
     """Whether the noise of a pixel depends on its light."""
-    return pixels.per_light > 0.0 or pixels.per_light2 > 0.0
+    return pixels.per_light > 0.0
 
 
 @numba.njit(cache=True, nogil=True, forceinline=True)
 def noise_variance(pixels: Pixels, light: float) -> float:
     """Variance of the noise of a pixel of so much light, DN^2."""
-    light = max(light, 0.0)
-    return pixels.variance + (pixels.per_light + pixels.per_light2 * light) * light
+    return pixels.variance + pixels.per_light * max(light, 0.0)
 
 
 class Room(NamedTuple):

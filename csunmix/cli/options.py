@@ -143,7 +143,7 @@ def _unmix_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         metavar="E",
         default=_ABSENT,
-        help="error of the PSF as a share of a pixel's light, off the grid (0)",
+        help="error of the PSF as a share of the brightest pixel, off the grid (0)",
     )
     optics.add_argument("--read-noise", type=float, metavar="S", default=_ABSENT, help="noise, DN")
     limit = optics.add_mutually_exclusive_group()

@@ -113,8 +113,8 @@ def count_test(
         Light that belongs to no target, DN: a number, the median of the image's border, or one of
         the parameters of both fits.
     psf_error : float
-        Error of the PSF as a share of the light of a pixel, see `PosteriorUnmixer`; simulated
-        images have it as noise of every pixel of its own.
+        Error of the PSF as a share of the brightest pixel, see `PosteriorUnmixer`; simulated
+        images have it as noise of every pixel of its own, in proportion to its light.
     rng : numpy.random.Generator or int
         Source of randomness, or a seed.
 
@@ -209,7 +209,9 @@ class _Test(NamedTuple):
         setting, theta = self.setting, few.theta.copy()
         sensor = setting.sensor
         if sensor.noise == 0.0 and sensor.gain is None:  # estimated from the image
-            sensor = replace(sensor, read_noise=float(np.sqrt(few.window.pixels.variance)))
+            pixels = few.window.pixels  # whose variance holds the error of the PSF as well
+            noise2 = pixels.variance - (setting.psf_error * pixels.low.max()) ** 2
+            sensor = replace(sensor, read_noise=float(np.sqrt(noise2)))
         # Moved a little, as a sensor that only rounds would record the same image each time.
         move = few.window.origin + self.width * rng.uniform(-_JITTER, _JITTER, 2)
         theta[: 3 * few.count].reshape(-1, 3)[:, :2] += move

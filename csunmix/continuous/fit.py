@@ -22,6 +22,9 @@ _STARTS = (4, 6)  # random starts: so many, and so many for every target
 _ITERATIONS = (15, 100)  # of all starts, of those that end apart
 _MOST_MODES = 12
 _NEGLIGIBLE = 8.0  # objective above the best from where a fit weighs nothing
+PLAUSIBLE = 15.0
+"""Log evidence below the best from which a count is ruled out."""
+
 _DRAWS = 200  # that tell whether the posterior is normal
 _HOPELESS = 20.0  # log evidence below the best that ends the search for more targets
 
@@ -156,10 +159,11 @@ class Fit:
                 rows.append(row)
                 low.append(-np.inf)
                 high.append(box.extent)
-        ends = np.array(low), np.array(high)
         width = np.full(len(low), np.inf)
         width[:n] = (upper - lower)[:n] / np.sqrt(12.0)
-        return np.concatenate(rows), *ends, width
+        every = np.concatenate(rows)
+        some = every.any(axis=1)  # no line joins targets that lie at the same place
+        return every[some], np.array(low)[some], np.array(high)[some], width[some]
 
     @cached_property
     def at_bound(self) -> BoolArray:
@@ -168,17 +172,36 @@ class Fit:
         return np.asarray((self.theta <= lower) | (self.theta >= upper))
 
     @cached_property
-    def log_evidence(self) -> float:
-        """Log evidence of this number of targets by Laplace's method, but for a constant."""
-        box, d = self.model.box, self.theta.size
-        loose = box._replace(separation=box.separation * 0.99, extent=box.extent * 1.01)
-        area = box.area[:, 1] - box.area[:, 0]
-        total = -self.objective + log_scales(self.model.pixels, 0.0)
+    def rough_evidence(self) -> float:
+        """Log evidence of this number of targets by Laplace's method, but for a constant.
+
+        The bounds of the prior cut nothing off; other optima are left out.
+        """
         hessian = self.curvature[1] + np.diag(self.model.precision)
-        total += 0.5 * (d * log(2 * pi) - np.linalg.slogdet(hessian)[1])
+        volume = -0.5 * float(np.linalg.slogdet(hessian)[1])
+        return -self.objective + volume + self._log_prior(self.theta) + self._log_measure
+
+    @cached_property
+    def log_evidence(self) -> float:
+        """The same with the volumes that the bounds leave, summed over all `modes`."""
+        modes, share = self.modes
+        prior = np.array([self._log_prior(theta) for theta in modes.theta])
+        others = float(np.log((share / share[0] * np.exp(prior)).sum()))
+        return self._log_mass + others + self._log_measure
+
+    def _log_prior(self, theta: FloatArray) -> float:
+        box = self.model.box
+        loose = box._replace(separation=box.separation * 0.99, extent=box.extent * 1.01)
+        return max(float(log_prior(loose, theta, self.count)), -50.0)
+
+    @property
+    def _log_measure(self) -> float:
+        """Log of the number of orders of the targets over the size of the prior, and constants."""
+        box, d = self.model.box, self.theta.size
+        area = box.area[:, 1] - box.area[:, 0]
+        total = log_scales(self.model.pixels, 0.0) + 0.5 * d * log(2 * pi)
         total += lgamma(self.count + 1) - self.count * log(box.flux[1] - box.flux[0])
-        placed = max(log_prior(loose, self.theta, self.count), -50.0)
-        total += placed - self.count * float(np.log(self.window.size).sum())
+        total -= self.count * float(np.log(self.window.size).sum())
         total -= float(np.log(area[box.extent < area] - box.extent).sum())
         size_y, size_x = self.window.size.tolist()
         return float(total - log_room((size_y, size_x), box.separation, self.count))
@@ -194,10 +217,20 @@ def fit_counts(setting: Setting, window: Window, seed: int) -> list[Fit]:
         if found is None:
             break
         fits.append(found)
-        evidence = [each.log_evidence for each in fits]
+        evidence = [each.rough_evidence for each in fits]
         if len(fits) > 2 and max(evidence[-2:]) < max(evidence) - _HOPELESS:
             break
     return fits
+
+
+def evidences(setting: Setting, fits: list[Fit]) -> FloatArray:
+    """Log evidence of every number of targets (n_counts,); rough where it is far below the best."""
+    out = np.full(len(setting.counts), -np.inf)
+    out[: len(fits)] = [each.rough_evidence for each in fits]
+    plausible = np.flatnonzero(out >= out.max() - PLAUSIBLE)
+    if len(plausible) > 1:
+        out[plausible] = [fits[k].log_evidence for k in plausible]
+    return out
 
 
 def fit(setting: Setting, window: Window, count: int, seed: int) -> Fit | None:

@@ -122,13 +122,17 @@ class Setting:
         # Half way between the bounds, or the one that there is.
         first, last = np.where(np.isfinite(low), low, high), np.where(np.isfinite(high), high, low)
         signal = 0.5 * np.where(valid, first, 0.0) + 0.5 * np.where(valid, last, 0.0)
-        noise = float(np.sqrt(noise2 + self._rounding_variance))
-        lit = signal > _LIT * np.sqrt(
-            noise2 + self._rounding_variance + self._variance_of_light(signal)
-        )
+        per_light = 0.0 if self.sensor.gain is None else 1.0 / self.sensor.gain
+        recorded2 = noise2 + self._rounding_variance + per_light * np.maximum(signal, 0.0)
+        lit = signal > _LIT * np.sqrt(recorded2)
         if not lit.any():
             return None
-        area = self._area(np.where(lit, signal, 0.0))
+        dark = float(np.sqrt(noise2 + self._rounding_variance))
+        # The same in all pixels: to grow with each one's own light would take the weight off the
+        # cores, which say where targets are, and leave it to the wings, which a PSF errs in too.
+        noise2 += (self.psf_error * float(signal.max())) ** 2
+        noise = float(np.sqrt(noise2 + self._rounding_variance))
+        area = self._area(np.where(lit, signal, 0.0), _LIT * dark)
         # Of a faint target few pixels are lit, and its peak says more than their sum.
         shown = max(float(signal[lit].sum()), float(signal.max() / self._peak))
         flux = self.prior.flux or (0.0, _MOST_FLUX * shown + 10.0 * noise)
@@ -144,8 +148,7 @@ class Setting:
                 np.ascontiguousarray(low[part]),
                 np.ascontiguousarray(high[part]),
                 float(noise2),
-                0.0 if self.sensor.gain is None else 1.0 / self.sensor.gain,
-                self.psf_error**2,
+                per_light,
             ),
             Box(
                 area - first[:, None],
@@ -178,15 +181,14 @@ class Setting:
         least = _ROUNDING_NOISE if self.sensor.rounding else 1e-4 * float(np.abs(image).max())
         return max(variance, least**2)
 
-    def _variance_of_light(self, signal: FloatArray) -> FloatArray:
-        gain = np.inf if self.sensor.gain is None else self.sensor.gain
-        light = np.maximum(signal, 0.0)
-        return np.asarray(light / gain + (self.psf_error * light) ** 2)
+    def _area(self, light: FloatArray, least: float) -> FloatArray:
+        """Where targets may be, (2, 2): where the light is, and as the prior says around it.
 
-    def _area(self, light: FloatArray) -> FloatArray:
-        """Where targets may be, (2, 2): where the light is, and as the prior says around it."""
+        Pixels are lit from `least` on, so that in a faint image a target's own may be dark.
+        """
         reach = 1.0 if self.prior.cell else self.prior.extent
-        area = np.array([[at.min() - 0.5, at.max() + 0.5] for at in np.nonzero(light)])
+        edge = 0.5 + self.psf.width * least / light.max()
+        area = np.array([[at.min() - edge, at.max() + edge] for at in np.nonzero(light)])
         if reach is None:
             return area
         near = self._centroid(light, reach)[:, None] + _SLACK * np.array([-1.0, 1.0])
