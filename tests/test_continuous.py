@@ -26,7 +26,7 @@ def unmixer(method: str, *parts: Any, **given: Any) -> Any:
     parts = parts + (PRESET.psf, PRESET.sensor, PRESET.prior)[len(parts) :]
     if method == "continuous":
         return cu.ContinuousUnmixer(*parts, **given)
-    return cu.PosteriorUnmixer(*parts, **{"n_chains": 16, "n_steps": 1} | given)
+    return cu.PosteriorUnmixer(*parts, **{"n_steps": 60} | given)
 
 
 @functools.cache
@@ -194,7 +194,7 @@ def test_bad_settings_are_named(
 
 @pytest.mark.parametrize(
     ("given", "message"),
-    [({"radius": 0.0}, "radius"), ({"n_chains": 1}, "n_chains"), ({"n_steps": 0}, "n_steps")],
+    [({"radius": 0.0}, "radius"), ({"n_chains": 1}, "n_chains"), ({"n_steps": 9}, "n_steps"), ({"sampler": "nuts"}, "sampler")],
 )
 def test_bad_settings_of_the_sampler_are_named(given: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
