@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from csunmix._kernels import billiards, smc
 from csunmix._kernels.model import Model
@@ -54,6 +56,7 @@ def set_out(model: Model, theta: Any, seed: int) -> tuple[billiards.Chain, Any]:
     inverse = (root @ root.T / 9 + np.eye(9)) * np.outer(scale, scale)
     chain.theta[:] = theta
     chain.lower[:], chain.upper[:] = limits(model.box, chain.theta, COUNT)
+    billiards.draw_box(model.box, chain, COUNT)
     chain.momentum[:] = np.linalg.solve(inverse, scale * rng.normal(size=9))
     chain.velocity[:] = inverse @ chain.momentum
     return chain, inverse
@@ -98,15 +101,33 @@ def test_without_an_image_paths_leave_the_prior_as_it_is(given: Any) -> None:
     assert states[:, 2].std() == pytest.approx(30.0 / np.sqrt(12.0), rel=0.06)
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_the_room_in_an_extent_has_its_gradient(seed: int) -> None:
-    box = model_of(extent=1.7).box  # the area has 2 px: ends of the box are held or free
-    theta = INSIDE + np.random.default_rng(seed).uniform(-0.3, 0.3, 9)
-    gradient, steps = np.zeros(9), 1e-6 * np.eye(9)
-    billiards.add_room(box, theta, COUNT, gradient)
-    slopes = [log_prior(box, theta + h, COUNT) - log_prior(box, theta - h, COUNT) for h in steps]
-    assert np.isfinite(slopes).all()
-    np.testing.assert_allclose(gradient, np.array(slopes) / 2e-6, atol=1e-6)
+@pytest.mark.parametrize("extent", [1.2, 1.7])
+def test_the_box_of_the_extent_is_drawn_around_the_targets(extent: float) -> None:
+    """Uniform between where the targets and the area allow it."""
+    box = model_of(extent=extent).box
+    chain = billiards.new_chain(model_of())
+    chain.theta[:] = INSIDE
+    corners = []
+    for _ in range(400):
+        billiards.draw_box(box, chain, COUNT)
+        corners.append([chain.lower[0], chain.lower[1]])
+        assert chain.upper[0] - chain.lower[0] == pytest.approx(extent)
+    for axis, corner in enumerate(np.transpose(corners)):
+        place = INSIDE[axis::3]
+        first = max(place.max() - extent, box.area[axis, 0])
+        last = min(place.min(), box.area[axis, 1] - extent)
+        assert stats.kstest((corner - first) / (last - first), "uniform").pvalue > 1e-3
+
+
+def test_a_matrix_is_averaged_over_the_orders_of_the_targets() -> None:
+    root = np.random.default_rng(0).normal(size=(10, 10))
+    gram = root @ root.T
+    orders = []
+    for order in itertools.permutations(range(COUNT)):
+        index = np.array([*(3 * np.repeat(order, 3) + np.tile(range(3), COUNT)), 9])
+        orders.append(gram[np.ix_(index, index)])
+    billiards.level(gram, COUNT)
+    np.testing.assert_allclose(gram, np.mean(orders, axis=0), atol=1e-12)
 
 
 def test_targets_are_matched_the_nearest_first() -> None:

@@ -194,7 +194,12 @@ def test_bad_settings_are_named(
 
 @pytest.mark.parametrize(
     ("given", "message"),
-    [({"radius": 0.0}, "radius"), ({"n_chains": 1}, "n_chains"), ({"n_steps": 9}, "n_steps"), ({"sampler": "nuts"}, "sampler")],
+    [
+        ({"radius": 0.0}, "radius"),
+        ({"n_chains": 1}, "n_chains"),
+        ({"n_steps": 9}, "n_steps"),
+        ({"sampler": "nuts"}, "sampler"),
+    ],
 )
 def test_bad_settings_of_the_sampler_are_named(given: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):

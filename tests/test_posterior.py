@@ -247,7 +247,7 @@ def test_labels_that_were_mixed_are_put_in_order() -> None:
 
 
 def unmix(images: Any, **given: Any) -> Any:
-    parts: dict[str, Any] = {"n_chains": 12, "n_steps": 1} | given
+    parts: dict[str, Any] = {"n_steps": 60} | given
     return cu.PosteriorUnmixer(PRESET.psf, PRESET.sensor, PRESET.prior, **parts)(images)
 
 

@@ -1,27 +1,33 @@
-"""Whether the sampler mixes and is calibrated, and the fit finds the best optimum.
+"""Whether the samplers mix, agree and are calibrated, and the fit finds the best optimum.
 
     python -m benchmarks.accuracy.sampler --n 500 --seed 2026
 
-8-bit images clipped at 255, targets as `presets.csist_100k().prior` has them: 1 to 5 in a box of
-1.2 px, the count given.
+Two kinds of data, 1 to 5 targets in a box of 1.2 px, the count given: *clear*, 8-bit images clipped
+at 255 with targets as `presets.csist_100k().prior` has them; *blurred*, noise of 5 DN and fluxes of
+100-300 DN, where it is hardly known which target is which.
 
-*Repeat runs*: four runs of every image with other random numbers. R-hat is ``sqrt(1 + B / W)`` of a
-position, B the variance between the runs' means and W that within runs; "spread of log evidence" is
-its standard deviation between runs.
+*Samplers*: "hops" (chains from the optima of the fit, the default of `PosteriorUnmixer`) and "smc"
+(sequential Monte Carlo from the prior), which have no more in common than the paths they take. Four
+runs of every image with other random numbers. R-hat is ``sqrt(1 + B / W)`` of a position, B the
+variance between the runs' means and W that within runs. "Apart" is the distance of the two
+samplers' means of a position, all runs together, in its standard deviations.
 
-*Calibration* (Talts et al. 2018, arXiv 1804.06788): the rank of the true value among 19 particles,
-in five bins that should be equally full, and the p-value of chi^2. The statistics do not depend on
-the order of targets.
+*Calibration* (Talts et al. 2018, arXiv 1804.06788): the rank of the true value among 19 scenes, in
+five bins that should be equally full, and the p-value of chi^2. The statistics do not depend on the
+order of targets.
 
-*Scores*: how many targets lie within 0.1 px of the answer, beside the score, the count being found.
+*Scores*: how many targets of the clear images lie within 0.1 px of the answer, beside the score,
+the count being found.
 
-*Fits*: images in which the usual search ends as low (0.01 in log likelihood) as one with 20 times
-the starts.
+*Fits*: clear images in which the usual search ends as low (0.01 in log likelihood) as one with 20
+times the starts.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -32,16 +38,32 @@ import csunmix as cu
 from benchmarks.accuracy.protocol import REPORT_SEED
 from benchmarks.report import to_markdown, write_report
 from csunmix._kernels.fit import search
-from csunmix._kernels.smc import sample
 from csunmix.continuous.fit import fit
-from csunmix.continuous.sampling import relabel
+from csunmix.continuous.sampling import cool, hop, relabel
 from csunmix.continuous.window import Setting
 from csunmix.metrics import match
 from csunmix.simulate import Simulation
 
 _RUNS, _RANKS, _BINS = 4, 20, 5
+_THIN = 1000  # scenes of a run
 _EDGES = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 _STATISTICS = ("mean y", "mean x", "total flux", "mean squared distance")
+_SAMPLERS = ("hops", "smc")
+
+
+def settings() -> dict[str, Setting]:
+    """The kinds of data."""
+    setup = cu.presets.csist_100k()
+    clear = Setting(setup.psf, setup.sensor, setup.prior, setup.shape, 0.0)
+    wide = replace(setup.prior, flux=(100.0, 300.0))
+    return {"clear": clear, "blurred": replace(clear, sensor=cu.Sensor(read_noise=5.0), prior=wide)}
+
+
+def simulated(setting: Setting, n: int, seed: int) -> Simulation:
+    """Images whose targets are drawn from the prior."""
+    return cu.simulate(
+        setting.psf, setting.sensor, setting.prior, shape=setting.shape, n=n, rng=seed, margin=2
+    )
 
 
 def statistics(scenes: np.ndarray) -> np.ndarray:
@@ -51,51 +73,64 @@ def statistics(scenes: np.ndarray) -> np.ndarray:
     return np.column_stack([centre[:, :2], scenes[..., 2].sum(axis=1), away])
 
 
-def repeat(setting: Setting, made: Simulation) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Tables of the repeat runs and of the ranks."""
-    rows, ranks = [], []
+def samples(setting: Setting, made: Simulation) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Truth (K, 3) of every image, and runs of both samplers (2, n_runs, n, K, 3)."""
     unmixer = cu.PosteriorUnmixer(setting.psf, setting.sensor, setting.prior)
     for frame, truth in made.truth.groupby("frame"):
         window = setting.window(made.images[frame])
         if window is None:
             continue
-        count = len(truth)
-        model = window.model(setting.optics, count)
-        n_steps = unmixer.n_steps * (4 + 2 * model.precision.size)
-        runs, evidence = [], []
-        for run in range(_RUNS):
-            seed = _RUNS * int(frame) + run
-            theta, log_evidence, _ = sample(model, unmixer.n_chains, n_steps, 0.5, 500, seed)
-            runs.append(theta.reshape(-1, count, 3))
-            evidence.append(log_evidence)
-        scenes = relabel(np.concatenate([run[::4] for run in runs]))
-        each = scenes.reshape(_RUNS, -1, count, 3)[..., :2]
-        rhat = np.sqrt(1.0 + each.mean(axis=1).var(axis=0, ddof=1) / each.var(axis=1).mean(axis=0))
-        rows.append((count, np.median(rhat), rhat.max(), np.std(evidence, ddof=1)))
+        runs: list[np.ndarray] = []
+        for seed in range(_RUNS * int(frame), _RUNS * (int(frame) + 1)):
+            best = fit(setting, window, len(truth), seed)
+            assert best is not None  # the prior has room
+            runs.append(hop(setting, best, unmixer.n_chains, unmixer.n_steps, seed).theta)
+        for seed in range(_RUNS * int(frame), _RUNS * (int(frame) + 1)):
+            runs.append(cool(setting, window, len(truth), seed).theta)
+        some = [run[np.linspace(0, len(run) - 1, _THIN).astype(int)] for run in runs]
+        shape = (2, _RUNS, _THIN, len(truth), 3)
         true = truth[["y", "x", "flux"]].to_numpy() - [*window.origin, 0.0]
-        some = runs[0][n_steps - 1 :: 2 * n_steps][: _RANKS - 1]  # the end of every second chain
-        rank = (statistics(some) < statistics(true[None])).sum(axis=0)
-        ranks.append(rank if count > 1 else [*rank[:3], -1])  # one target has no distance
-    table = pd.DataFrame(rows, columns=["targets", "R-hat", "largest R-hat", "evidence"])
+        yield true, np.reshape(some, shape)
+
+
+def compare(setting: Setting, made: Simulation) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Tables of the repeat runs and of the ranks."""
+    rows, ranks = [], []
+    for true, runs in samples(setting, made):
+        place = relabel(runs.reshape(-1, *true.shape)).reshape(runs.shape)[..., :2]
+        within, means = place.var(axis=2).mean(axis=1), place.mean(axis=2)
+        rhat = np.sqrt(1.0 + means.var(axis=1, ddof=1) / within)
+        apart = np.abs(np.diff(means.mean(axis=1), axis=0)[0]) / np.sqrt(within.mean(axis=0))
+        rows.append((len(true), *rhat.max(axis=(1, 2)), np.median(apart)))
+        every = _THIN // (_RANKS - 1)
+        for name, run in zip(_SAMPLERS, runs[:, 0], strict=True):
+            rank = (statistics(run[every // 2 :: every]) < statistics(true[None])).sum(axis=0)
+            # One target has no distance.
+            ranks.append((name, *(rank if len(true) > 1 else [*rank[:3], -1])))
+    table = pd.DataFrame(rows, columns=["targets", *_SAMPLERS, "apart"])
     mixing = pd.DataFrame(
         {
             "targets": count,
             "images": len(group),
-            "R-hat, median": group["R-hat"].median(),
-            "R-hat, 95 % of images below": group["largest R-hat"].quantile(0.95),
-            "spread of log evidence": np.sqrt((group["evidence"] ** 2).mean()),
+            "R-hat hops, median": group["hops"].median(),
+            "95 % of images below": group["hops"].quantile(0.95),
+            "R-hat smc, median": group["smc"].median(),
+            "95 % of images below ": group["smc"].quantile(0.95),
+            "apart, median": group["apart"].median(),
         }
         for count, group in table.groupby("targets")
     )
-    return mixing, _histograms(np.array(ranks), min(_RANKS, unmixer.n_chains // 2 + 1))
+    return mixing, _histograms(pd.DataFrame(ranks, columns=["sampler", *_STATISTICS]))
 
 
-def _histograms(ranks: np.ndarray, n_ranks: int) -> pd.DataFrame:
+def _histograms(ranks: pd.DataFrame) -> pd.DataFrame:
     rows = []
-    for name, rank in zip(_STATISTICS, ranks.T, strict=True):
-        counts = np.bincount(rank[rank >= 0] * _BINS // n_ranks, minlength=_BINS)
-        rows.append((name, *counts, float(stats.chisquare(counts).pvalue)))
-    return pd.DataFrame(rows, columns=["statistic", *map(str, range(1, _BINS + 1)), "p"])
+    for sampler, group in ranks.groupby("sampler"):
+        for name in _STATISTICS:
+            rank = group[name].to_numpy()
+            counts = np.bincount(rank[rank >= 0] * _BINS // _RANKS, minlength=_BINS)
+            rows.append((sampler, name, *counts, float(stats.chisquare(counts).pvalue)))
+    return pd.DataFrame(rows, columns=["sampler", "statistic", *map(str, range(1, _BINS + 1)), "p"])
 
 
 def scores(setting: Setting, made: Simulation) -> pd.DataFrame:
@@ -121,7 +156,7 @@ def fits(setting: Setting, made: Simulation) -> pd.DataFrame:
         found = None if window is None else fit(setting, window, len(truth), int(frame))
         if found is not None:
             starts = 20 * (4 + 6 * found.count)
-            best = search(found.model, starts, 8, 15, 100, 10_000 + int(frame))[1][0]
+            best = search(found.model, starts, 15, 100, 10_000 + int(frame))[1][0]
             rows.append((found.count, found.objective <= best + 0.01))
     table = pd.DataFrame(rows, columns=["targets", "as good"])
     grouped = table.groupby("targets")["as good"]
@@ -137,17 +172,17 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=REPORT_SEED)
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".md"))
     options = parser.parse_args()
-    setup = cu.presets.csist_100k()
-    setting = Setting(setup.psf, setup.sensor, setup.prior, setup.shape, 0.0)
-    made = cu.simulate(
-        setup.psf, setup.sensor, setup.prior, shape=setup.shape, n=options.n, rng=options.seed
-    )
-    mixing, ranks = repeat(setting, made)
-    more = ["## Calibration", "", to_markdown(ranks), ""]
-    more += ["## Scores", "", to_markdown(scores(setting, made)), ""]
-    more += ["## Fits", "", to_markdown(fits(setting, made)), ""]
+    tables: dict[str, pd.DataFrame] = {}
+    for name, setting in settings().items():
+        mixing, ranks = compare(setting, simulated(setting, options.n, options.seed))
+        tables |= {f"Samplers, {name}": mixing, f"Calibration, {name}": ranks}
+    clear = settings()["clear"]
+    made = simulated(clear, options.n, options.seed)
+    tables |= {"Scores": scores(clear, made), "Fits": fits(clear, made)}
+    first, *others = tables
+    more = [line for name in others for line in (f"## {name}", "", to_markdown(tables[name]), "")]
     command = f"python -m benchmarks.accuracy.sampler --n {options.n} --seed {options.seed}"
-    write_report(options.out, "The sampler and the fit", command, __doc__, mixing, more)
+    write_report(options.out, "The samplers and the fit", command, __doc__, tables[first], more)
 
 
 if __name__ == "__main__":

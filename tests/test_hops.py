@@ -1,0 +1,111 @@
+"""Chains that hop between optima: what they leave as it is, and that they find their weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import csunmix as cu
+from csunmix._kernels.hops import Modes, wander
+from csunmix._kernels.prior import log_prior
+from csunmix.continuous.fit import Fit, fit
+from csunmix.continuous.sampling import cool, hop, summarise
+from csunmix.continuous.window import Setting
+from tests.test_billiards import COUNT, INSIDE, model_of
+
+PRESET = cu.presets.csist_100k()
+NOISE = cu.Sensor(read_noise=3.0)
+
+
+def modes_of(*thetas: Any, scale: Any) -> Modes:
+    """Modes at some scenes, of these standard deviations."""
+    factor = np.array([np.diag(np.tile([0.1, 0.1, 5.0], COUNT) * s) for s in scale])
+    theta = np.array(thetas)
+    return Modes(theta, theta, factor, np.linalg.inv(factor))
+
+
+@pytest.mark.parametrize("given", [{}, {"extent": 1.2}], ids=["area", "extent"])
+def test_without_an_image_hops_leave_the_prior_as_it_is(given: Any) -> None:
+    """Modes that mean nothing, of different sizes, must not draw the chain to them."""
+    model = model_of(**given)
+    modes = modes_of(INSIDE, INSIDE + np.tile([0.1, -0.1, 4.0], COUNT), scale=[1.0, 2.5])
+    hopped, straight = (
+        wander(model, modes, np.zeros(20, np.int64), 1000, n_hops, 1) for n_hops in (5, 0)
+    )
+    assert np.isfinite([log_prior(model.box, theta, COUNT) for theta in hopped[::10]]).all()
+    for a in range(3 * COUNT):
+        spread = straight[:, a].std()
+        assert hopped[:, a].mean() == pytest.approx(straight[:, a].mean(), abs=0.2 * spread)
+        assert hopped[:, a].std() == pytest.approx(spread, rel=0.1)
+
+
+def found(n: int, seed: int, count: int = 4) -> tuple[Setting, list[Fit]]:
+    prior = PRESET.prior
+    setting = Setting(PRESET.psf, NOISE, prior, PRESET.shape, 0.0)
+    scene = cu.Prior(
+        count=(count, count),
+        flux=prior.flux,
+        extent=prior.extent,
+        min_separation=prior.min_separation,
+    )
+    made = cu.simulate(PRESET.psf, NOISE, scene, shape=PRESET.shape, n=n, rng=seed, margin=2)
+    fits = []
+    for image in made.images:
+        window = setting.window(image)
+        assert window is not None
+        best = fit(setting, window, count, 0)
+        assert best is not None
+        fits.append(best)
+    return setting, fits
+
+
+def test_chains_that_start_in_one_mode_find_what_particles_from_the_prior_do() -> None:
+    """The scene with the most optima of some: hops must weigh them."""
+    setting, fits = found(12, 5)
+    best = max(fits, key=lambda each: len(each.modes[1]))
+    modes, share = best.modes
+    assert len(share) > 1
+    model = best.window.model(setting.optics, best.count)
+    theta = wander(model, modes, np.zeros(8, np.int64), 2000, 4, 0)
+    particles = np.concatenate(
+        [cool(setting, best.window, best.count, seed).theta for seed in range(4)]
+    )
+
+    def alike(states: Any) -> Any:
+        """What does not depend on the order of the targets."""
+        place = states.reshape(len(states), -1, 3)[..., :2]
+        away = ((place - place.mean(axis=1, keepdims=True)) ** 2).sum(axis=1)
+        return np.column_stack([place.mean(axis=1), away])
+
+    given, expected = alike(theta), alike(particles)
+    spread = expected.std(axis=0)
+    np.testing.assert_allclose(
+        given.mean(axis=0) / spread, expected.mean(axis=0) / spread, atol=0.3
+    )
+    np.testing.assert_allclose(given.std(axis=0), spread, rtol=0.25)
+
+
+def test_repeat_runs_agree() -> None:
+    setting, fits = found(6, 3)
+    for best in fits:
+        answers = [summarise(best.window, hop(setting, best, 8, 600, seed), 0.1) for seed in (1, 2)]
+        one, two = (answer[np.lexsort(answer[:, :2].T.round(1))] for answer in answers)
+        away = np.abs(one[:, None, :2] - two[None, :, :2]).max(axis=2).min(axis=1)
+        assert (away / one[:, 3:5].max(axis=1) < 1.0).all()
+
+
+def test_without_room_around_the_optima_there_is_no_scene() -> None:
+    model = model_of()
+    far = INSIDE + np.tile([50.0, 0.0, 0.0], COUNT)
+    states = wander(model, modes_of(far, scale=[0.1]), np.zeros(2, np.int64), 20, 4, 0)
+    assert states.shape == (0, 9)
+
+
+def test_a_normal_posterior_is_known_as_such() -> None:
+    """One bright target is; four that crowd are not."""
+    _, fits = found(3, 1, count=1)
+    assert min(each.normality(0) for each in fits) > 0.5
+    _, fits = found(3, 1, count=4)
+    assert max(each.normality(0) for each in fits) < 0.5
