@@ -1,4 +1,4 @@
-"""The posterior mean, by sequential Monte Carlo."""
+"""The posterior mean, by Monte Carlo."""
 
 from __future__ import annotations
 
@@ -26,14 +26,22 @@ class PosteriorUnmixer(_Unmixer):
 
     with the interval ``[l, h]`` that rounding and clipping leave of every pixel (`Sensor.interval`;
     a density where it is a point) and normal noise of the sensor's variance; ``p(y, x, f)`` is
-    uniform over what the `Prior` allows. It is sampled by waste-free sequential Monte Carlo (Dau &
-    Chopin 2022, JRSS B 84, 114), the noise shrinking from beyond the image to what it is; scenes
-    move by Hamiltonian Monte Carlo, with the Fisher information of another scene as mass matrix
-    and the bounds of the prior as walls that reflect (Afshar & Domke 2015, NeurIPS 28, 3007). The
-    evidence of each number of targets follows on the way.
+    uniform over what the `Prior` allows.
 
-    Targets are told apart by the assignment of every particle's targets to their common mean that
-    has the least sum of squared distances, repeated until it stands.
+    Of the number of targets with the largest evidence, it is sampled by chains that start at the
+    optima of the joint fit (see `ContinuousUnmixer`). They move by Hamiltonian Monte Carlo, the
+    bounds of the prior being walls that reflect (Afshar & Domke 2015, NeurIPS 28, 3007), and hop
+    between optima: a map from the normal approximation around one to that around another is
+    proposed, with its Jacobian in the chance of being taken, so that optima get the share of the
+    answer that they have of the posterior. The evidence is Laplace's, with what the bounds of the
+    prior leave of every optimum's volume (expectation propagation, Minka 2001), summed over optima.
+
+    With ``sampler="smc"``, scenes and evidence come from waste-free sequential Monte Carlo (Dau &
+    Chopin 2022, JRSS B 84, 114) that starts at the prior, the noise shrinking from beyond the image
+    to what it is: several times slower, and independent of what the fit has found.
+
+    Targets are told apart by the assignment of every scene's targets to their common mean that has
+    the least sum of squared distances, repeated until it stands.
 
     Parameters
     ----------
@@ -51,8 +59,10 @@ class PosteriorUnmixer(_Unmixer):
         neighbouring pixels: 0.02 where single stars left 0.007 (WISE) and 0.02 (Spitzer).
     radius : float
         Distance that ``score`` speaks of, px.
+    sampler : {"hops", "smc"}
+        Where samples come from, see above.
     n_chains, n_steps : int
-        Chains of a stage, and paths of each: ``n_steps (4 + 2 d)`` for ``d`` parameters.
+        Chains that hop, and paths of each, the first tenth of which is not kept.
     seed : int
         Of the random numbers, which follow from it and the pixels of each image.
     n_jobs : int
@@ -60,8 +70,9 @@ class PosteriorUnmixer(_Unmixer):
 
     Notes
     -----
-    ``y_err, x_err, flux_err`` are posterior standard deviations; ``score`` is the probability that
-    the count is right and the target lies within `radius` of its estimate.
+    ``y_err, x_err, flux_err`` are posterior standard deviations, what the mean of the samples may
+    err by counted in; ``score`` is the probability that the count is right and the target lies
+    within `radius` of its estimate.
 
     ``Flag.AT_BOUND`` marks targets with a coordinate or flux within 1.5 errors of a bound of the
     prior, ``Flag.FLAT`` those with an error above 0.8 of the prior's own standard deviation; bounds

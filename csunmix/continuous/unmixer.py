@@ -31,9 +31,10 @@ class ContinuousUnmixer(_Unmixer):
     a saturated pixel is a lower bound and costs ``-log Pr(noise > bound - mu)``. The number of
     targets is that of the largest evidence by Laplace's method.
 
-    The answer is the mean of the posterior around the fit, its likelihood taken as normal and cut
-    off by the bounds of the prior (expectation propagation, Minka 2001), together with that around
-    any other fit that explains the image about as well.
+    The answer is the mean of the posterior. Where draws from a normal distribution, the likelihood
+    around the fit cut off by the bounds of the prior (expectation propagation, Minka 2001), are a
+    good sample of it, this distribution's; elsewhere that of a few short chains, see
+    `PosteriorUnmixer`.
 
     Parameters
     ----------
@@ -46,17 +47,18 @@ class ContinuousUnmixer(_Unmixer):
         Error of the PSF as a share of the brightest pixel; adds ``(psf_error * brightest)**2`` to
         the noise variance of every pixel. A few times what stars leave, as a PSF errs alike in
         neighbouring pixels: 0.02 where single stars left 0.007 (WISE) and 0.02 (Spitzer).
+    n_steps : int
+        Paths of each of the chains, of which there are 8; 0: the normal distribution always, which
+        is faster, and errors are too small where four or more targets stand close together.
     seed : int
-        Of the starts, which follow from it and the pixels of each image.
+        Of the random numbers, which follow from it and the pixels of each image.
     n_jobs : int
         Images worked on at a time.
 
     Notes
     -----
-    ``y_err, x_err, flux_err`` are standard deviations of that posterior; where four or more targets
-    stand close together it is not normal, and they are too small: `PosteriorUnmixer` knows better.
-    ``score`` is the probability that the count is right and the target lies within 0.1 px of its
-    estimate, positions being normal.
+    ``y_err, x_err, flux_err`` are posterior standard deviations. ``score`` is the probability that
+    the count is right and the target lies within 0.1 px of its estimate.
 
     ``Flag.AT_BOUND`` marks targets with a coordinate or flux within 1.5 errors of a bound of the
     prior, ``Flag.FLAT`` those with an error above 0.8 of the prior's own standard deviation; bounds
