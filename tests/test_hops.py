@@ -34,7 +34,8 @@ def test_without_an_image_hops_leave_the_prior_as_it_is(given: Any) -> None:
     hopped, straight = (
         wander(model, modes, np.zeros(20, np.int64), 1000, n_hops, 1) for n_hops in (5, 0)
     )
-    assert np.isfinite([log_prior(model.box, theta, COUNT) for theta in hopped[::10]]).all()
+    assert np.isfinite([log_prior(model.box, theta, COUNT) for theta in hopped[0, ::10]]).all()
+    hopped, straight = hopped.reshape(-1, 9), straight.reshape(-1, 9)
     for a in range(3 * COUNT):
         spread = straight[:, a].std()
         assert hopped[:, a].mean() == pytest.approx(straight[:, a].mean(), abs=0.2 * spread)
@@ -69,13 +70,11 @@ def test_chains_that_start_in_one_mode_find_what_particles_from_the_prior_do() -
     assert len(share) > 1
     model = best.window.model(setting.optics, best.count)
     theta = wander(model, modes, np.zeros(8, np.int64), 2000, 4, 0)
-    particles = np.concatenate(
-        [cool(setting, best.window, best.count, seed).theta for seed in range(4)]
-    )
+    particles = np.array([cool(setting, best.window, best.count, seed).theta for seed in range(4)])
 
     def alike(states: Any) -> Any:
         """What does not depend on the order of the targets."""
-        place = states.reshape(len(states), -1, 3)[..., :2]
+        place = states.reshape(-1, best.count, 3)[..., :2]
         away = ((place - place.mean(axis=1, keepdims=True)) ** 2).sum(axis=1)
         return np.column_stack([place.mean(axis=1), away])
 
@@ -100,7 +99,7 @@ def test_without_room_around_the_optima_there_is_no_scene() -> None:
     model = model_of()
     far = INSIDE + np.tile([50.0, 0.0, 0.0], COUNT)
     states = wander(model, modes_of(far, scale=[0.1]), np.zeros(2, np.int64), 20, 4, 0)
-    assert states.shape == (0, 9)
+    assert states.size == 0
 
 
 def test_a_normal_posterior_is_known_as_such() -> None:

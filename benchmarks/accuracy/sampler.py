@@ -39,7 +39,7 @@ from benchmarks.accuracy.protocol import REPORT_SEED
 from benchmarks.report import to_markdown, write_report
 from csunmix._kernels.fit import search
 from csunmix.continuous.fit import fit
-from csunmix.continuous.sampling import cool, hop, relabel
+from csunmix.continuous.sampling import Sample, cool, hop, relabel
 from csunmix.continuous.window import Setting
 from csunmix.metrics import match
 from csunmix.simulate import Simulation
@@ -84,13 +84,20 @@ def samples(setting: Setting, made: Simulation) -> Iterator[tuple[np.ndarray, np
         for seed in range(_RUNS * int(frame), _RUNS * (int(frame) + 1)):
             best = fit(setting, window, len(truth), seed)
             assert best is not None  # the prior has room
-            runs.append(hop(setting, best, unmixer.n_chains, unmixer.n_steps, seed).theta)
+            runs.append(even(hop(setting, best, unmixer.n_chains, unmixer.n_steps, seed)))
         for seed in range(_RUNS * int(frame), _RUNS * (int(frame) + 1)):
-            runs.append(cool(setting, window, len(truth), seed).theta)
-        some = [run[np.linspace(0, len(run) - 1, _THIN).astype(int)] for run in runs]
+            runs.append(even(cool(setting, window, len(truth), seed)))
         shape = (2, _RUNS, _THIN, len(truth), 3)
         true = truth[["y", "x", "flux"]].to_numpy() - [*window.origin, 0.0]
-        yield true, np.reshape(some, shape)
+        yield true, np.reshape(runs, shape)
+
+
+def even(found: Sample) -> np.ndarray:
+    """Scenes (n, d) that are worth as much as each other, chain after chain."""
+    _, n, d = found.theta.shape
+    total = np.cumsum(np.repeat(found.share / n, n))
+    goal = (np.arange(_THIN) + 0.5) / _THIN * total[-1]
+    return found.theta.reshape(-1, d)[np.searchsorted(total, goal)]
 
 
 def compare(setting: Setting, made: Simulation) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -33,7 +33,7 @@ class Modes(NamedTuple):
 def wander(
     model: Model, modes: Modes, starts: IntArray, n_steps: int, n_hops: int, seed: int
 ) -> FloatArray:
-    """States (n, d) of chains that start at the modes `starts`.
+    """States (n_chains, n, d) of chains that start at the modes `starts`.
 
     Every step is a path and `n_hops` hops. A hop maps one mode's approximation onto another's; a
     path has the mass of any of them. Without room around the first start there are no states.
@@ -42,8 +42,7 @@ def wander(
     n_modes, d = modes.mean.shape
     chain, trial = new_chain(model), new_chain(model)
     skipped = int(_ADAPTING * n_steps)
-    n_each = n_steps - skipped
-    states = np.empty((starts.size * n_each, d))
+    states = np.empty((starts.size, n_steps - skipped, d))
     leap = _LEAP[1]
     masses = [_mass(modes, k) for k in range(n_modes)]
     for c in range(starts.size):
@@ -60,7 +59,7 @@ def wander(
                 if _hop(model, modes, chain, trial):
                     settle(model, 0.0, trial.theta, chain)
             if s >= skipped:
-                states[c * n_each + s - skipped] = chain.theta
+                states[c, s - skipped] = chain.theta
     return states
 
 

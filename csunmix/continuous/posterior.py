@@ -127,7 +127,7 @@ class PosteriorUnmixer(_Unmixer):
             found = cooled[best]
         else:
             found = hop(setting, fits[best], self.n_chains, self.n_steps, seed)
-            if len(found.theta) == 0:
+            if found.theta.size == 0:
                 found = cool(setting, window, fits[best].count, seed)
         targets = summarise(window, found, self.radius)
         return answer_for(setting, image, window, targets, found.flags, probability)

@@ -17,14 +17,14 @@ _HOPS = 4  # after every path
 _KEEP = 0.25  # of the particles, effective after a stage
 _MAX_STAGES = 500
 _PARTICLE_CHAINS = 50
-_SUMMARISED = 2000  # scenes
+_SUMMARISED = 2000  # scenes, about
 
 
 class Sample(NamedTuple):
-    """Scenes (n, d) of a posterior, and how they were drawn."""
+    """Scenes of a posterior by the chains that they come from."""
 
-    theta: FloatArray
-    n_chains: int  # of equal length, one after another
+    theta: FloatArray  # (n_chains, n, d)
+    share: FloatArray  # (n_chains,), of each in the answer
     log_evidence: float
     flags: int
 
@@ -32,15 +32,18 @@ class Sample(NamedTuple):
 def hop(setting: Setting, best: Fit, n_chains: int, n_steps: int, seed: int) -> Sample:
     """Chains that start at the optima of a fit and hop between them; the evidence is the fit's.
 
-    Every chain takes `n_steps` Hamiltonian paths. Where the prior leaves no room around the optima,
-    the sample has no scenes and `Flag.NOT_CONVERGED`.
+    Every optimum has a chain, and more if its share is larger; chains of an optimum have its share
+    in the answer, which is right whether they hop often or never. Every chain takes `n_steps`
+    Hamiltonian paths. Where the prior leaves no room around the optima, the sample has no scenes
+    and `Flag.NOT_CONVERGED`.
     """
     model = best.window.model(setting.optics, best.count)
     modes, share = best.modes
-    starts = np.searchsorted(share.cumsum(), (np.arange(n_chains) + 0.5) / n_chains)
-    theta = wander(model, modes, np.minimum(starts, len(share) - 1), n_steps, _HOPS, seed)
-    flags = 0 if len(theta) else int(Flag.NOT_CONVERGED)
-    return Sample(theta, n_chains, best.log_evidence, flags)
+    chains = np.maximum(np.rint(n_chains * share), 1).astype(int)
+    starts = np.repeat(np.arange(len(share)), chains)
+    theta = wander(model, modes, starts, n_steps, _HOPS, seed)
+    flags = 0 if theta.size else int(Flag.NOT_CONVERGED)
+    return Sample(theta, (share / chains)[starts], best.log_evidence, flags)
 
 
 def cool(setting: Setting, window: Window, count: int, seed: int) -> Sample:
@@ -54,25 +57,28 @@ def cool(setting: Setting, window: Window, count: int, seed: int) -> Sample:
     if stages == 0:
         raise ValueError(f"{count} target(s) have no room in {setting.prior!r}")
     flags = int(Flag.NOT_CONVERGED) * (stages == _MAX_STAGES)
-    return Sample(theta, _PARTICLE_CHAINS, evidence, flags)
+    theta = theta.reshape(_PARTICLE_CHAINS, -1, theta.shape[1])
+    return Sample(theta, np.full(_PARTICLE_CHAINS, 1.0 / _PARTICLE_CHAINS), evidence, flags)
 
 
 def summarise(window: Window, found: Sample, radius: float) -> FloatArray:
     """Mean, error and score of every target (K, 7), in the image.
 
-    The error counts in what the mean may err by: the variance of the chains' means over their
-    number. The score is the share of the scenes within `radius` px of the mean.
+    The error counts in what the mean may err by, as far as the chains' means tell. The score is the
+    share of the scenes within `radius` px of the mean.
     """
-    count = found.theta.shape[1] // 3
-    scenes = found.theta[:, : 3 * count].reshape(-1, count, 3)
-    scenes = relabel(scenes[:: max(1, len(scenes) // _SUMMARISED)])
-    mean = scenes.mean(axis=0)
-    means = np.array([each.mean(axis=0) for each in np.array_split(scenes, found.n_chains)])
-    error = np.sqrt(scenes.var(axis=0) + means.var(axis=0, ddof=1) / found.n_chains)
-    distance = np.hypot(*(scenes - mean).transpose(2, 0, 1)[:2])
-    score = (distance <= radius).mean(axis=0)
+    n_chains, n, d = found.theta.shape
+    theta = found.theta[:, :: max(1, n_chains * n // _SUMMARISED), : 3 * (d // 3)]
+    scenes = relabel(theta.reshape(-1, d // 3, 3)).reshape(n_chains, -1, d // 3, 3)
+    means = scenes.mean(axis=1)
+    mean = np.tensordot(found.share, means, 1)
+    away = scenes - mean
+    variance = np.tensordot(found.share, (away**2).mean(axis=1), 1)
+    variance += np.tensordot(found.share**2, (means - mean) ** 2, 1) * n_chains / (n_chains - 1)
+    near = np.hypot(away[..., 0], away[..., 1]) <= radius
+    score = np.minimum(np.tensordot(found.share, near.mean(axis=1), 1), 1.0)
     mean[:, :2] += window.origin
-    return np.column_stack([mean, error, score])
+    return np.column_stack([mean, np.sqrt(variance), score])
 
 
 def relabel(scenes: FloatArray) -> FloatArray:

@@ -81,7 +81,7 @@ class ContinuousUnmixer(_Unmixer):
     """
 
     _: KW_ONLY
-    n_steps: int = 150
+    n_steps: int = 250
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -102,7 +102,7 @@ class ContinuousUnmixer(_Unmixer):
         if self.n_steps == 0 or best.normality(seed) > _NORMAL:
             return _summary(best), 0
         found = hop(setting, best, _CHAINS, self.n_steps, seed)
-        if len(found.theta) == 0:
+        if found.theta.size == 0:
             return _summary(best), found.flags
         return summarise(best.window, found, _RADIUS), found.flags
 
