@@ -118,8 +118,9 @@ class Sensor:
         """Bounds of what every pixel held before rounding and clipping, DN above `offset`.
 
         Rounding leaves half a DN to either side; a saturated pixel has no upper bound, one that
-        reads 0 or less where values are clipped no lower bound (if noise could take it below 0), a
-        bad pixel neither. Where values are not rounded both bounds are the value itself.
+        reads 0 or less where values are clipped no lower bound (if noise, be it undeclared, could
+        take it below 0), a bad pixel neither. Where values are not rounded both bounds are the
+        value itself.
         """
         images = as_images(images)
         half = 0.5 if self.rounding else 0.0
@@ -128,7 +129,8 @@ class Sensor:
         high[censored] = np.inf
         if self.rounding:  # up to a limit that is no whole number, too
             low[censored] = np.ceil(images[censored]) - 0.5 - self.offset
-        if self.saturation is not None and (self.read_noise > 0.0 or self.offset < 0.0):
+        unknown = self.noise == 0.0 and self.gain is None
+        if self.saturation is not None and (self.read_noise > 0.0 or self.offset < 0.0 or unknown):
             low[images <= 0.0] = -np.inf
         bad = ~self.valid(images)
         low[bad], high[bad] = -np.inf, np.inf

@@ -177,12 +177,15 @@ class GridUnmixer:
         every = Candidates(*(np.concatenate(column) for column in zip(*found, strict=True)))
         y_err, x_err, flux_err = np.concatenate(errors).T
         flags[np.bincount(every.frame, minlength=len(stack)) == 0] |= Flag.NO_TARGET
+        border = at_border(every.y, every.x, self.dictionary.image_shape)
+        target_flags = flags[every.frame] | border
+        np.bitwise_or.at(flags, every.frame, border)
         return make_table(
             *every,
             y_err=y_err,
             x_err=x_err,
             flux_err=flux_err,
-            flags=flags[every.frame] | at_border(every.y, every.x, self.dictionary.image_shape),
+            flags=target_flags,
             n_frames=len(stack),
             frame_flags={int(i): int(flags[i]) for i in np.flatnonzero(flags)},
             attrs={"method": repr(self), "image_shape": self.dictionary.image_shape},

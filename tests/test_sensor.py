@@ -48,6 +48,23 @@ def test_censored_and_valid_pixels() -> None:
     np.testing.assert_array_equal(cu.Sensor(saturation=40).censored(IMAGE), IMAGE >= 40)
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"read_noise": 1.0}, -np.inf),
+        ({"offset": -3.0}, -np.inf),
+        ({}, -np.inf),  # noise that is not declared
+        ({"gain": 2.0}, 0.0),
+        ({"rounding": True}, -0.5),
+    ],
+)
+def test_a_clipped_zero_has_a_lower_bound_where_no_noise_takes_it_below(
+    given: dict[str, Any], expected: float
+) -> None:
+    low, _ = cu.Sensor(saturation=255.0, **given).interval(np.zeros((1, 1)))
+    assert low.item() == expected
+
+
 def test_perfect_detector_records_the_light() -> None:
     recorded = cu.Sensor().expose(IMAGE, 0)
     np.testing.assert_array_equal(recorded, IMAGE)

@@ -287,7 +287,7 @@ def test_flags_of_targets() -> None:
     table = unmixer()(np.stack([lone_target(), clipped, edge]))
     flags = table.groupby("frame")["flags"].unique()
     assert [f.tolist() for f in flags] == [[0], [Flag.SATURATED], [Flag.BORDER]]
-    assert table.attrs["frame_flags"] == {1: Flag.SATURATED}
+    assert table.attrs["frame_flags"] == {1: Flag.SATURATED, 2: Flag.BORDER}
     inside = lone_target(0.67, 5.0)
     assert unmixer()(inside)["flags"].tolist() == [0]
     for y, x in ((5.0, 0.0), (10.0, 5.0), (5.0, 10.0)):
