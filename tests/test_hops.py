@@ -11,7 +11,7 @@ import csunmix as cu
 from csunmix._kernels.hops import Modes, wander
 from csunmix._kernels.prior import log_prior
 from csunmix.continuous.fit import Fit, fit
-from csunmix.continuous.sampling import cool, hop, summarise
+from csunmix.continuous.sampling import cool, hop, occupancy, summarise
 from csunmix.continuous.window import Setting
 from tests.test_billiards import COUNT, INSIDE, model_of
 
@@ -84,6 +84,26 @@ def test_chains_that_start_in_one_mode_find_what_particles_from_the_prior_do() -
         given.mean(axis=0) / spread, expected.mean(axis=0) / spread, atol=0.3
     )
     np.testing.assert_allclose(given.std(axis=0), spread, rtol=0.25)
+
+
+def test_chains_that_never_hop_keep_the_shares_that_were_expected() -> None:
+    mode = np.repeat([[0], [1], [2]], 50, axis=1)
+    share = np.array([0.7, 0.2, 0.1])
+    np.testing.assert_allclose(occupancy(mode, share), share, atol=1e-9)
+    assert occupancy(np.zeros((2, 5), int), np.ones(1)) == pytest.approx(1.0)
+
+
+def test_chains_that_hop_often_have_the_shares_that_they_find() -> None:
+    """Whatever was expected, and wherever they started."""
+    change = np.array([[0.8, 0.2, 0.0], [0.05, 0.9, 0.05], [0.0, 0.1, 0.9]])
+    rng = np.random.default_rng(0)
+    mode = np.zeros((20, 2000), int)
+    for c in range(20):
+        mode[c, 0] = 2
+        for n in range(1, 2000):
+            mode[c, n] = rng.choice(3, p=change[mode[c, n - 1]])
+    share = np.array([1 / 7, 4 / 7, 2 / 7])  # left alone by these changes
+    np.testing.assert_allclose(occupancy(mode, np.array([0.98, 0.01, 0.01])), share, atol=0.03)
 
 
 def test_repeat_runs_agree() -> None:

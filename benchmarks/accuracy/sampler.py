@@ -94,8 +94,8 @@ def samples(setting: Setting, made: Simulation) -> Iterator[tuple[np.ndarray, np
 
 def even(found: Sample) -> np.ndarray:
     """Scenes (n, d) that are worth as much as each other, chain after chain."""
-    _, n, d = found.theta.shape
-    total = np.cumsum(np.repeat(found.share / n, n))
+    d = found.theta.shape[2]
+    total = np.cumsum(found.weight)
     goal = (np.arange(_THIN) + 0.5) / _THIN * total[-1]
     return found.theta.reshape(-1, d)[np.searchsorted(total, goal)]
 

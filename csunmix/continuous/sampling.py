@@ -6,14 +6,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from csunmix._kernels.hops import wander
+from csunmix._kernels.hops import Modes, wander
 from csunmix._kernels.smc import sample
-from csunmix._validation import FloatArray
+from csunmix._validation import FloatArray, IntArray
 from csunmix.continuous.fit import Fit
 from csunmix.continuous.window import Setting, Window
 from csunmix.targets import Flag
 
 _HOPS = 4  # after every path
+_EXPECTED = 10.0  # changes of mode
 _KEEP = 0.25  # of the particles, effective after a stage
 _MAX_STAGES = 500
 _PARTICLE_CHAINS = 50
@@ -24,7 +25,7 @@ class Sample(NamedTuple):
     """Scenes of a posterior by the chains that they come from."""
 
     theta: FloatArray  # (n_chains, n, d)
-    share: FloatArray  # (n_chains,), of each in the answer
+    weight: FloatArray  # (n_chains, n), of each in the answer
     log_evidence: float
     flags: int
 
@@ -32,18 +33,43 @@ class Sample(NamedTuple):
 def hop(setting: Setting, best: Fit, n_chains: int, n_steps: int, seed: int) -> Sample:
     """Chains that start at the optima of a fit and hop between them; the evidence is the fit's.
 
-    Every optimum has a chain, and more if its share is larger; chains of an optimum have its share
-    in the answer, which is right whether they hop often or never. Every chain takes `n_steps`
-    Hamiltonian paths. Where the prior leaves no room around the optima, the sample has no scenes
-    and `Flag.NOT_CONVERGED`.
+    Every optimum has a chain, and more if its share is larger; every chain takes `n_steps`
+    Hamiltonian paths. Scenes weigh as `occupancy` says. Where the prior leaves no room around the
+    optima, the sample has no scenes and `Flag.NOT_CONVERGED`.
     """
     model = best.window.model(setting.optics, best.count)
     modes, share = best.modes
     chains = np.maximum(np.rint(n_chains * share), 1).astype(int)
-    starts = np.repeat(np.arange(len(share)), chains)
-    theta = wander(model, modes, starts, n_steps, _HOPS, seed)
-    flags = 0 if theta.size else int(Flag.NOT_CONVERGED)
-    return Sample(theta, (share / chains)[starts], best.log_evidence, flags)
+    theta = wander(model, modes, np.repeat(np.arange(len(share)), chains), n_steps, _HOPS, seed)
+    if theta.size == 0:
+        return Sample(theta, np.empty((0, 0)), best.log_evidence, int(Flag.NOT_CONVERGED))
+    mode = _nearest_mode(modes, theta)
+    count = np.bincount(mode.ravel(), minlength=len(share))
+    weight = (occupancy(mode, share) / np.maximum(count, 1))[mode]
+    return Sample(theta, weight / weight.sum(), best.log_evidence, 0)
+
+
+def occupancy(mode: IntArray, share: FloatArray) -> FloatArray:
+    """Share (m,) of every mode in the posterior, by how often chains (n_chains, n) change it.
+
+    That is the stationary distribution of the changes seen and of a few that keep to the shares
+    that were expected: where chains hop often they decide, where never, what was expected.
+    """
+    changes = _EXPECTED * np.outer(share, share)
+    np.add.at(changes, (mode[:, :-1], mode[:, 1:]), 1.0)
+    balance = changes / changes.sum(axis=1, keepdims=True) - np.eye(len(share))
+    system = np.vstack([balance.T, np.ones(len(share))])
+    found = np.linalg.lstsq(system, np.eye(len(system))[-1])[0]
+    return np.asarray(np.maximum(found, 0.0) / np.maximum(found, 0.0).sum())
+
+
+def _nearest_mode(modes: Modes, theta: FloatArray) -> IntArray:
+    """The mode whose normal distribution is densest at each scene (..., d)."""
+    logs = []
+    for mean, inverse in zip(modes.mean, modes.inverse, strict=True):
+        unit = (theta - mean) @ inverse.T
+        logs.append(np.log(np.diag(inverse)).sum() - 0.5 * (unit**2).sum(axis=-1))
+    return np.asarray(np.argmax(logs, axis=0))
 
 
 def cool(setting: Setting, window: Window, count: int, seed: int) -> Sample:
@@ -58,7 +84,7 @@ def cool(setting: Setting, window: Window, count: int, seed: int) -> Sample:
         raise ValueError(f"{count} target(s) have no room in {setting.prior!r}")
     flags = int(Flag.NOT_CONVERGED) * (stages == _MAX_STAGES)
     theta = theta.reshape(_PARTICLE_CHAINS, -1, theta.shape[1])
-    return Sample(theta, np.full(_PARTICLE_CHAINS, 1.0 / _PARTICLE_CHAINS), evidence, flags)
+    return Sample(theta, np.full(theta.shape[:2], 1.0 / theta[..., 0].size), evidence, flags)
 
 
 def summarise(window: Window, found: Sample, radius: float) -> FloatArray:
@@ -68,15 +94,17 @@ def summarise(window: Window, found: Sample, radius: float) -> FloatArray:
     share of the scenes within `radius` px of the mean.
     """
     n_chains, n, d = found.theta.shape
-    theta = found.theta[:, :: max(1, n_chains * n // _SUMMARISED), : 3 * (d // 3)]
+    every = max(1, n_chains * n // _SUMMARISED)
+    theta, weight = found.theta[:, ::every, : 3 * (d // 3)], found.weight[:, ::every]
     scenes = relabel(theta.reshape(-1, d // 3, 3)).reshape(n_chains, -1, d // 3, 3)
-    means = scenes.mean(axis=1)
-    mean = np.tensordot(found.share, means, 1)
+    weight = weight / weight.sum()
+    sums = np.einsum("cn,cnka->cka", weight, scenes)  # of every chain
+    mean, share = sums.sum(axis=0), weight.sum(axis=1)[:, None, None]
     away = scenes - mean
-    variance = np.tensordot(found.share, (away**2).mean(axis=1), 1)
-    variance += np.tensordot(found.share**2, (means - mean) ** 2, 1) * n_chains / (n_chains - 1)
+    variance = np.einsum("cn,cnka->ka", weight, away**2)
+    variance += ((sums - share * mean) ** 2).sum(axis=0) * n_chains / (n_chains - 1)
     near = np.hypot(away[..., 0], away[..., 1]) <= radius
-    score = np.minimum(np.tensordot(found.share, near.mean(axis=1), 1), 1.0)
+    score = np.minimum(np.einsum("cn,cnk->k", weight, near), 1.0)
     mean[:, :2] += window.origin
     return np.column_stack([mean, np.sqrt(variance), score])
 
