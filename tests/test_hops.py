@@ -42,6 +42,38 @@ def test_without_an_image_hops_leave_the_prior_as_it_is(given: Any) -> None:
         assert hopped[:, a].std() == pytest.approx(spread, rel=0.1)
 
 
+@pytest.mark.parametrize("extent", [np.inf, 1.2])
+def test_without_an_image_targets_spread_as_scenes_of_the_prior_do(extent: float) -> None:
+    """Against scenes drawn and refused: the box of the extent and its walls are right."""
+    model = model_of(extent=extent)
+    modes = modes_of(INSIDE, INSIDE + np.tile([0.1, -0.1, 4.0], COUNT), scale=[1.0, 2.5])
+    states = wander(model, modes, np.zeros(40, np.int64), 1500, 2, 3).reshape(-1, COUNT, 3)
+    rng, n = np.random.default_rng(0), 200_000
+    low, high = model.box.area.T
+    size = np.minimum(high - low, extent)
+    corner = low + rng.uniform(size=(n, 1, 2)) * (high - low - size)
+    place = corner + rng.uniform(size=(n, COUNT, 2)) * size
+    gap = [np.hypot(*(place[:, k] - place[:, m]).T) for k in range(COUNT) for m in range(k)]
+    place = place[np.min(gap, axis=0) >= model.box.separation]
+    for axis in range(2):
+        spread, expected = np.ptp(states[..., axis], axis=1), np.ptp(place[..., axis], axis=1)
+        assert spread.mean() == pytest.approx(expected.mean(), rel=0.02)
+        assert spread.std() == pytest.approx(expected.std(), rel=0.05)
+        middle, wanted = states[..., axis].mean(axis=1), place[..., axis].mean(axis=1)
+        assert middle.std() == pytest.approx(wanted.std(), rel=0.1)
+
+
+def test_without_an_image_the_background_is_as_the_prior_has_it() -> None:
+    model = model_of()
+    model = model._replace(precision=np.append(model.precision, 1.0))
+    theta = np.append(INSIDE, 0.0)[None]
+    factor = np.diag(np.append(np.tile([0.1, 0.1, 5.0], COUNT), 1.0))[None]
+    both = (np.concatenate([each, each]) for each in (theta, theta, factor, np.linalg.inv(factor)))
+    states = wander(model, Modes(*both), np.zeros(20, np.int64), 1000, 3, 0)[..., 9]
+    assert states.mean() == pytest.approx(0.0, abs=0.1)
+    assert states.std() == pytest.approx(1.0, abs=0.07)
+
+
 def found(n: int, seed: int, count: int = 4) -> tuple[Setting, list[Fit]]:
     prior = PRESET.prior
     setting = Setting(PRESET.psf, NOISE, prior, PRESET.shape, 0.0)
@@ -70,7 +102,9 @@ def test_chains_that_start_in_one_mode_find_what_particles_from_the_prior_do() -
     assert len(share) > 1
     model = best.window.model(setting.optics, best.count)
     theta = wander(model, modes, np.zeros(8, np.int64), 2000, 4, 0)
-    particles = np.array([cool(setting, best.window, best.count, seed).theta for seed in range(4)])
+    particles = np.array(
+        [cool(setting, best.window, best.count, seed)[0].theta for seed in range(4)]
+    )
 
     def alike(states: Any) -> Any:
         """What does not depend on the order of the targets."""

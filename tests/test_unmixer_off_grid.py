@@ -101,3 +101,23 @@ def test_images_without_targets_have_their_flags(make: Callable[..., Any]) -> No
     table = make(cu.Sensor(read_noise=1.0, bad_pixels=bad))(np.zeros((1, *SHAPE)))
     assert table.attrs["frame_flags"] == {0: Flag.BAD_PIXELS | Flag.NO_TARGET}
     assert table.attrs.get("count_probability", [[0.0, 0.0]]) == [[0.0, 0.0]]
+
+
+@pytest.mark.parametrize("method", [cu.ContinuousUnmixer, cu.PosteriorUnmixer])
+@pytest.mark.parametrize(
+    "prior",
+    [
+        cu.Prior(count=(5, 5), flux=(220.0, 250.0), extent=1.2, min_separation=0.494),
+        cu.Prior(count=(2, 2), flux=(20.0, 30.0), extent=1.2, min_separation=0.494),
+        cu.Prior(count=(3, 3), flux=(220.0, 250.0), extent=0.5, min_separation=0.494),
+    ],
+    ids=["too many", "too faint", "too crowded"],
+)
+def test_a_prior_that_the_images_contradict_stops_no_batch(method: Any, prior: cu.Prior) -> None:
+    one = cu.Prior(count=(1, 2), flux=(220.0, 250.0), extent=0.8, min_separation=0.494)
+    made = cu.simulate(PSF, cu.Sensor(rounding=True), one, shape=(11, 11), n=3, rng=0)
+    images = np.concatenate([made.images, np.full((1, 11, 11), 255.0)])
+    table = method(PSF, cu.Sensor(rounding=True, saturation=255.0), prior, n_steps=20)(images)
+    columns = ["y", "x", "flux", "y_err", "x_err", "flux_err", "score"]
+    assert np.isfinite(table[columns].to_numpy()).all()
+    assert set(table["frame"]) == {0, 1, 2, 3}

@@ -86,7 +86,7 @@ def samples(setting: Setting, made: Simulation) -> Iterator[tuple[np.ndarray, np
             assert best is not None  # the prior has room
             runs.append(even(hop(setting, best, unmixer.n_chains, unmixer.n_steps, seed)))
         for seed in range(_RUNS * int(frame), _RUNS * (int(frame) + 1)):
-            runs.append(even(cool(setting, window, len(truth), seed)))
+            runs.append(even(cool(setting, window, len(truth), seed)[0]))
         shape = (2, _RUNS, _THIN, len(truth), 3)
         true = truth[["y", "x", "flux"]].to_numpy() - [*window.origin, 0.0]
         yield true, np.reshape(runs, shape)

@@ -1,8 +1,9 @@
 """Hamiltonian Monte Carlo over scenes, with the bounds of the prior as walls that reflect.
 
 Between kicks by the gradient a scene moves on a straight line, along which the time of the next
-wall is known: bounds of fluxes and places, the smallest separation, the largest extent. There the
-momentum is mirrored (Afshar & Domke 2015, NeurIPS 28, 3007), so no step leaves the prior.
+wall is known: bounds of fluxes and places, the smallest separation. There the momentum is mirrored
+(Afshar & Domke 2015, NeurIPS 28, 3007), so no step leaves the prior. Of a prior's extent, the box
+that the targets lie in is drawn for every path.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class Chain(NamedTuple):
     momentum: FloatArray
     velocity: FloatArray
     gradient: FloatArray
-    lower: FloatArray  # limits of the parameters
+    lower: FloatArray  # limits of the parameters on a path
     upper: FloatArray
     room: Room
     value: FloatArray

@@ -121,18 +121,19 @@ def _move(
 ) -> tuple[float, float]:
     """Run a chain from every start and keep all its states; returns the next length of a leap.
 
-    The mass of each is that of the scene before its own among `others`.
+    The mass of each is that of the scene half of all `others` away.
     """
     taken, mixed = 0.0, 0.0
     for c in range(starts.shape[0]):
-        order = nearest(others[c - 1], starts[c], model.n_targets)
-        mass = weigh(model, extra, others[c - 1], order, alike, trial)
+        other = others[c - others.shape[0] // 2]  # resampling leaves neighbours alike
+        order = nearest(other, starts[c], model.n_targets)
+        mass = weigh(model, extra, other, order, alike, trial)
         settle(model, extra, starts[c], chain)
         for s in range(n_steps):
             moves = travel(model, extra, leap, mass, chain, trial)
             if moves:
                 taken += 1.0
-                same = (nearest(others[c - 1], trial.theta, model.n_targets) == order).all()
+                same = (nearest(other, trial.theta, model.n_targets) == order).all()
                 mixed += 0.0 if same else 1.0
                 # Where targets would be matched otherwise, the way back has another mass.
                 if same or alike:

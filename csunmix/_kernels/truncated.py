@@ -11,6 +11,7 @@ from csunmix._validation import FloatArray
 
 _SWEEPS = 30
 _DAMPING = 0.9
+_LEAST = 1e-12  # variance left by two bounds, of that without them
 _SETTLED = 1e-4  # change of a mean, in standard deviations, that ends the sweeps
 _SQRT_HALF = math.sqrt(0.5)
 _DENSITY = 1.0 / math.sqrt(2.0 * math.pi)
@@ -89,13 +90,15 @@ def expectation_propagation(
                     along[a] += covariance[a, b] * rows[i, b]
                 variance += rows[i, a] * along[a]
                 middle += rows[i, a] * mean[a]
+            if variance <= 0.0:  # lost by rounding, bounds being too far off
+                continue
             rest = 1.0 / variance - tau[i]
             if rest <= 1e-12 / variance:
                 continue
             centre = (middle / variance - nu[i]) / rest
             spread = math.sqrt(1.0 / rest)
             m, v = truncated_normal((low[i] - centre) / spread, (high[i] - centre) / spread)
-            m, v = centre + spread * m, v / rest
+            m, v = centre + spread * m, max(v, _LEAST) / rest
             more = _DAMPING * (max(1.0 / v - rest, 0.0) - tau[i])
             add = _DAMPING * (m / v - centre * rest - nu[i])
             tau[i] += more

@@ -12,7 +12,7 @@ import numpy as np
 from csunmix._kernels.fit import heights, search, slope
 from csunmix._kernels.hops import Modes
 from csunmix._kernels.model import Model
-from csunmix._kernels.prior import limits, log_prior
+from csunmix._kernels.prior import limits
 from csunmix._kernels.scene import Pixels, log_scales, new_room
 from csunmix._kernels.truncated import expectation_propagation
 from csunmix._validation import BoolArray, FloatArray, IntArray
@@ -21,6 +21,8 @@ from csunmix.continuous.window import Setting, Window
 _STARTS = (4, 6)  # random starts: so many, and so many for every target
 _ITERATIONS = (15, 100)  # of all starts, of those that end apart
 _MOST_MODES = 12
+_SINGULAR = 1e-10  # smallest eigenvalue of a correlation matrix
+_LEAST_ROOM = 0.01  # of the extent
 _NEGLIGIBLE = 8.0  # objective above the best from where a fit weighs nothing
 PLAUSIBLE = 15.0
 """Log evidence below the best from which a count is ruled out."""
@@ -73,16 +75,24 @@ class Fit:
         """Mean (d,) and covariance (d, d) of the posterior around this fit.
 
         The likelihood is taken as normal (Laplace), cut off by the bounds of the prior: fluxes,
-        area or cell, and, along the line that joins two targets, their separation.
+        area or cell, and, along the line that joins two targets, their separation. Where bounds lie
+        too far from the likelihood for that, it is the fit and its curvature, the prior's counted.
         """
         gradient, hessian = self.curvature
-        return expectation_propagation(hessian, hessian @ self.theta + gradient, *self._bounds)
+        shift = hessian @ self.theta + gradient
+        mean, covariance = expectation_propagation(hessian, shift, *self._bounds)
+        scale = np.sqrt(np.abs(np.diag(covariance)))
+        if np.isfinite(mean).all() and (scale > 0.0).all():
+            lowest = np.linalg.eigvalsh(covariance / np.outer(scale, scale))[0]
+            if lowest > _SINGULAR:
+                return mean, covariance
+        return self.theta, np.linalg.inv(hessian + np.diag(self.model.precision))
 
     @cached_property
     def modes(self) -> tuple[Modes, FloatArray]:
         """Normal approximations around this fit and all that differ from it, and their shares (m,).
 
-        Each weighs as its likelihood times the volume of its covariance.
+        Each weighs as its likelihood and prior at its mean times the volume of its covariance.
         """
         kept: list[tuple[FloatArray, FloatArray, FloatArray]] = []
         logs = []
@@ -120,12 +130,31 @@ class Fit:
         unit = rng.standard_normal((_DRAWS, mean.size))
         logs = heights(self.model, mean + unit @ np.linalg.cholesky(covariance).T)
         logs += 0.5 * (unit**2).sum(axis=1)
-        weight = np.exp(logs - logs.max()) if np.isfinite(logs.max()) else np.ones(1)
+        if logs.max() == -np.inf:
+            return 0.0
+        weight = np.exp(logs - logs.max())
         return float(weight.sum() ** 2 / (weight**2).sum() / _DRAWS)
 
-    @property
+    @cached_property
     def _log_mass(self) -> float:
-        return float(-self.objective + 0.5 * np.linalg.slogdet(self.moments[1])[1])
+        """Log integral of likelihood and prior around this fit, but for a constant."""
+        gradient, hessian = self.curvature
+        mean, covariance = self.moments
+        away = mean - self.theta
+        change = gradient @ away - 0.5 * away @ hessian @ away
+        volume = 0.5 * float(np.linalg.slogdet(covariance)[1])
+        return float(-self.objective + change + volume + self._log_room(mean))
+
+    def _log_room(self, theta: FloatArray) -> float:
+        """Log room that the targets leave to the box of the prior's extent."""
+        box, total = self.model.box, 0.0
+        for axis, (start, stop) in enumerate(box.area):
+            if box.extent < stop - start:
+                place = theta[axis : 3 * self.count : 3]
+                first = max(place.max() - box.extent, start)
+                last = min(place.min(), stop - box.extent)
+                total += log(max(last - first, _LEAST_ROOM * box.extent))
+        return total
 
     def _order(self, theta: FloatArray) -> IntArray:
         """Order of the parameters of another fit that puts its targets next to those of this."""
@@ -177,22 +206,16 @@ class Fit:
 
         The bounds of the prior cut nothing off; other optima are left out.
         """
-        hessian = self.curvature[1] + np.diag(self.model.precision)
+        n = 3 * self.count
+        hessian = self.curvature[1].copy()
+        hessian[:n, :n] += np.diag(self.model.precision[:n])
         volume = -0.5 * float(np.linalg.slogdet(hessian)[1])
-        return -self.objective + volume + self._log_prior(self.theta) + self._log_measure
+        return -self.objective + volume + self._log_room(self.theta) + self._log_measure
 
     @cached_property
     def log_evidence(self) -> float:
         """The same with the volumes that the bounds leave, summed over all `modes`."""
-        modes, share = self.modes
-        prior = np.array([self._log_prior(theta) for theta in modes.theta])
-        others = float(np.log((share / share[0] * np.exp(prior)).sum()))
-        return self._log_mass + others + self._log_measure
-
-    def _log_prior(self, theta: FloatArray) -> float:
-        box = self.model.box
-        loose = box._replace(separation=box.separation * 0.99, extent=box.extent * 1.01)
-        return max(float(log_prior(loose, theta, self.count)), -50.0)
+        return self._log_mass - float(np.log(self.modes[1][0])) + self._log_measure
 
     @property
     def _log_measure(self) -> float:

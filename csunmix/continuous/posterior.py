@@ -10,7 +10,7 @@ import numpy as np
 from csunmix._validation import FloatArray, as_integer, as_number
 from csunmix.continuous.base import Answer, _Unmixer, answer_for, probabilities
 from csunmix.continuous.fit import PLAUSIBLE, evidences, fit_counts
-from csunmix.continuous.sampling import cool, hop, summarise
+from csunmix.continuous.sampling import Sample, approximate, cool, hop, summarise
 from csunmix.continuous.window import Setting
 
 
@@ -32,8 +32,9 @@ class PosteriorUnmixer(_Unmixer):
     optima of the joint fit (see `ContinuousUnmixer`). They move by Hamiltonian Monte Carlo, the
     bounds of the prior being walls that reflect (Afshar & Domke 2015, NeurIPS 28, 3007), and hop
     between optima: a map from the normal approximation around one to that around another is
-    proposed, with its Jacobian in the chance of being taken, so that optima get the share of the
-    answer that they have of the posterior. The evidence is Laplace's, with what the bounds of the
+    proposed, with its Jacobian in the chance of being taken. How much of the answer the scenes near
+    an optimum are follows from how often chains change between them; where they hardly do, from the
+    normal approximations. The evidence is Laplace's, with what the bounds of the
     prior leave of every optimum's volume (expectation propagation, Minka 2001), summed over optima.
 
     With ``sampler="smc"``, scenes and evidence come from waste-free sequential Monte Carlo (Dau &
@@ -62,7 +63,8 @@ class PosteriorUnmixer(_Unmixer):
     sampler : {"hops", "smc"}
         Where samples come from, see above.
     n_chains, n_steps : int
-        Chains that hop, and paths of each, the first tenth of which is not kept.
+        Chains that hop (one more for every optimum that would have none), and paths of each, the
+        first tenth of which is not kept.
     seed : int
         Of the random numbers, which follow from it and the pixels of each image.
     n_jobs : int
@@ -73,6 +75,9 @@ class PosteriorUnmixer(_Unmixer):
     ``y_err, x_err, flux_err`` are posterior standard deviations, what the mean of the samples may
     err by counted in; ``score`` is the probability that the count is right and the target lies
     within `radius` of its estimate.
+
+    ``Flag.NOT_CONVERGED`` marks targets of an image whose optima the prior leaves no room around:
+    the answer is that of the normal approximations.
 
     ``Flag.AT_BOUND`` marks targets with a coordinate or flux within 1.5 errors of a bound of the
     prior, ``Flag.FLAT`` those with an error above 0.8 of the prior's own standard deviation; bounds
@@ -114,20 +119,20 @@ class PosteriorUnmixer(_Unmixer):
             return None
         fits = fit_counts(setting, window, seed)
         evidence = evidences(setting, fits)
+        cooled: dict[int, Sample] = {}
         if self.sampler == "smc":
-            cooled = {
-                int(k): cool(setting, window, fits[k].count, seed)
-                for k in np.flatnonzero(evidence >= evidence.max() - PLAUSIBLE)
-            }
+            plausible = np.flatnonzero(evidence >= evidence.max() - PLAUSIBLE)
             evidence[:] = -np.inf
-            evidence[list(cooled)] = [each.log_evidence for each in cooled.values()]
+            for k in plausible:
+                cooled[int(k)], evidence[k] = cool(setting, window, fits[k].count, seed)
         probability = probabilities(evidence)
         best = int(probability.argmax())
         if self.sampler == "smc":
             found = cooled[best]
         else:
             found = hop(setting, fits[best], self.n_chains, self.n_steps, seed)
-            if found.theta.size == 0:
-                found = cool(setting, window, fits[best].count, seed)
-        targets = summarise(window, found, self.radius)
+        if found.theta.size:
+            targets = summarise(window, found, self.radius)
+        else:
+            targets = approximate(fits[best], self.radius)
         return answer_for(setting, image, window, targets, found.flags, probability)

@@ -26,12 +26,11 @@ class Sample(NamedTuple):
 
     theta: FloatArray  # (n_chains, n, d)
     weight: FloatArray  # (n_chains, n), of each in the answer
-    log_evidence: float
     flags: int
 
 
 def hop(setting: Setting, best: Fit, n_chains: int, n_steps: int, seed: int) -> Sample:
-    """Chains that start at the optima of a fit and hop between them; the evidence is the fit's.
+    """Chains that start at the optima of a fit and hop between them.
 
     Every optimum has a chain, and more if its share is larger; every chain takes `n_steps`
     Hamiltonian paths. Scenes weigh as `occupancy` says. Where the prior leaves no room around the
@@ -42,11 +41,11 @@ def hop(setting: Setting, best: Fit, n_chains: int, n_steps: int, seed: int) -> 
     chains = np.maximum(np.rint(n_chains * share), 1).astype(int)
     theta = wander(model, modes, np.repeat(np.arange(len(share)), chains), n_steps, _HOPS, seed)
     if theta.size == 0:
-        return Sample(theta, np.empty((0, 0)), best.log_evidence, int(Flag.NOT_CONVERGED))
+        return Sample(theta, np.empty((0, 0)), int(Flag.NOT_CONVERGED))
     mode = _nearest_mode(modes, theta)
     count = np.bincount(mode.ravel(), minlength=len(share))
     weight = (occupancy(mode, share) / np.maximum(count, 1))[mode]
-    return Sample(theta, weight / weight.sum(), best.log_evidence, 0)
+    return Sample(theta, weight / weight.sum(), 0)
 
 
 def occupancy(mode: IntArray, share: FloatArray) -> FloatArray:
@@ -55,7 +54,8 @@ def occupancy(mode: IntArray, share: FloatArray) -> FloatArray:
     That is the stationary distribution of the changes seen and of a few that keep to the shares
     that were expected: where chains hop often they decide, where never, what was expected.
     """
-    changes = _EXPECTED * np.outer(share, share)
+    visits = np.maximum(np.bincount(mode.ravel(), minlength=len(share)), 1)
+    changes = _EXPECTED * np.outer(visits / visits.mean(), share)
     np.add.at(changes, (mode[:, :-1], mode[:, 1:]), 1.0)
     balance = changes / changes.sum(axis=1, keepdims=True) - np.eye(len(share))
     system = np.vstack([balance.T, np.ones(len(share))])
@@ -72,8 +72,8 @@ def _nearest_mode(modes: Modes, theta: FloatArray) -> IntArray:
     return np.asarray(np.argmax(logs, axis=0))
 
 
-def cool(setting: Setting, window: Window, count: int, seed: int) -> Sample:
-    """Particles of sequential Monte Carlo that begins at the prior.
+def cool(setting: Setting, window: Window, count: int, seed: int) -> tuple[Sample, float]:
+    """Particles of sequential Monte Carlo that begins at the prior, and their log evidence.
 
     Every chain of a stage takes ``4 + 2 d`` paths for ``d`` parameters.
     """
@@ -84,14 +84,15 @@ def cool(setting: Setting, window: Window, count: int, seed: int) -> Sample:
         raise ValueError(f"{count} target(s) have no room in {setting.prior!r}")
     flags = int(Flag.NOT_CONVERGED) * (stages == _MAX_STAGES)
     theta = theta.reshape(_PARTICLE_CHAINS, -1, theta.shape[1])
-    return Sample(theta, np.full(theta.shape[:2], 1.0 / theta[..., 0].size), evidence, flags)
+    return Sample(theta, np.full(theta.shape[:2], 1.0 / theta[..., 0].size), flags), evidence
 
 
 def summarise(window: Window, found: Sample, radius: float) -> FloatArray:
     """Mean, error and score of every target (K, 7), in the image.
 
-    The error counts in what the mean may err by, as far as the chains' means tell. The score is the
-    share of the scenes within `radius` px of the mean.
+    The error counts in what the mean may err by, as far as the chains' means tell: too much where
+    chains keep to modes of their own. The score is the share of the scenes within `radius` px of
+    the mean.
     """
     n_chains, n, d = found.theta.shape
     every = max(1, n_chains * n // _SUMMARISED)
@@ -109,6 +110,17 @@ def summarise(window: Window, found: Sample, radius: float) -> FloatArray:
     return np.column_stack([mean, np.sqrt(variance), score])
 
 
+def approximate(best: Fit, radius: float) -> FloatArray:
+    """The same of the normal distributions around the optima of a fit."""
+    n = 3 * best.count
+    mean, covariance = best.mixture
+    values = mean[:n].reshape(-1, 3).copy()
+    errors = np.sqrt(np.diag(covariance)[:n]).reshape(-1, 3)
+    values[:, :2] += best.window.origin
+    spread2 = 0.5 * (errors[:, :2] ** 2).sum(axis=1)
+    return np.column_stack([values, errors, 1.0 - np.exp(-0.5 * radius**2 / spread2)])
+
+
 def relabel(scenes: FloatArray) -> FloatArray:
     """Scenes (n, K, 3) with their targets in the order that keeps each nearest to its mean."""
     from scipy.optimize import linear_sum_assignment
@@ -116,7 +128,7 @@ def relabel(scenes: FloatArray) -> FloatArray:
     count = scenes.shape[1]
     if count == 1:
         return scenes
-    mean, order = scenes[-1, :, :2], None
+    mean, order = scenes[0, :, :2], None
     for _ in range(10):
         cost = ((scenes[:, None, :, :2] - mean[None, :, None]) ** 2).sum(axis=-1)
         new = cost.argmin(axis=2)  # the assignment wanted, where no two are next to the same

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
 
-import numpy as np
-
 from csunmix._validation import FloatArray, as_integer
 from csunmix.continuous.base import Answer, _Unmixer, answer_for, probabilities
 from csunmix.continuous.fit import Fit, evidences, fit_counts
-from csunmix.continuous.sampling import hop, summarise
+from csunmix.continuous.sampling import approximate, hop, summarise
 from csunmix.continuous.window import Setting
 
 _RADIUS = 0.1  # px, distance that the score speaks of
@@ -48,8 +46,9 @@ class ContinuousUnmixer(_Unmixer):
         the noise variance of every pixel. A few times what stars leave, as a PSF errs alike in
         neighbouring pixels: 0.02 where single stars left 0.007 (WISE) and 0.02 (Spitzer).
     n_steps : int
-        Paths of each of the chains, of which there are 8; 0: the normal distribution always, which
-        is faster, and errors are too small where four or more targets stand close together.
+        Paths of each of the chains, 8 or as many as there are optima; 0: the normal distribution
+        always, which is faster, and errors are too small where four or more targets stand close
+        together.
     seed : int
         Of the random numbers, which follow from it and the pixels of each image.
     n_jobs : int
@@ -59,6 +58,9 @@ class ContinuousUnmixer(_Unmixer):
     -----
     ``y_err, x_err, flux_err`` are posterior standard deviations. ``score`` is the probability that
     the count is right and the target lies within 0.1 px of its estimate.
+
+    ``Flag.NOT_CONVERGED`` marks targets of an image whose optima the prior leaves no room around:
+    the answer is that of the normal approximations.
 
     ``Flag.AT_BOUND`` marks targets with a coordinate or flux within 1.5 errors of a bound of the
     prior, ``Flag.FLAT`` those with an error above 0.8 of the prior's own standard deviation; bounds
@@ -100,19 +102,8 @@ class ContinuousUnmixer(_Unmixer):
     def _summarise(self, setting: Setting, best: Fit, seed: int) -> tuple[FloatArray, int]:
         """Mean, error and score of every target, and flags."""
         if self.n_steps == 0 or best.normality(seed) > _NORMAL:
-            return _summary(best), 0
+            return approximate(best, _RADIUS), 0
         found = hop(setting, best, _CHAINS, self.n_steps, seed)
         if found.theta.size == 0:
-            return _summary(best), found.flags
+            return approximate(best, _RADIUS), found.flags
         return summarise(best.window, found, _RADIUS), found.flags
-
-
-def _summary(best: Fit) -> FloatArray:
-    """Mean, error and score of every target (K, 7) of a fit, in the image."""
-    n = 3 * best.count
-    mean, covariance = best.mixture
-    values = mean[:n].reshape(-1, 3).copy()
-    errors = np.sqrt(np.diag(covariance)[:n]).reshape(-1, 3)
-    values[:, :2] += best.window.origin
-    spread2 = 0.5 * (errors[:, :2] ** 2).sum(axis=1)
-    return np.column_stack([values, errors, 1.0 - np.exp(-0.5 * _RADIUS**2 / spread2)])
