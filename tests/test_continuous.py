@@ -245,6 +245,23 @@ def test_what_the_prior_says_rather_than_the_image_is_flagged(method: str) -> No
 
 
 @BOTH
+@pytest.mark.parametrize(
+    ("apart", "extent", "held"),
+    [(0.5, None, True), (0.9, None, False), (0.9, 0.91, True)],
+    ids=["closest", "free", "widest"],
+)
+def test_distances_that_the_prior_bounds_are_flagged(
+    method: str, apart: float, extent: float | None, held: bool
+) -> None:
+    prior = replace(PRESET.prior, count=(2, 2), extent=extent, min_separation=0.494)
+    sensor = cu.Sensor(read_noise=2.0)
+    light = light_of((5.0, 5.0 - 0.5 * apart, 235.0), (5.0, 5.0 + 0.5 * apart, 235.0))
+    table = unmixer(method, PRESET.psf, sensor, prior)(sensor.expose(light, rng=1))
+    assert len(table) == 2
+    assert ((table["flags"].to_numpy() & int(Flag.AT_BOUND)) != 0).tolist() == [held, held]
+
+
+@BOTH
 @pytest.mark.parametrize("place", [(0.1, 5.0), (-0.3, 10.2), (5.0, -0.4), (10.4, 10.4)], ids=str)
 def test_targets_at_the_border(method: str, place: tuple[float, float]) -> None:
     target = (*place, 240.0)

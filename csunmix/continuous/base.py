@@ -13,7 +13,15 @@ from zlib import crc32
 import numpy as np
 import numpy.typing as npt
 
-from csunmix._validation import FloatArray, IntArray, as_bool, as_images, as_integer
+from csunmix._kernels.prior import Box
+from csunmix._validation import (
+    BoolArray,
+    FloatArray,
+    IntArray,
+    as_bool,
+    as_images,
+    as_integer,
+)
 from csunmix.continuous.window import Background, Setting, Window
 from csunmix.prior import Prior
 from csunmix.psf import PSF
@@ -233,9 +241,22 @@ def prior_flags(window: Window, targets: FloatArray) -> IntArray:
     value, error = targets[:, :3], targets[:, 3:6]
     room = np.minimum(value - ends[:, 0], ends[:, 1] - value)
     spread = np.append(window.size, ends[2, 1] - ends[2, 0]) / np.sqrt(12.0)
-    leaning = (room < _LEANING * error).any(axis=1)
+    leaning = (room < _LEANING * error).any(axis=1) | _held(box, value[:, :2], error[:, :2])
     flat = (error > _FLAT * spread).any(axis=1)
     return np.asarray(leaning * int(Flag.AT_BOUND) | flat * int(Flag.FLAT), dtype=np.int64)
+
+
+def _held(box: Box, place: FloatArray, error: FloatArray) -> BoolArray:
+    """Targets that the smallest separation keeps from another, or the extent near it."""
+    away = place[:, None] - place
+    distance = np.maximum(np.hypot(away[..., 0], away[..., 1]), 1e-9)
+    errors = np.hypot(error[:, None], error)
+    along = np.sqrt(((away * errors) ** 2).sum(axis=2)) / distance
+    held = distance - box.separation < _LEANING * along
+    held &= box.separation > 0.0
+    held |= (box.extent - np.abs(away) < _LEANING * errors).any(axis=2)
+    np.fill_diagonal(held, False)
+    return np.asarray(held.any(axis=1))
 
 
 def image_flags(setting: Setting, image: FloatArray) -> int:

@@ -79,9 +79,9 @@ class PosteriorUnmixer(_Unmixer):
     ``Flag.NOT_CONVERGED`` marks targets of an image whose optima the prior leaves no room around:
     the answer is that of the normal approximations.
 
-    ``Flag.AT_BOUND`` marks targets with a coordinate or flux within 1.5 errors of a bound of the
-    prior, ``Flag.FLAT`` those with an error above 0.8 of the prior's own standard deviation; bounds
-    on distances between targets are not looked at.
+    ``Flag.AT_BOUND`` marks targets with a coordinate, a flux or a distance to another target within
+    1.5 errors of a bound of the prior (those of two targets taken as independent), ``Flag.FLAT``
+    those with an error above 0.8 of the prior's own standard deviation.
 
     Raises
     ------
