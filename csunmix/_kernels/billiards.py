@@ -106,7 +106,7 @@ def weigh(
         gram[a, a] *= 1.0 + 1e-9
     if alike:
         level(gram, model.n_targets)
-    return Mass(np.linalg.cholesky(gram), np.linalg.inv(gram))
+    return Mass(np.linalg.cholesky(gram), np.ascontiguousarray(np.linalg.inv(gram)))
 
 
 @numba.njit(cache=True, nogil=True)

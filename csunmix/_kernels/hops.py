@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
-from csunmix._kernels.billiards import Chain, Mass, new_chain, settle, travel
+from csunmix._kernels.billiards import Chain, Mass, new_chain, settle, travel, weigh
 from csunmix._kernels.model import Model
 from csunmix._kernels.prior import log_prior
 from csunmix._kernels.scene import illuminate, log_likelihood
@@ -36,7 +36,8 @@ def wander(
     """States (n_chains, n, d) of chains that start at the modes `starts`.
 
     Every step is a path and `n_hops` hops. A hop maps one mode's approximation onto another's; a
-    path has the mass of any of them. Without room around the first start there are no states.
+    path has the mass of any of them, or the Fisher information where a chain so far began to be
+    kept. Without room around the first start there are no states.
     """
     np.random.seed(seed)
     n_modes, d = modes.mean.shape
@@ -45,11 +46,14 @@ def wander(
     states = np.empty((starts.size, n_steps - skipped, d))
     leap = _LEAP[1]
     masses = [_mass(modes, k) for k in range(n_modes)]
+    same = np.arange(model.n_targets)
     for c in range(starts.size):
         if not _begin(model, modes, starts[c], chain, trial) and c == 0:
             return states[:0]  # otherwise it goes on where the last chain ended
         for s in range(n_steps):
-            moved = travel(model, 0.0, leap, masses[np.random.randint(n_modes)], chain, trial)
+            if s == skipped:  # what is kept has the same masses all along
+                masses.append(weigh(model, 0.0, chain.theta, same, False, trial))
+            moved = travel(model, 0.0, leap, masses[np.random.randint(len(masses))], chain, trial)
             if moved:
                 chain, trial = trial, chain
             if s < skipped:
