@@ -19,11 +19,13 @@ from csunmix._validation import BoolArray, FloatArray, IntArray
 from csunmix.continuous.window import Setting, Window
 
 _STARTS = (4, 6)  # random starts: so many, and so many for every target
-_ITERATIONS = (15, 100)  # of all starts, of those that end apart
 _MOST_MODES = 12
 _SINGULAR = 1e-10  # smallest eigenvalue of a correlation matrix
 _LEAST_ROOM = 0.01  # of the extent
 _NEGLIGIBLE = 8.0  # objective above the best from where a fit weighs nothing
+ITERATIONS = (15, 100)
+"""Steps of all starts, and of those that end apart."""
+
 PLAUSIBLE = 15.0
 """Log evidence below the best from which a count is ruled out."""
 
@@ -110,7 +112,7 @@ class Fit:
         share = np.exp(np.array(logs) - max(logs))
         return Modes(theta, mean, factor, np.linalg.inv(factor)), share / share.sum()
 
-    @property
+    @cached_property
     def mixture(self) -> tuple[FloatArray, FloatArray]:
         """Mean (d,) and covariance (d, d) of the mixture of all modes."""
         modes, share = self.modes
@@ -260,7 +262,7 @@ def fit(setting: Setting, window: Window, count: int, seed: int) -> Fit | None:
     """Best fit of `count` targets; None if so many find no room."""
     model = window.model(setting.optics, count)._replace(pixels=smooth(window.pixels))
     starts = (_STARTS[0] + _STARTS[1] * count) * window.n_cells
-    thetas, values = search(model, starts, *_ITERATIONS, seed)
+    thetas, values = search(model, starts, *ITERATIONS, seed)
     found = [Fit(window, model, *each) for each in zip(thetas, values, strict=True)]
     return replace(found[0], others=tuple(found[1:])) if np.isfinite(values[0]) else None
 

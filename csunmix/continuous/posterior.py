@@ -34,8 +34,9 @@ class PosteriorUnmixer(_Unmixer):
     between optima: a map from the normal approximation around one to that around another is
     proposed, with its Jacobian in the chance of being taken. How much of the answer the scenes near
     an optimum are follows from how often chains change between them; where they hardly do, from the
-    normal approximations. The evidence is Laplace's, with what the bounds of the
-    prior leave of every optimum's volume (expectation propagation, Minka 2001), summed over optima.
+    normal approximations. The evidence is Laplace's, with what the bounds of the prior leave of
+    every optimum's volume (expectation propagation, Minka 2001), summed over optima. Where fluxes
+    and distances are without bounds it is too large for a second target beside a single bright one.
 
     With ``sampler="smc"``, scenes and evidence come from waste-free sequential Monte Carlo (Dau &
     Chopin 2022, JRSS B 84, 114) that starts at the prior, the noise shrinking from beyond the image
@@ -56,15 +57,15 @@ class PosteriorUnmixer(_Unmixer):
         or fitted around that.
     psf_error : float
         Error of the PSF as a share of the brightest pixel; adds ``(psf_error * brightest)**2`` to
-        the noise variance of every pixel. A few times what stars leave, as a PSF errs alike in
-        neighbouring pixels: 0.02 where single stars left 0.007 (WISE) and 0.02 (Spitzer).
+        the noise variance of every pixel. To be taken larger than what single stars leave, as a
+        PSF errs alike in neighbouring pixels.
     radius : float
         Distance that ``score`` speaks of, px.
     sampler : {"hops", "smc"}
         Where samples come from, see above.
     n_chains, n_steps : int
         Chains that hop (one more for every optimum that would have none), and paths of each, the
-        first tenth of which is not kept.
+        first tenth of which is not kept; without a meaning for "smc".
     seed : int
         Of the random numbers, which follow from it and the pixels of each image.
     n_jobs : int
@@ -127,10 +128,7 @@ class PosteriorUnmixer(_Unmixer):
                 cooled[int(k)], evidence[k] = cool(setting, window, fits[k].count, seed)
         probability = probabilities(evidence)
         best = int(probability.argmax())
-        if self.sampler == "smc":
-            found = cooled[best]
-        else:
-            found = hop(setting, fits[best], self.n_chains, self.n_steps, seed)
+        found = cooled.get(best) or hop(setting, fits[best], self.n_chains, self.n_steps, seed)
         if found.theta.size:
             targets = summarise(window, found, self.radius)
         else:

@@ -7,7 +7,7 @@ import numpy as np
 from csunmix._kernels.fit import descend, objective
 from csunmix._kernels.scene import new_room
 from csunmix._validation import FloatArray
-from csunmix.continuous.fit import _ITERATIONS, Fit, smooth
+from csunmix.continuous.fit import ITERATIONS, Fit, smooth
 from csunmix.continuous.window import Setting
 from csunmix.peaks import Candidates
 
@@ -67,5 +67,5 @@ def fit_from(setting: Setting, image: FloatArray, targets: FloatArray) -> Fit | 
     room = new_room(model.optics, model.n_targets, theta.size, *model.pixels.low.shape)
     free = model._replace(box=model.box._replace(separation=0.0, extent=np.inf))
     before = objective(free, theta, room)
-    value = descend(model, theta, _ITERATIONS[1], room)
+    value = descend(model, theta, ITERATIONS[1], room)
     return Fit(window, model, theta, value) if objective(free, theta, room) < before else None

@@ -27,7 +27,7 @@ class ContinuousUnmixer(_Unmixer):
     within what the `Prior` allows, by bounded Levenberg-Marquardt steps with analytic derivatives
     from many random starts. Pixels are normal with the sensor's variance, rounding counted in it;
     a saturated pixel is a lower bound and costs ``-log Pr(noise > bound - mu)``. The number of
-    targets is that of the largest evidence by Laplace's method.
+    targets is that of the largest evidence, see `PosteriorUnmixer`.
 
     The answer is the mean of the posterior. Where draws from a normal distribution, the likelihood
     around the fit cut off by the bounds of the prior (expectation propagation, Minka 2001), are a
@@ -43,8 +43,8 @@ class ContinuousUnmixer(_Unmixer):
         or fitted around that.
     psf_error : float
         Error of the PSF as a share of the brightest pixel; adds ``(psf_error * brightest)**2`` to
-        the noise variance of every pixel. A few times what stars leave, as a PSF errs alike in
-        neighbouring pixels: 0.02 where single stars left 0.007 (WISE) and 0.02 (Spitzer).
+        the noise variance of every pixel. To be taken larger than what single stars leave, as a
+        PSF errs alike in neighbouring pixels.
     n_steps : int
         Paths of each of the chains, 8 or as many as there are optima; 0: the normal distribution
         always, which is faster, and errors are too small where four or more targets stand close
