@@ -9,6 +9,7 @@ from math import lgamma, log, pi
 
 import numpy as np
 
+from csunmix._kernels.evidence import log_integral
 from csunmix._kernels.fit import heights, search, slope
 from csunmix._kernels.hops import Modes
 from csunmix._kernels.model import Model
@@ -30,6 +31,7 @@ PLAUSIBLE = 15.0
 """Log evidence below the best from which a count is ruled out."""
 
 _DRAWS = 200  # that tell whether the posterior is normal
+_EVIDENCE_DRAWS = 20_000
 _HOPELESS = 20.0  # log evidence below the best that ends the search for more targets
 
 
@@ -216,8 +218,15 @@ class Fit:
 
     @cached_property
     def log_evidence(self) -> float:
-        """The same with the volumes that the bounds leave, summed over all `modes`."""
-        return self._log_mass - float(np.log(self.modes[1][0])) + self._log_measure
+        """The same by importance sampling around all `modes`.
+
+        Where no draw keeps to the prior, by the volumes that its bounds leave of them.
+        """
+        modes, share = self.modes
+        total = log_integral(self.model, modes, share, _EVIDENCE_DRAWS, 0)
+        if total == -np.inf:
+            total = self._log_mass - log(share[0])
+        return total + self._log_measure
 
     @property
     def _log_measure(self) -> float:

@@ -34,9 +34,8 @@ class PosteriorUnmixer(_Unmixer):
     between optima: a map from the normal approximation around one to that around another is
     proposed, with its Jacobian in the chance of being taken. How much of the answer the scenes near
     an optimum are follows from how often chains change between them; where they hardly do, from the
-    normal approximations. The evidence is Laplace's, with what the bounds of the prior leave of
-    every optimum's volume (expectation propagation, Minka 2001), summed over optima. Where fluxes
-    and distances are without bounds it is too large for a second target beside a single bright one.
+    normal approximations. The evidence of a number of targets is rough first, by Laplace's method;
+    where several remain plausible, it is found by importance sampling around the optima.
 
     With ``sampler="smc"``, scenes and evidence come from waste-free sequential Monte Carlo (Dau &
     Chopin 2022, JRSS B 84, 114) that starts at the prior, the noise shrinking from beyond the image
