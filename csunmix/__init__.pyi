@@ -1,3 +1,4 @@
+from . import cluster as cluster
 from . import datasets as datasets
 from . import io as io
 from . import metrics as metrics

@@ -19,6 +19,7 @@ from csunmix._validation import (
     as_rng,
     as_weights,
 )
+from csunmix.band import Band
 from csunmix.grid import SubpixelGrid
 from csunmix.psf import PSF, SeparablePSF
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 _MAX_DENSE_BYTES = 4 * 2**30
 _MOST_ATOMS = 2**28  # a map of them takes 2 GiB
+_SPARSE = 10  # times the band, and larger images are worked on band by band
 
 
 class Dictionary:
@@ -34,8 +36,8 @@ class Dictionary:
 
     ``(A x)[r, c] = sum_ij x[i, j] kernel(r - y_i, c - x_j) / w_ij``, with ``w = 1``, or the norm of
     the atom where `normalised`. With a separable PSF, ``A = A_y (x) A_x`` (a Kronecker product of
-    two small matrices) and is applied as ``A_y X A_x^T``; with any other PSF it is one dense
-    matrix, made when it is first needed.
+    two small matrices) and is applied as ``A_y X A_x^T``, on large images only where the PSF
+    reaches (`bands`); with any other PSF it is one dense matrix, made when it is first needed.
 
     Parameters
     ----------
@@ -117,41 +119,57 @@ class Dictionary:
         return isinstance(self.psf, SeparablePSF)
 
     @property
-    def factors(self) -> tuple[FloatArray, FloatArray]:
-        """Matrices ``(A_y, A_x)`` with ``A = A_y (x) A_x`` on row-major images and maps.
+    def bands(self) -> tuple[Band, Band]:
+        """Matrices ``(A_y, A_x)`` with ``A = A_y (x) A_x``, as far as they are not 0.
 
-        For a PSF that is not separable, ``A_y`` is the dense matrix itself and ``A_x = [[1]]``,
-        so that whatever is written for the factors serves both cases.
+        For a PSF that is not separable, ``A_y = [[1]]`` and ``A_x`` is the dense matrix, so that
+        whatever is written for the bands serves both cases.
         """
-        return self._factors_and_norms[0]
+        return self._bands_and_norms[0]
 
     @cached_property
-    def _factors_and_norms(self) -> tuple[tuple[FloatArray, FloatArray], FloatArray]:
-        """The factors, and the norms of the atoms before any normalisation."""
-        if isinstance(self.psf, SeparablePSF):
-            n_y, n_x = self.image_shape
-            a_y = self.psf.axis_response(self.grid.y, n_y, "y").T
-            a_x = self.psf.axis_response(self.grid.x, n_x, "x").T
+    def _bands_and_norms(self) -> tuple[tuple[Band, Band], FloatArray]:
+        """The bands, and the norms of the atoms before any normalisation."""
+        psf, (n_y, n_x) = self.psf, self.image_shape
+        if isinstance(psf, SeparablePSF):
+            y = Band.of_kernel(lambda d: psf.axis_kernel(d, "y"), n_y, self.grid.factor)
+            x = Band.of_kernel(lambda d: psf.axis_kernel(d, "x"), n_x, self.grid.factor)
         else:
-            a_y, a_x = self._dense_response(), np.ones((1, 1))
-        norms_y, norms_x = _column_norms(a_y), _column_norms(a_x)
+            y, x = Band.full(np.ones((1, 1))), Band.full(self._dense_columns())
+        # 1 for an atom that no pixel sees
+        norms_y, norms_x = (np.where(band.norms > 0, band.norms, 1.0) for band in (y, x))
         if self.normalised:
-            a_y, a_x = a_y / norms_y, a_x / norms_x
-        a_y, a_x = np.ascontiguousarray(a_y), np.ascontiguousarray(a_x)
+            y, x = y.scaled(1.0 / norms_y), x.scaled(1.0 / norms_x)
+        for array in (y.first, y.values, x.first, x.values):
+            array.flags.writeable = False
+        return (y, x), np.outer(norms_y, norms_x).reshape(self.map_shape)
+
+    @cached_property
+    def factors(self) -> tuple[FloatArray, FloatArray]:
+        """Matrices ``(A_y, A_x)`` with ``A = A_y (x) A_x`` on row-major images and maps, dense.
+
+        For a PSF that is not separable, ``A_y`` is the dense matrix itself and ``A_x = [[1]]``.
+        """
+        a_y, a_x = (band.to_dense() for band in self.bands)
         a_y.flags.writeable = a_x.flags.writeable = False
-        return (a_y, a_x), np.outer(norms_y, norms_x).reshape(self.map_shape)
+        return (a_y, a_x) if self.separable else (a_x, a_y)
 
     @cached_property
     def norms(self) -> FloatArray:
         """Euclidean norm of every atom as it is used, shape (m_y, m_x)."""
-        a_y, a_x = (np.linalg.norm(a, axis=0) for a in self.factors)
-        return np.outer(a_y, a_x).reshape(self.map_shape)
+        return np.outer(*(band.norms for band in self.bands)).reshape(self.map_shape)
+
+    @property
+    def largest_norm(self) -> float:
+        """The largest of `norms`."""
+        y, x = self.bands
+        return float(y.norms.max() * x.norms.max())
 
     @cached_property
     def lipschitz(self) -> float:
         """Largest eigenvalue of ``A^T A``: the Lipschitz constant of the data term's gradient."""
-        a_y, a_x = self.factors
-        return _largest_eigenvalue(a_y) * _largest_eigenvalue(a_x)
+        y, x = self.bands
+        return y.largest_eigenvalue * x.largest_eigenvalue
 
     @cached_property
     def gram(self) -> tuple[FloatArray, FloatArray]:
@@ -162,16 +180,43 @@ class Dictionary:
     def forward(self, x: npt.ArrayLike) -> FloatArray:
         """``A x``: coefficient maps (..., m_y, m_x) to images (..., n_y, n_x); keeps float32."""
         x = as_images(x, "x", shape=self.map_shape, finite=False)
-        a_y, a_x = self._factors_as(x.dtype)
-        stack = x.reshape(-1, a_y.shape[1], a_x.shape[1])
-        return np.asarray((a_y @ (stack @ a_x.T)).reshape(*x.shape[:-2], *self.image_shape))
+        images = self.forward_stack(x.reshape(-1, *self.map_shape))
+        return images.reshape(*x.shape[:-2], *self.image_shape)
 
     def adjoint(self, images: npt.ArrayLike) -> FloatArray:
         """``A^T r``: images (..., n_y, n_x) to maps (..., m_y, m_x); keeps float32."""
         images = as_images(images, shape=self.image_shape, finite=False)
-        a_y, a_x = self._factors_as(images.dtype)
-        stack = images.reshape(-1, a_y.shape[0], a_x.shape[0])
-        return np.asarray(((a_y.T @ stack) @ a_x).reshape(*images.shape[:-2], *self.map_shape))
+        maps = self.adjoint_stack(images.reshape(-1, *self.image_shape))
+        return maps.reshape(*images.shape[:-2], *self.map_shape)
+
+    def forward_stack(self, maps: FloatArray) -> FloatArray:
+        """`forward` of maps (b, m_y, m_x) that need no check."""
+        if not self._sparse:
+            a_y, a_x = self._factors_as(maps.dtype)
+            images = a_y @ (maps.reshape(-1, a_y.shape[1], a_x.shape[1]) @ a_x.T)
+            return images.reshape(-1, *self.image_shape)
+        from csunmix._kernels.banded import forward
+
+        images = np.empty((len(maps), *self.image_shape), maps.dtype)
+        forward(*self._bands_as(maps.dtype), np.require(maps, None, ["C", "W"]), images)
+        return images
+
+    def adjoint_stack(self, images: FloatArray) -> FloatArray:
+        """`adjoint` of images (b, n_y, n_x) that need no check."""
+        if not self._sparse:
+            a_y, a_x = self._factors_as(images.dtype)
+            maps = (a_y.T @ images.reshape(-1, a_y.shape[0], a_x.shape[0])) @ a_x
+            return maps.reshape(-1, *self.map_shape)
+        from csunmix._kernels.banded import adjoint
+
+        maps = np.empty((len(images), *self.map_shape), images.dtype)
+        adjoint(*self._bands_as(images.dtype), np.require(images, None, ["C", "W"]), maps)
+        return maps
+
+    @property
+    def _sparse(self) -> bool:
+        """Whether a band is so narrow that to skip what is 0 beats a dense product."""
+        return any(_SPARSE * band.values.shape[1] < band.n for band in self.bands)
 
     def lam_max(
         self,
@@ -216,7 +261,7 @@ class Dictionary:
         x = as_images(x, "x", shape=self.map_shape, finite=False)
         if not self.normalised:
             return x
-        return np.asarray(x / self._factors_and_norms[1].astype(x.dtype))
+        return np.asarray(x / self._bands_and_norms[1].astype(x.dtype))
 
     def to_dense(self) -> FloatArray:
         """The matrix ``A``, shape (n_y n_x, m_y m_x), row-major on both sides.
@@ -244,6 +289,10 @@ class Dictionary:
         a_y, a_x = self.factors
         return a_y.astype(dtype, copy=False), a_x.astype(dtype, copy=False)
 
+    def _bands_as(self, dtype: npt.DTypeLike) -> tuple[Band, Band]:
+        y, x = self.bands
+        return y.astype(dtype), x.astype(dtype)
+
     def _check_dense_size(self) -> None:
         size = 8 * self.shape[0] * self.shape[1]
         if size > _MAX_DENSE_BYTES:
@@ -253,8 +302,8 @@ class Dictionary:
                 "a smaller factor"
             )
 
-    def _dense_response(self) -> FloatArray:
-        """Dense matrix of a PSF that is not separable.
+    def _dense_columns(self) -> FloatArray:
+        """All atoms of a PSF that is not separable, shape (atoms, pixels).
 
         The response depends on pixel and cell only through their offset: the PSF is evaluated
         once for each offset that occurs, and the matrix gathered from that table.
@@ -267,20 +316,8 @@ class Dictionary:
         table = self.psf.kernel((rows[:, None] + half) / c, (cols[None, :] + half) / c)
         i = (c * np.arange(n_y)[:, None] - np.arange(n_y * c)) - rows[0]
         j = (c * np.arange(n_x)[:, None] - np.arange(n_x * c)) - cols[0]
-        matrix: FloatArray = table[i[:, None, :, None], j[None, :, None, :]]
-        return matrix.reshape(self.shape)
-
-
-def _column_norms(a: FloatArray) -> FloatArray:
-    """Norms to divide by: 1 for the zero column of an atom that no pixel sees."""
-    norms = np.linalg.norm(a, axis=0)
-    return np.asarray(np.where(norms > 0, norms, 1.0))
-
-
-def _largest_eigenvalue(a: FloatArray) -> float:
-    """Largest eigenvalue of ``a^T a``."""
-    gram = a @ a.T if a.shape[0] < a.shape[1] else a.T @ a
-    return float(np.linalg.eigvalsh(gram)[-1])
+        columns: FloatArray = table[i.T[:, None, :, None], j.T[None, :, None, :]]
+        return columns.reshape(self.shape[::-1])
 
 
 def dot_test(

@@ -1,8 +1,9 @@
-"""Images from files: one image, a stack, a folder; and files that are never half-written."""
+"""Images from files: one image, a stack, a folder; target tables; files never half-written."""
 
 from __future__ import annotations
 
 import errno
+import math
 import os
 import re
 import secrets
@@ -12,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -21,9 +22,13 @@ from tqdm import tqdm
 
 from csunmix._validation import Array, FloatArray, as_images, as_real
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 _RASTER = (".png", ".tif", ".tiff")
 _PNG_END = b"IEND\xaeB`\x82"  # name and checksum of the chunk that ends a PNG file
 _FITS = (".fits", ".fit", ".fts", ".fits.gz")
+_ZARR = ("zarr.json", ".zarray", ".zgroup")  # one of them lies in a Zarr folder
 _SUFFIXES = (*_RASTER, *_FITS, ".npy", ".npz")
 
 
@@ -33,14 +38,39 @@ class ImageStack:
 
     Attributes
     ----------
-    images : ndarray, shape (n, n_y, n_x)
-        The images in the number type of the file; may be mapped from disk and read-only.
+    images : ndarray or zarr.Array, shape (n, n_y, n_x)
+        The images in the number type of the file; may be mapped from disk and read-only. A
+        `zarr.Array` reads what is sliced.
     names : tuple of str
-        File name of each image; those of one file share its name.
+        File name of each image, or the one name that all of them share.
+    path : str or None
+        For `read_images`: where the images stay, if they were not loaded.
     """
 
     images: Array
     names: tuple[str, ...]
+    path: str | None = None
+
+    def __len__(self) -> int:
+        return int(self.images.shape[0])
+
+    def name(self, frame: int) -> str:
+        """File name of image `frame`."""
+        return self.names[frame if len(self.names) > 1 else 0]
+
+    def part(self, start: int, stop: int) -> Array:
+        """Images `start` to `stop` in memory; they leave nothing of the stack there when freed.
+
+        The pages of a mapped file that were touched count as resident memory, so that a pass over
+        the mapping would hold all of it; its file is read instead.
+        """
+        images, stop = self.images, min(stop, len(self))
+        if self.path is None or not isinstance(images, np.memmap) or not images.flags.c_contiguous:
+            return np.asarray(images[start:stop])
+        shape = (stop - start, *images.shape[1:])
+        offset = images.offset + start * math.prod(shape[1:]) * images.itemsize
+        values = np.fromfile(self.path, images.dtype, math.prod(shape), offset=offset)
+        return values.reshape(shape)
 
 
 def read_images(path: str | os.PathLike[str], *, array: str | None = None) -> ImageStack:
@@ -49,18 +79,19 @@ def read_images(path: str | os.PathLike[str], *, array: str | None = None) -> Im
     Parameters
     ----------
     path : path-like
-        A PNG, TIFF (one page or many), FITS, NPY or NPZ file, or a folder. Of a folder the PNG,
-        TIFF and FITS files are read, in natural order (``image_2`` before ``image_10``).
-        ``"FILE:NAME"`` is ``FILE`` with ``array="NAME"``. NPY files are mapped, not loaded.
+        A PNG, TIFF (one page or many), FITS, NPY or NPZ file, a Zarr array or group, or a folder.
+        Of a folder the PNG, TIFF and FITS files are read, in natural order (``image_2`` before
+        ``image_10``). ``"FILE:NAME"`` is ``FILE`` with ``array="NAME"``. NPY files are mapped and
+        Zarr stacks opened, not loaded, unless their byte order is not the machine's.
     array : str, optional
-        Which array of an NPZ file, or extension of a FITS file (its name, or its index where it
-        has none or not its own), to take; not needed where only one of them has two axes
-        ``(y, x)`` or three ``(n, y, x)``.
+        Which array of an NPZ file or Zarr group, or extension of a FITS file (its name, or its
+        index where it has none or not its own), to take; not needed where only one of them has
+        two axes ``(y, x)`` or three ``(n, y, x)``.
 
     Returns
     -------
     ImageStack
-        Images ``(n, y, x)``, row 0 the first of the file, and a file name for each. Grey levels
+        Images ``(n, y, x)``, row 0 the first of the file, and the names of files. Grey levels
         are as stored: 8, 16 or 32 bit or floating; NaN and infinite values are not looked for.
 
     Raises
@@ -71,14 +102,19 @@ def read_images(path: str | os.PathLike[str], *, array: str | None = None) -> Im
         If a file cannot be read or does not hold grey levels (palette, 1-bit, coloured or
         transparent images, complex numbers or objects), if it is too large to be meant (Pillow's
         decompression bomb), if several arrays may be meant, if a folder has no images or they
-        differ in shape, or if FITS is read without astropy. The message names the file.
+        differ in shape, or if FITS is read without astropy or Zarr without zarr. The message
+        names the file.
     """
     path, array = _split_name(path, array)
-    if path.is_dir():
+    if path.is_dir() and not _is_zarr(path):
         return stack_files(_image_files(path), array=array)
     images = _read_array(path, array, ndim=(2, 3))
-    images = images.reshape(-1, *images.shape[-2:])
-    return ImageStack(images, (path.name,) * len(images))
+    if images.ndim == 2:
+        images = images[:][np.newaxis]
+    if type(images) is np.ndarray:
+        return ImageStack(images, (path.name,))
+    where = os.path.abspath(path)
+    return ImageStack(images, (path.name,), where if array is None else f"{where}:{array}")
 
 
 def read_psf(path: str | os.PathLike[str], *, array: str | None = None) -> FloatArray:
@@ -169,6 +205,63 @@ def write_png(path: str | os.PathLike[str], image: npt.ArrayLike) -> None:
         raise ValueError(f"image must have two axes (y, x), got shape {levels.shape}")
     with atomic_write(path) as temporary:
         Image.fromarray(levels).save(temporary, format="PNG")
+
+
+def read_targets(path: str | os.PathLike[str]) -> pd.DataFrame:
+    """Read a target table that the command line wrote: Parquet (``.parquet``), or else CSV.
+
+    Parameters
+    ----------
+    path : path-like
+        The file.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Target table, with the columns beyond `csunmix.targets.COLUMNS` (such as ``image``).
+        ``attrs["n_frames"]`` is the number of images where the file tells: Parquet does, CSV not.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be opened.
+    ValueError
+        If the file is no such table (see `csunmix.targets.read_csv`), or if Parquet is read
+        without pyarrow; the message names the file.
+    """
+    from csunmix.targets import COLUMNS, check_table, make_table, read_csv
+
+    path = Path(path)
+    if not is_parquet(path):
+        return read_csv(path)
+    import pandas as pd
+
+    require_pyarrow(path)
+    with path.open("rb") as file, _decoding(path, "Parquet file"):
+        raw = pd.read_parquet(file, engine="pyarrow")
+    check_table(raw, str(path))
+    columns: dict[str, Any] = {name: raw[name] for name in COLUMNS if name in raw.columns}
+    about = {str(name): value for name, value in raw.attrs.items()}
+    flags = about.pop("frame_flags", None)  # JSON made words of the frames
+    table = make_table(**columns, frame_flags=flags, attrs=about)
+    for name in raw.columns.difference(list(COLUMNS), sort=False):
+        table[name] = raw[name].to_numpy(dtype=object)
+    return table
+
+
+def is_parquet(path: Path) -> bool:
+    """Whether the name of a target table asks for Parquet."""
+    return path.suffix.lower() == ".parquet"
+
+
+def require_pyarrow(path: Path) -> None:
+    """Refuse a Parquet file where pyarrow is not installed."""
+    try:
+        import pyarrow.parquet  # noqa: F401
+    except ImportError:
+        raise ValueError(
+            f"{path}: Parquet files need pyarrow: pip install 'csunmix[parquet]'"
+        ) from None
 
 
 @contextmanager
@@ -269,11 +362,15 @@ def _split_name(path: str | os.PathLike[str], array: str | None) -> tuple[Path, 
     text = os.fspath(path)
     if not os.path.exists(text) and array is None:
         file, _, name = text.rpartition(":")
-        if name and os.path.isfile(file):
+        if name and (os.path.isfile(file) or _is_zarr(Path(file))):
             text, array = file, name
     if not os.path.exists(text):
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), text)
     return Path(text), array
+
+
+def _is_zarr(path: Path) -> bool:
+    return any((path / name).is_file() for name in _ZARR)
 
 
 def _image_files(folder: Path) -> list[Path]:
@@ -297,8 +394,12 @@ def _read_array(path: Path, array: str | None, *, ndim: tuple[int, ...], prefix:
         values = _read_npz(path, array, ndim, prefix)
     elif name.endswith(_FITS):
         values = _read_fits(path, array, ndim, prefix)
+    elif _is_zarr(path):
+        values = _open_zarr(path, array, ndim, prefix)
     elif array is not None:
-        raise ValueError(f"{path}: array={array!r} is given, but this is no NPZ or FITS file")
+        raise ValueError(
+            f"{path}: array={array!r} is given, but this is no NPZ or FITS file and no Zarr group"
+        )
     elif name.endswith(".npy"):
         values = _read_npy(path)
     elif name.endswith(_RASTER):
@@ -313,7 +414,9 @@ def _read_array(path: Path, array: str | None, *, ndim: tuple[int, ...], prefix:
         raise ValueError(f"{what}: must have {axes}, got shape {values.shape}")
     if 0 in values.shape:
         raise ValueError(f"{what}: must not be empty, got shape {values.shape}")
-    return values.astype(values.dtype.newbyteorder("="), copy=False)
+    if values.dtype.isnative:
+        return values
+    return np.asarray(values).astype(values.dtype.newbyteorder("="))
 
 
 def _read_npy(path: Path) -> Array:
@@ -364,6 +467,22 @@ def _read_fits(path: Path, array: str | None, ndim: tuple[int, ...], prefix: str
                 values[name] = np.asarray(unit.data)
     shapes = {name: data.shape for name, data in values.items()}
     return values[_choose(path, array, list(values), shapes, ndim, prefix)]
+
+
+def _open_zarr(path: Path, array: str | None, ndim: tuple[int, ...], prefix: str) -> Array:
+    try:
+        import zarr
+    except ImportError:
+        raise ValueError(f"{path}: Zarr arrays need zarr: pip install 'csunmix[zarr]'") from None
+    with _decoding(path, "Zarr array"):
+        opened = zarr.open(path, mode="r")
+        found = dict(opened.arrays()) if isinstance(opened, zarr.Group) else {}
+    if isinstance(opened, zarr.Group):
+        shapes = {name: each.shape for name, each in found.items() if each.dtype.kind in "iuf"}
+        opened = found[_choose(path, array, list(found), shapes, ndim, prefix)]
+    elif array is not None:
+        raise ValueError(f"{path}: array={array!r} is given, but this is one Zarr array, no group")
+    return cast(Array, opened)  # has shape, dtype and slices
 
 
 def _choose(

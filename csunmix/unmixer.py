@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Iterator
-from dataclasses import KW_ONLY, dataclass, is_dataclass, replace
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from dataclasses import KW_ONLY, dataclass, field, is_dataclass, replace
 from functools import cache, cached_property
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -43,6 +45,14 @@ Background = float | Literal["border"]
 logger = logging.getLogger("csunmix")
 
 
+class _Answer(NamedTuple):
+    """What is found in some images: frames from 0 on, errors (n, 3), and flags of each image."""
+
+    found: Candidates
+    errors: FloatArray
+    flags: IntArray
+
+
 @dataclass(frozen=True)
 class GridUnmixer:
     """Unmix images on a sub-pixel grid.
@@ -72,14 +82,17 @@ class GridUnmixer:
         around that fit, as in `csunmix.continuous.ContinuousUnmixer`. An image keeps the answer of
         the grid, without errors, where the prior allows nothing that explains it better: its count
         is wrong, as a rule.
+    n_jobs : int
+        Threads that work on the images; the answer is the same with any number. A solver and a
+        peak rule of your own must bear to be called by several at once.
 
     Raises
     ------
     TypeError
         If a part is of the wrong type or lacks the method it is needed for.
     ValueError
-        If `background` is neither a number nor "border", or the sensor's bad pixels have another
-        shape than the dictionary's images.
+        If `background` is neither a number nor "border", the sensor's bad pixels have another
+        shape than the dictionary's images, or `n_jobs` is not positive.
 
     Examples
     --------
@@ -101,9 +114,11 @@ class GridUnmixer:
     sensor: Sensor | None = None
     background: Background = 0.0
     refine: Prior | None = None
+    n_jobs: int = field(default=1, repr=False)
 
     def __post_init__(self) -> None:
         as_instance(self.dictionary, Dictionary, "dictionary")
+        as_integer(self.n_jobs, "n_jobs", minimum=1)
         # A class has the methods of its instances, but nobody's settings.
         if not isinstance(self.solver, Solver) or isinstance(self.solver, type):
             raise TypeError(f"solver must have a method solve(), got {self.solver!r}")
@@ -138,8 +153,8 @@ class GridUnmixer:
         progress : bool
             Show a progress bar.
         batch_size : int
-            Images worked on at a time. It bounds the memory: a stack of integers, or one that is
-            memory-mapped, is never copied whole.
+            Images worked on at a time, by all threads together. It bounds the memory: a stack of
+            integers, or one that is memory-mapped, is never copied whole.
 
         Returns
         -------
@@ -158,22 +173,22 @@ class GridUnmixer:
         as_bool(progress, "progress")
         batch_size = as_integer(batch_size, "batch_size", minimum=1)
         stack = self._stack(images)
-        found, errors, flags = [], [], np.zeros(len(stack), np.int64)
-        for part in _batches(len(stack), batch_size, progress):
-            batch = self._check(stack[part])
-            finite = np.isfinite(batch).all(axis=(1, 2))
-            frames = part.start + np.flatnonzero(finite)
-            flags[part] = Flag.NOT_FINITE
-            if frames.size:
-                candidates, flags[frames] = self._unmix(batch[finite])
-                (index, y, x, flux), error = self._refine(batch[finite], candidates)
-                found.append(Candidates(frames[index], y, x, flux))
-                errors.append(error)
-        if not found:
-            as_images(self._check(images))  # says where
+        # A thread has a part of the batch.
+        size = max(1, min(batch_size, len(stack)) // self.n_jobs)
+        parts = [slice(i, min(i + size, len(stack))) for i in range(0, len(stack), size)]
+        with _one_blas_thread():
+            answers = list(self._answers(lambda part: self._answer(stack[part]), parts, progress))
+        flags = np.concatenate([answer.flags for answer in answers])
         bad = np.flatnonzero(flags & Flag.NOT_FINITE)
+        if bad.size == len(stack):
+            as_images(self._check(images))  # says where
         if bad.size:
             logger.warning("%d image(s) not finite, first frame %d: skipped", bad.size, bad[0])
+        found = [
+            answer.found._replace(frame=part.start + answer.found.frame)
+            for part, answer in zip(parts, answers, strict=True)
+        ]
+        errors = [answer.errors for answer in answers]
         every = Candidates(*(np.concatenate(column) for column in zip(*found, strict=True)))
         y_err, x_err, flux_err = np.concatenate(errors).T
         flags[np.bincount(every.frame, minlength=len(stack)) == 0] |= Flag.NO_TARGET
@@ -193,7 +208,8 @@ class GridUnmixer:
 
     def solve(self, images: npt.ArrayLike) -> SolveResult:
         """Coefficient maps of `images` (..., n_y, n_x), background taken off; see `Solver`."""
-        return self._solve(as_images(self._check(images)))
+        with _one_blas_thread():
+            return self._solve(as_images(self._check(images)))
 
     def _solve(self, images: FloatArray) -> SolveResult:
         sensor = self.sensor or Sensor()
@@ -203,13 +219,35 @@ class GridUnmixer:
             told["weights"] = sensor.valid(images).astype(images.dtype)
         if sensor.saturation is not None:
             told["censored"] = sensor.censored(images)
-        # The products are small: BLAS threads would wait for each other more than they compute.
-        with _threads().limit(limits=1, user_api="blas"):
-            return self._solver.solve(
-                self.dictionary,
-                images - level.astype(images.dtype),
-                **told,
+        return self._solver.solve(self.dictionary, images - level.astype(images.dtype), **told)
+
+    def _answers(
+        self, answer: Callable[[slice], _Answer], parts: list[slice], progress: bool
+    ) -> Iterator[_Answer]:
+        """The answer for each part, in order, by `n_jobs` threads."""
+        from tqdm import tqdm
+
+        with (
+            ThreadPoolExecutor(self.n_jobs) as pool,
+            tqdm(total=parts[-1].stop, unit="image", disable=not progress) as bar,
+        ):
+            apply = map if self.n_jobs == 1 else pool.map
+            for part, result in zip(parts, apply(answer, parts), strict=True):
+                yield result
+                bar.update(part.stop - part.start)
+
+    def _answer(self, images: npt.ArrayLike) -> _Answer:
+        """Targets of a part of the stack (n, n_y, n_x), finite or not."""
+        images = self._check(images)
+        finite = np.isfinite(images).all(axis=(1, 2))
+        flags = np.full(len(images), int(Flag.NOT_FINITE))
+        if not finite.any():
+            return _Answer(
+                Candidates(np.empty(0, np.int64), *np.empty((3, 0))), np.empty((0, 3)), flags
             )
+        candidates, flags[finite] = self._unmix(images[finite])
+        (index, y, x, flux), errors = self._refine(images[finite], candidates)
+        return _Answer(Candidates(np.flatnonzero(finite)[index], y, x, flux), errors, flags)
 
     def _stack(self, images: npt.ArrayLike) -> Array:
         """One axis of images, as they are: they are made real numbers batch by batch."""
@@ -300,6 +338,11 @@ def _any_pixel(mask: BoolArray) -> IntArray:
     return np.asarray(mask.any(axis=(1, 2)), dtype=np.int64)
 
 
+def _one_blas_thread() -> AbstractContextManager[Any]:
+    """Keep BLAS to one thread: for products this small, more wait longer than they compute."""
+    return cast(AbstractContextManager[Any], _threads().limit(limits=1, user_api="blas"))
+
+
 @cache
 def _threads() -> ThreadpoolController:
     """The thread pools of BLAS; looking for them takes longer than unmixing an image."""
@@ -307,13 +350,3 @@ def _threads() -> ThreadpoolController:
     from threadpoolctl import ThreadpoolController
 
     return ThreadpoolController()
-
-
-def _batches(n: int, batch_size: int, progress: bool) -> Iterator[slice]:
-    from tqdm import tqdm
-
-    with tqdm(total=n, unit="image", disable=not progress) as bar:
-        for start in range(0, n, batch_size):
-            stop = min(start + batch_size, n)
-            yield slice(start, stop)
-            bar.update(stop - start)

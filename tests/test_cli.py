@@ -8,11 +8,14 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
+import zarr
 from pandas.testing import assert_frame_equal
 from PIL import Image
 
@@ -20,8 +23,10 @@ import csunmix as cu
 from csunmix import demo, methods, names, presets
 from csunmix.cli import _FLAG_TEXT, main, output, unmix
 from csunmix.cli import run as cli_run
+from csunmix.cli import tables as cli_tables
 from csunmix.cli.options import default_method, make_parser
 from csunmix.datasets import read_csist, read_seq_csist, write_csist, write_seq_csist
+from csunmix.io import read_targets
 from csunmix.targets import COLUMNS, Flag, make_table, read_csv, write_csv
 from csunmix.tracks import simulate_tracks
 
@@ -45,6 +50,7 @@ def stack_file(tmp_path, scenes):
 @pytest.fixture
 def small_batches(monkeypatch):
     monkeypatch.setattr(cli_run, "MAX_BATCH", 5)
+    monkeypatch.setattr(cli_run, "SECONDS", 0.0)  # they do not grow
 
 
 @pytest.fixture
@@ -285,14 +291,40 @@ def test_unmix_reads_mapped_input_batch_by_batch(
     assert run("unmix", stack_file, "--out", tmp_path / "small.csv")[0] == 0
     monkeypatch.setattr(cu.GridUnmixer, "__call__", spy)
     assert run("unmix", stack_file, "--out", tmp_path / "spied.csv")[0] == 0
-    assert seen == [(np.memmap, 5), (np.memmap, 5), (np.memmap, 2)]
+    assert seen == [(np.ndarray, 5), (np.ndarray, 5), (np.ndarray, 2)]
 
 
-def test_unmix_does_not_depend_on_the_batches(run, tmp_path, stack_file, monkeypatch):
-    run("unmix", stack_file, "--out", tmp_path / "one.csv")
-    monkeypatch.setattr(cli_run, "MAX_BATCH", 5)
-    run("unmix", stack_file, "--out", tmp_path / "three.csv")
-    assert (tmp_path / "one.csv").read_bytes() == (tmp_path / "three.csv").read_bytes()
+@pytest.mark.parametrize("method", ["active-set", "omp", "fista"])
+def test_unmix_does_not_depend_on_the_batches(run, tmp_path, stack_file, monkeypatch, method):
+    tables = []
+    for batch in (100, 5, 1):
+        monkeypatch.setattr(cli_run, "MAX_BATCH", batch)
+        argv = ("unmix", stack_file, "--out", tmp_path / "t.csv", "--method", method)
+        assert run(*argv, "--factor", 3)[0] == 0
+        tables.append((tmp_path / "t.csv").read_bytes())
+    assert tables[0] == tables[1] == tables[2]
+
+
+def test_quick_batches_grow(run, tmp_path, stack_file, monkeypatch):
+    seen, original = [], cli_run.State.add
+
+    def add(self, table, size):
+        seen.append(table.attrs["n_frames"])
+        original(self, table, size)
+
+    monkeypatch.setattr(cli_run, "MAX_BATCH", 2)
+    monkeypatch.setattr(cli_run, "SECONDS", 1e9)
+    monkeypatch.setattr(cli_run.State, "add", add)
+    assert run("unmix", stack_file, "--out", tmp_path / "t.csv")[0] == 0
+    assert seen == [2, 4, 6]
+
+
+@pytest.mark.parametrize(
+    ("size", "took", "following"),
+    [(20, 0.1, 40), (20, 0.7, 20), (20, 5.0, 20), (1280, 0.1, 1280), (1280, 5.0, 640)],
+)
+def test_batches_are_of_about_a_second(size, took, following):
+    assert cli_run._next_size(size, 20, took) == following
 
 
 def test_large_images_come_in_small_batches(tmp_path):
@@ -822,7 +854,7 @@ def test_interrupted_run_goes_on(run, tmp_path, stack_file, stopped, monkeypatch
 
 def test_half_a_batch_is_cut_off(run, tmp_path, stack_file, stopped):
     with stopped.with_name("other.csv.part").open("ab") as part:
-        part.write(b"11,5.5,5.")  # written, but not noted before the kill
+        part.write(b"11,5.5,5." * 1000)  # written, but not noted before the kill
     assert run("unmix", stack_file, "--out", stopped, "--resume")[0] == 0
     assert stopped.read_bytes() == (tmp_path / "whole.csv").read_bytes()
 
@@ -929,35 +961,105 @@ def test_interrupt_in_the_first_batch_leaves_nothing(run, tmp_path, stack_file, 
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
-def test_killed_run_goes_on(run, tmp_path, stack_file, small_batches):
-    out = tmp_path / "killed.csv"
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+@pytest.mark.parametrize(
+    ("moment", "noted"),
+    [
+        ("State.add", 5),  # in the second batch, which is written but not noted
+        ("Run._write_state", 5),  # the same, one step on
+        ("os.replace", 12),  # all is done but to give the table its name
+    ],
+)
+def test_killed_run_goes_on(run, tmp_path, stack_file, small_batches, suffix, moment, noted):
+    out = tmp_path / f"killed.{suffix}"
     script = f"""
 import os, signal
-import csunmix as cu
-from csunmix.cli import run
-from csunmix.cli import main
-run.MAX_BATCH = 5
-original, calls = run.State.add, []
-def add(self, table, size):
-    calls.append(size)
-    if len(calls) == 2:
-        os.kill(os.getpid(), signal.SIGKILL)  # the second batch is written but not noted
-    original(self, table, size)
-run.State.add = add
+from csunmix.cli import main, run
+run.MAX_BATCH, run.SECONDS = 5, 0.0
+owner, name = {moment!r}.split(".")
+owner = getattr(run, owner)
+original, calls = getattr(owner, name), []
+def killed(*args):
+    calls.append(args)
+    if len(calls) == 2 if name != "replace" else args[1] == run.Path({str(out)!r}):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return original(*args)
+setattr(owner, name, killed)
 main(["unmix", {str(stack_file)!r}, "--out", {str(out)!r}, "--method", "active-set"])
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert not out.exists()
-    state = json.loads(out.with_name("killed.csv.state.json").read_text())
-    part = out.with_name("killed.csv.part").read_bytes()
-    assert state["frames"] == 5
-    assert 0 < state["size"] < len(part)
+    state = json.loads((tmp_path / f"killed.{suffix}.state.json").read_text())
+    part = (tmp_path / f"killed.{suffix}.part").read_bytes()
+    assert state["frames"] == noted
+    assert (0 < state["size"] < len(part)) is (noted == 5)
     code, _, err = run("unmix", stack_file, "--out", out, "--resume")
     assert code == 0
-    assert err.endswith(", going on at image 5\n")
-    assert run("unmix", stack_file, "--out", tmp_path / "whole.csv")[0] == 0
-    assert out.read_bytes() == (tmp_path / "whole.csv").read_bytes()
+    assert err.endswith(f", going on at image {noted}\n")
+    whole = tmp_path / f"whole.{suffix}"
+    assert run("unmix", stack_file, "--out", whole)[0] == 0
+    assert out.read_bytes() == whole.read_bytes()
+    assert not list(tmp_path.glob("killed.*.*"))
+
+
+# Parquet, Zarr
+
+
+def test_parquet_holds_what_csv_holds(run, tmp_path, stack_file, small_batches, monkeypatch):
+    monkeypatch.setattr(cli_tables, "_ROWS", 7)  # of several groups
+    for suffix in ("csv", "parquet"):
+        assert run("unmix", stack_file, "--out", tmp_path / f"t.{suffix}")[0] == 0
+    assert pq.ParquetFile(tmp_path / "t.parquet").num_row_groups > 2
+    from_csv, table = read_csv(tmp_path / "t.csv"), read_targets(tmp_path / "t.parquet")
+    assert_frame_equal(table, from_csv, check_exact=True, check_dtype=False)
+    assert table.attrs["n_frames"] == 12
+    assert table.attrs["method"].startswith("GridUnmixer")
+    assert_frame_equal(pd.read_parquet(tmp_path / "t.parquet"), table, check_dtype=False)
+
+
+def test_parquet_does_not_depend_on_the_batches(run, tmp_path, stack_file, monkeypatch):
+    monkeypatch.setattr(cli_tables, "_ROWS", 7)
+    run("unmix", stack_file, "--out", tmp_path / "one.parquet")
+    monkeypatch.setattr(cli_run, "MAX_BATCH", 5)
+    run("unmix", stack_file, "--out", tmp_path / "many.parquet")
+    assert (tmp_path / "one.parquet").read_bytes() == (tmp_path / "many.parquet").read_bytes()
+
+
+def test_parquet_without_targets(run, tmp_path, scenes):
+    np.save(tmp_path / "zero.npy", np.zeros((3, 11, 11)))
+    assert run("unmix", tmp_path / "zero.npy", "--out", tmp_path / "t.parquet")[0] == 0
+    table = read_targets(tmp_path / "t.parquet")
+    assert (len(table), table.attrs["n_frames"]) == (0, 3)
+    assert list(table.columns) == [*COLUMNS, "image"]
+
+
+def test_parquet_without_pyarrow_names_the_extra(refused, monkeypatch, tmp_path, stack_file):
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    err = refused("unmix", stack_file, "--out", tmp_path / "t.parquet")
+    assert "csunmix[parquet]" in err
+    assert "t.parquet" in err
+
+
+def test_cluster_without_distributed_names_the_extra(run, monkeypatch, tmp_path, stack_file):
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    argv = ("unmix", stack_file, "--out", tmp_path / "t.csv", "--scheduler", "tcp://nowhere:1")
+    code, _, err = run(*argv)
+    assert code == 2
+    assert "csunmix[dask]" in err.splitlines()[-1]
+    assert _tree(tmp_path) == [str(stack_file)]
+
+
+@pytest.mark.parametrize("group", [False, True])
+def test_zarr_is_unmixed_as_it_lies(run, tmp_path, scenes, stack_file, small_batches, group):
+    path = tmp_path / "images.zarr"
+    create = zarr.create_group(path).create_array if group else partial(zarr.create_array, path)
+    create(**{"name": "a"} if group else {}, data=scenes.images, chunks=(5, 11, 11))
+    assert run("unmix", path, "--out", tmp_path / "z.csv")[0] == 0
+    assert run("unmix", stack_file, "--out", tmp_path / "n.csv")[0] == 0
+    z, n = read_csv(tmp_path / "z.csv"), read_csv(tmp_path / "n.csv")
+    assert_frame_equal(z.drop(columns="image"), n.drop(columns="image"))
+    assert set(z["image"]) == {path.name}
 
 
 # simulate
@@ -1101,6 +1203,16 @@ def test_evaluate_truth_in_all_forms(run, tmp_path, data_set, found, scenes):
     }
     assert len(outputs) == 1
     assert outputs.pop()[0] == 0
+
+
+def test_evaluate_reads_parquet(run, tmp_path, data_set, found, scenes):
+    parquet = tmp_path / "targets.parquet"
+    assert run("unmix", data_set / "cso_img", "--out", parquet)[0] == 0
+    scenes.truth.to_parquet(tmp_path / "truth.parquet")
+    expected = run("evaluate", found, "--truth", data_set)[1].split()[2:]
+    for truth in (data_set, tmp_path / "truth.parquet"):
+        code, out, _ = run("evaluate", parquet, "--truth", truth)
+        assert (code, out.split()[2:]) == (0, expected)
 
 
 def test_evaluate_sequence(run, tmp_path):

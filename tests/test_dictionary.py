@@ -304,6 +304,61 @@ def test_separable_dictionary_stays_small() -> None:
         d.to_dense()
 
 
+@pytest.mark.parametrize("normalised", [False, True])
+@pytest.mark.parametrize("factor", [1, 2, 3, 7])
+@pytest.mark.parametrize("n", [1, 4, 11, 40])
+def test_bands_leave_out_nothing_that_counts(n: int, factor: int, normalised: bool) -> None:
+    psf = cu.GaussianPSF(sigma_y=0.5, sigma_x=1.3)
+    d = cu.Dictionary(psf, (n, n + 3), factor, normalised=normalised)
+    for band, cells, axis in zip(d.bands, (d.grid.y, d.grid.x), ("y", "x"), strict=True):
+        whole = psf.axis_response(cells, band.n, axis).T  # type: ignore[arg-type]
+        if normalised:
+            whole = whole / np.linalg.norm(whole, axis=0)
+        np.testing.assert_allclose(band.to_dense(), whole, rtol=0, atol=1e-14)
+        np.testing.assert_allclose(band.norms, np.linalg.norm(whole, axis=0), rtol=1e-14)
+        largest = np.linalg.norm(whole, 2) ** 2
+        assert band.largest_eigenvalue == pytest.approx(largest, rel=1e-12)
+    assert d.bands[0].values.shape[1] <= 10
+    assert d.largest_norm == pytest.approx(d.norms.max(), rel=1e-14)
+
+
+class Shifted(cu.psf.SeparablePSF):
+    """A response that lies to one side of its target."""
+
+    def axis_kernel(self, d: Any, axis: Any) -> Any:
+        return cu.GaussianPSF(0.4).axis_kernel(np.asarray(d) - 2.0, axis)
+
+    def axis_kernel_gradient(self, d: Any, axis: Any) -> Any:
+        return cu.GaussianPSF(0.4).axis_kernel_gradient(np.asarray(d) - 2.0, axis)
+
+
+@pytest.mark.parametrize("psf", [cu.GaussianPSF(0.5), Shifted()], ids=["gaussian", "shifted"])
+def test_large_images_are_worked_on_band_by_band(psf: PSF) -> None:
+    d = cu.Dictionary(psf, (4, 120), 2, normalised=True)
+    dense, rng = d.to_dense(), np.random.default_rng(1)
+    x, r = rng.normal(size=(2, 3, *d.map_shape)), rng.normal(size=(2, 3, *d.image_shape))
+    image, back = d.forward(x), d.adjoint(r)
+    np.testing.assert_allclose(image, (x.reshape(2, 3, -1) @ dense.T).reshape(r.shape), atol=1e-12)
+    np.testing.assert_allclose(back, (r.reshape(2, 3, -1) @ dense).reshape(x.shape), atol=1e-12)
+    assert d.forward(x.astype(np.float32)).dtype == np.float32
+    np.testing.assert_array_equal(d.forward(x[:, ::-1])[:, ::-1], image)
+    assert cu.dot_test(d.forward, d.adjoint, d.map_shape, d.image_shape)
+
+
+def test_nothing_dense_is_made_for_large_images() -> None:
+    d = cu.Dictionary(cu.GaussianPSF(0.5), (16, 4096), 3)
+    image = np.zeros(d.image_shape)
+    image[8, 1000] = 100.0
+    cu.FISTA(lam=1.0, max_iter=1).solve(d, image)  # compiles
+    tracemalloc.start()
+    d = cu.Dictionary(cu.GaussianPSF(0.5), (16, 4096), 3)
+    result = cu.FISTA(lam=1.0, max_iter=20).solve(d, image)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 12 * result.x.nbytes  # one factor alone would take 85 times as much
+    assert result.x.sum() > 50
+
+
 def test_dense_dictionary_refuses_what_does_not_fit() -> None:
     d = cu.Dictionary(cu.AiryPSF(0.95), (128, 128), 3)
     with pytest.raises(ValueError, match=r"18\.0 GiB .*use a separable PSF"):

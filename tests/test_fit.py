@@ -14,7 +14,7 @@ from scipy.optimize import approx_fprime
 import csunmix as cu
 from csunmix._kernels import fit as kernel
 from csunmix._kernels.prior import draw_scene
-from csunmix._kernels.scene import new_room
+from csunmix._kernels.scene import illuminate, new_room
 from csunmix._kernels.smc import Model, sample
 from csunmix.continuous.fit import fit, fit_counts, log_room, smooth
 from csunmix.continuous.window import Setting, Window
@@ -187,6 +187,7 @@ def test_slope_is_the_gradient_of_the_objective(
     at = within(window, theta + [0.4] * (background == "fit"))
     room = new_room(setting.optics, 3, at.size, *window.pixels.low.shape)
     gradient, hessian = np.empty(at.size), np.zeros((at.size, at.size))
+    illuminate(setting.optics, at, room)
     kernel.slope(model, at, room, gradient, hessian)
     step = 1e-6 * np.maximum(1.0, np.abs(at))
 
@@ -207,10 +208,12 @@ def test_hessian_is_exact_where_the_fit_is_perfect() -> None:
     gradient, hessian = np.empty(at.size), np.zeros((at.size, at.size))
 
     def downhill(trial: Any) -> Any:
+        illuminate(setting.optics, trial, room)
         kernel.slope(model, trial, room, gradient, np.zeros_like(hessian))
         return gradient.copy()
 
     numerical = -approx_fprime(at, downhill, 1e-6 * np.maximum(1.0, np.abs(at)))
+    downhill(at)
     kernel.slope(model, at, room, gradient, hessian)
     whole = np.tril(hessian) + np.tril(hessian, -1).T
     scale = np.sqrt(np.outer(np.diag(whole), np.diag(whole)))
@@ -265,7 +268,7 @@ def test_no_long_search_beats_the_fit() -> None:
             found = fit(setting, window, count, 0)
             assert found is not None
             starts = 10 * (4 + 6 * count)
-            values = kernel.search(found.model, starts, 15, 200, 99)[1]
+            values = kernel.search(found.model, starts, starts, 15, 200, np.inf, 99)[1]
             better += values[0] < found.objective - 1e-2
     assert better <= 1  # of 12
 
@@ -299,7 +302,7 @@ def test_more_targets_than_find_room_have_no_fit() -> None:
     setting = setting_of(min_separation=1.0, extent=0.5)
     window = window_of(setting, simulated(1).images[0])
     assert fit(setting, window, 2, 0) is None
-    assert [each.count for each in fit_counts(setting, window, 0)] == [1]
+    assert list(fit_counts(setting, window, 0)) == [1]
 
 
 # --- what the fit says of itself ----------------------------------------------------------------
@@ -352,7 +355,8 @@ def test_evidence_against_sequential_monte_carlo(known: Any) -> None:
             assert found is not None
             given.append(found.log_evidence)
             d = 3 * count
-            expected.append(sample(found.model, 60, 8 * d, 0.5, 500, seed)[1])
+            runs = [sample(found.model, 60, 8 * d, 0.5, 500, s)[1] for s in range(3)]
+            expected.append(np.mean(runs))
         assert np.diff(given) == pytest.approx(np.diff(expected), abs=0.7)
 
 

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 import csunmix as cu
-from csunmix._kernels.hops import Modes, wander
+from csunmix._kernels.hops import wander
+from csunmix._kernels.modes import Modes
 from csunmix._kernels.prior import log_prior
 from csunmix.continuous.fit import Fit, fit
-from csunmix.continuous.sampling import cool, hop, occupancy, summarise
+from csunmix.continuous.sampling import cool, draw, effective, hop, occupancy, summarise
 from csunmix.continuous.window import Setting
 from tests.test_billiards import COUNT, INSIDE, model_of
 
@@ -156,9 +157,24 @@ def test_without_room_around_the_optima_there_is_no_scene() -> None:
     assert states.size == 0
 
 
-def test_a_normal_posterior_is_known_as_such() -> None:
-    """One bright target is; four that crowd are not."""
+def test_draws_count_where_the_posterior_is_near_normal() -> None:
+    """One bright target's is; that of five that crowd is not."""
     _, fits = found(3, 1, count=1)
-    assert min(each.normality(0) for each in fits) > 0.5
-    _, fits = found(3, 1, count=4)
-    assert max(each.normality(0) for each in fits) < 0.5
+    assert min(effective(draw(each)) for each in fits) > 300.0
+    _, fits = found(3, 1, count=5)
+    assert max(effective(draw(each)) for each in fits) < 150.0
+
+
+def test_weighted_draws_agree_with_chains() -> None:
+    """Where enough of them count."""
+    setting, fits = found(6, 2, count=3)
+    fits = [best for best in fits if effective(draw(best)) > 150.0]
+    assert len(fits) >= 3
+    for best in fits:
+        answers = [
+            summarise(best.window, each, 0.1)
+            for each in (draw(best), hop(setting, best, 8, 1000, 0))
+        ]
+        one, two = (answer[np.lexsort(answer[:, :2].T.round(1))] for answer in answers)
+        assert (np.abs(one[:, :3] - two[:, :3]) < 0.6 * two[:, 3:6]).all()
+        np.testing.assert_allclose(one[:, 3:6], two[:, 3:6], rtol=0.4)

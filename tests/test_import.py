@@ -9,7 +9,10 @@ import pytest
 
 import csunmix as cu
 
-HEAVY = ("numba", "cvxpy", "pandas", "matplotlib", "scipy", "astropy", "PIL", "pywt", "tqdm")
+HEAVY = (
+    *("numba", "cvxpy", "pandas", "matplotlib", "scipy", "astropy", "PIL", "pywt", "tqdm"),
+    *("pyarrow", "zarr", "dask", "distributed", "torch"),
+)
 
 
 def run(code: str) -> str:

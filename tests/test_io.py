@@ -8,9 +8,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pandas.testing import assert_frame_equal
 from PIL import Image
 
-from csunmix.io import as_uint8, atomic_write, natural_key, read_images, read_psf, write_png
+from csunmix.io import (
+    ImageStack,
+    as_uint8,
+    atomic_write,
+    natural_key,
+    read_images,
+    read_psf,
+    read_targets,
+    write_png,
+)
+from csunmix.targets import make_table, write_csv
 
 RNG = np.random.default_rng(7)
 FRAME8 = RNG.integers(0, 256, (9, 12)).astype(np.uint8)
@@ -75,7 +86,7 @@ def test_multi_page_tiff_is_a_stack(tmp_path: Path) -> None:
     first.save(path, save_all=True, append_images=others)
     stack = read_images(path)
     np.testing.assert_array_equal(stack.images, STACK16)
-    assert stack.names == ("stack.tif",) * 4
+    assert [stack.name(k) for k in range(4)] == ["stack.tif"] * 4
     others[-1] = Image.fromarray(STACK16[0, :5])
     first.save(path, save_all=True, append_images=others)
     with pytest.raises(ValueError, match=r"stack\.tif: .*pages differ in shape"):
@@ -89,6 +100,74 @@ def test_npy_is_mapped_and_big_endian_made_native(tmp_path: Path) -> None:
     images = read_images(tmp_path / "big.npy").images
     assert images.dtype.isnative
     np.testing.assert_array_equal(images, STACK16)
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_parts_are_read_not_mapped(tmp_path: Path, order: str) -> None:
+    np.save(tmp_path / "stack.npy", np.array(STACK16, order=order))
+    stack = read_images(tmp_path / "stack.npy")
+    assert stack.path == str(tmp_path / "stack.npy")
+    part = stack.part(1, 9)
+    np.testing.assert_array_equal(part, STACK16[1:])
+    assert np.shares_memory(part, stack.images) is (order == "F")
+    some = ImageStack(np.load(tmp_path / "stack.npy", mmap_mode="r")[2:], ("stack.npy",))
+    np.testing.assert_array_equal(some.part(0, 1), STACK16[2:3])
+    np.save(tmp_path / "one.npy", FRAME16)
+    np.testing.assert_array_equal(read_images(tmp_path / "one.npy").part(0, 1)[0], FRAME16)
+
+
+def test_zarr_arrays_and_groups(tmp_path: Path) -> None:
+    zarr = pytest.importorskip("zarr")
+    zarr.create_array(tmp_path / "one.zarr", data=STACK16, chunks=(3, 9, 12))
+    stack = read_images(tmp_path / "one.zarr")
+    assert isinstance(stack.images, zarr.Array)
+    assert (stack.name(3), stack.path) == ("one.zarr", str(tmp_path / "one.zarr"))
+    assert type(stack.part(1, 9)) is np.ndarray
+    np.testing.assert_array_equal(stack.part(1, 9), STACK16[1:])
+    with pytest.raises(ValueError, match=r"one\.zarr: array='a' is given, but this is one Zarr"):
+        read_images(tmp_path / "one.zarr", array="a")
+    group = zarr.create_group(tmp_path / "many.zarr", zarr_format=2)
+    group.create_array("stack", data=STACK16)
+    group.create_array("frame", data=FRAME16)
+    group.create_array("count", data=np.arange(4))
+    with pytest.raises(ValueError, match=r"many\.zarr: several arrays may be meant"):
+        read_images(tmp_path / "many.zarr")
+    named = read_images(f"{tmp_path}/many.zarr:stack")
+    np.testing.assert_array_equal(named.part(0, 4), STACK16)
+    assert named.path == f"{tmp_path}/many.zarr:stack"
+    frame = read_images(tmp_path / "many.zarr", array="frame")
+    np.testing.assert_array_equal(frame.images, FRAME16[np.newaxis])
+    assert frame.path is None
+    (tmp_path / "one.zarr" / "zarr.json").write_text("{")
+    with pytest.raises(ValueError, match=r"one\.zarr: not a readable Zarr array"):
+        read_images(tmp_path / "one.zarr")
+
+
+def test_zarr_without_zarr_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "zarr.json").write_text("{}")
+    monkeypatch.setitem(sys.modules, "zarr", None)
+    with pytest.raises(ValueError, match=r"csunmix\[zarr\]"):
+        read_images(tmp_path)
+
+
+def test_target_tables_in_both_formats(tmp_path: Path) -> None:
+    attrs = {"counts": (1, 2), "count_probability": [[0.5, 0.5]] * 9}
+    table = make_table([1, 4], [5.0, 5.5], 4.0, 9.0, n_frames=9, frame_flags={2: 32}, attrs=attrs)
+    table["image"] = ["a", "NA"]
+    write_csv(table, tmp_path / "t.csv")
+    table.to_parquet(tmp_path / "t.parquet")
+    read = read_targets(tmp_path / "t.parquet")
+    assert_frame_equal(read, table)
+    assert (read.attrs["n_frames"], read.attrs["frame_flags"]) == (9, {2: 32})
+    assert_frame_equal(read_targets(tmp_path / "t.csv"), table)
+    table.assign(y=np.nan).to_parquet(tmp_path / "bad.parquet")
+    with pytest.raises(ValueError, match=r"bad\.parquet: column 'y' must be finite"):
+        read_targets(tmp_path / "bad.parquet")
+    (tmp_path / "text.parquet").write_text("frame,y,x,flux")
+    with pytest.raises(ValueError, match=r"text\.parquet: not a readable Parquet file"):
+        read_targets(tmp_path / "text.parquet")
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        read_targets(tmp_path / "nowhere.parquet")
 
 
 def test_npz_takes_the_only_stack_or_the_named_one(tmp_path: Path) -> None:

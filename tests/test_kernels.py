@@ -11,7 +11,7 @@ from scipy.optimize import lsq_linear, nnls
 
 import csunmix as cu
 from csunmix._kernels import active_set as active
-from csunmix._kernels import atoms, linalg, merging, proximal, pursuit
+from csunmix._kernels import atoms, banded, linalg, merging, proximal, pursuit
 
 RNG_SEEDS = pytest.mark.parametrize("seed", range(3))
 
@@ -156,11 +156,51 @@ def test_chosen_atoms_keep_their_normal_equations(
     price = [0.25, 0.25, 0.0]
     np.testing.assert_allclose(chosen.rhs[:k], matrix[:, kept].T @ target - price, rtol=1e-12)
 
-    r, x = np.empty(target.size), np.full(matrix.shape[1], 9.0)
+    r, x = np.empty(target.size), np.zeros(matrix.shape[1])
     residual(view, chosen, r)
     write_coefficients(chosen, x)
     assert {int(j): x[j] for j in np.flatnonzero(x)} == {5: -1.0, 8: 8.0, 11: 11.0}
     np.testing.assert_allclose(r, target - matrix @ x, rtol=1e-12, atol=1e-12)
+
+
+# --- banded products ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(3, 40), (40, 3), (1, 1), (30, 33)])
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@both(banded.forward, banded.adjoint)
+def test_banded_products(forward: Any, adjoint: Any, dtype: Any, shape: tuple[int, int]) -> None:
+    d = cu.Dictionary(cu.GaussianPSF(sigma_x=0.5, sigma_y=0.7), shape, 2)
+    bands, matrix = [band.astype(dtype) for band in d.bands], d.to_dense()
+    rng = np.random.default_rng(3)
+    maps, images = rng.normal(size=(2, *d.map_shape)), rng.normal(size=(2, *shape))
+    maps *= rng.random(maps.shape) < 0.3
+    maps[:, : d.map_shape[0] // 2] = 0
+    image, back = np.empty_like(images, dtype), np.empty_like(maps, dtype)
+    forward(*bands, maps.astype(dtype), image)
+    adjoint(*bands, images.astype(dtype), back)
+    atol = 1e-12 if dtype is np.float64 else 1e-5
+    np.testing.assert_allclose(image.reshape(2, -1), maps.reshape(2, -1) @ matrix.T, atol=atol)
+    np.testing.assert_allclose(back.reshape(2, -1), images.reshape(2, -1) @ matrix, atol=atol)
+
+
+@both(proximal._gradient_step)
+def test_cells_that_are_nothing_and_stay_nothing_are_left_out(gradient_step: Any) -> None:
+    (band_y, band_x, y, *_), matrix = proximal_problem()
+    room = np.zeros((4, 6, 48))
+    x, z, new = room[:3]
+    x[2, 30], z[2, 33] = 1.0, 1.0
+    start, stop = np.zeros(6, np.int64), np.full(6, 48)
+    g = (matrix.T @ y[0].ravel()).reshape(6, 48)
+    rest = (x, z, start, stop, np.empty(24), new)
+    gradient_step(band_y, band_x, y[0], 0.1, 0.1 * 2.0, True, 1.0, *rest)
+    np.testing.assert_allclose(new, np.maximum(z + 0.1 * (g - 2.0), 0), atol=1e-14)
+    watched = (g > 1.0) | (x != 0) | (z != 0)
+    assert 0 < watched.sum() < 100
+    for i, row in enumerate(watched):
+        cells = np.flatnonzero(row)
+        assert not row.any() or (start[i], stop[i]) == (cells[0], cells[-1] + 1)
+        assert row.any() or start[i] >= stop[i]
 
 
 # --- proximal gradient --------------------------------------------------------------------------
@@ -169,10 +209,11 @@ def test_chosen_atoms_keep_their_normal_equations(
 def proximal_twin(
     matrix: Any, y: Any, w: Any, censored: Any, lam: float, n_steps: int, **how: bool
 ) -> Any:
-    """ISTA and FISTA with restart as in the papers, on vectors."""
-    step = 1 / (np.linalg.norm(matrix, 2) ** 2 * w.max())
+    """ISTA, FISTA and greedy FISTA as in the papers, on vectors."""
+    shortest = 1 / (np.linalg.norm(matrix, 2) ** 2 * w.max())
+    step = shortest * (1.6 if how["accelerate"] and how["restart"] else 1.0)
     x = z = np.zeros(matrix.shape[1])
-    t = 1.0
+    t, first = 1.0, None
     for _ in range(n_steps):
         r = y - matrix @ z
         r = w * np.where(censored, np.maximum(r, 0), r)
@@ -180,28 +221,32 @@ def proximal_twin(
         new = np.sign(v) * np.maximum(np.abs(v) - lam * step, 0)
         if how["positive"]:
             new = np.maximum(v - lam * step, 0)
-        if not how["accelerate"]:
-            x = z = new
-            continue
-        if how["restart"] and (z - new) @ (new - x) > 0:
-            t = 1.0
-        t_next = (1 + np.sqrt(1 + 4 * t * t)) / 2
-        z = new + (t - 1) / t_next * (new - x)
-        x, t = new, t_next
+        momentum, moved = 0.0, np.linalg.norm(new - x)
+        if how["accelerate"] and how["restart"]:
+            momentum = float((z - new) @ (new - x) <= 0)
+            if first is not None and moved >= first:
+                step = max(0.96 * step, shortest)
+            first = moved if first is None else first
+        elif how["accelerate"]:
+            t_next = (1 + np.sqrt(1 + 4 * t * t)) / 2
+            momentum, t = (t - 1) / t_next, t_next
+        z, x = new + momentum * (new - x), new
     return x
 
 
 def proximal_problem(dtype: Any = np.float64) -> tuple[tuple[Any, ...], Any]:
     """Two small images as the kernels want them, and the matrix."""
-    a_y, a_x = (a.astype(dtype) for a in factors((3, 4)))
+    shape = (3, 24)  # along x a band, along y not
+    bands = [band.astype(dtype) for band in cu.Dictionary(cu.GaussianPSF(0.5), shape, 2).bands]
     rng = np.random.default_rng(5)
-    y = rng.normal(3, 5, (2, 3, 4)).astype(dtype)
+    y = rng.normal(0, 0.5, (2, *shape)).astype(dtype)
+    y[:, 1, 5:9] += rng.uniform(2, 9, (2, 4)).astype(dtype)
     w = rng.uniform(0.2, 2, y.shape).astype(dtype)
     censored = rng.random(y.shape) < 0.2
-    matrix = np.kron(a_y, a_x).astype(float)
+    matrix = np.kron(*(band.to_dense() for band in bands))
     lipschitz = np.linalg.norm(matrix, 2) ** 2 * w.max(axis=(1, 2)).astype(float)
     lam = np.full(2, 0.4, dtype)
-    return (a_y, a_x, y, w, censored, lam, lipschitz.astype(dtype)), matrix
+    return (*bands, y, w, censored, lam, lipschitz.astype(dtype)), matrix
 
 
 @pytest.mark.parametrize(
@@ -214,12 +259,17 @@ def test_proximal_steps(
 ) -> None:
     given, matrix = proximal_problem(dtype)
     y, w, censored = given[2:5]
-    n_steps = 25
-    x = np.zeros((2, given[0].shape[1], given[1].shape[1]), dtype)
-    z, t = x.copy(), np.ones(2, dtype)
+    n_steps = 60
+    x = np.zeros((2, 6, 48), dtype)
+    z, memory = x.copy(), np.ones((2, 2), dtype)
+    memory[:, 0] = 1 / given[-1]
+    if accelerate and restart:
+        memory *= dtype(1.6)
+        memory[:, 1] = np.inf
     how = {"positive": positive, "accelerate": accelerate, "restart": restart}
-    for part in (n_steps - 7, 7):  # the state goes on where it was left
-        proximal_steps(*given, *how.values(), part, x, z, t)
+    largest_norm = np.linalg.norm(matrix, axis=0).max()
+    for part in (n_steps - 17, 17):  # the state goes on where it was left
+        proximal_steps(*given, largest_norm, *how.values(), part, x, z, memory)
     rtol = 1e-10 if dtype is np.float64 else 2e-4
     for b in range(2):
         flat = (y[b].ravel(), w[b].ravel(), censored[b].ravel())
@@ -266,15 +316,15 @@ def spectral_twin(
 def test_spectral_steps(spectral_steps: Any, positive: bool) -> None:
     given, matrix = proximal_problem()
     y, w, censored = given[2:5]
-    x = np.zeros((2, given[0].shape[1], given[1].shape[1]))
+    x = np.zeros((2, 6, 48))
     lengths = np.full((2, 4), np.inf)
     lengths[:, 0] = 1 / given[-1]
-    for part in (18, 7):
+    for part in (43, 17):
         spectral_steps(*given, positive, part, x, lengths)
     short, refused = 0, 0
     for b in range(2):
         flat = (y[b].ravel(), w[b].ravel(), censored[b].ravel())
-        twin, n_short, n_refused = spectral_twin(matrix, *flat, 0.4, 25, positive)
+        twin, n_short, n_refused = spectral_twin(matrix, *flat, 0.4, 60, positive)
         short, refused = short + n_short, refused + n_refused
         np.testing.assert_allclose(x[b].ravel(), twin, rtol=1e-7, atol=1e-7)
     assert short > 3
@@ -311,7 +361,9 @@ def test_active_set_equals_nnls(active_set: Any, seed: int, lam: float) -> None:
     x, n_iter, optimal = np.zeros((2, 30)), np.zeros(2, np.int64), np.zeros(2, bool)
     censored = np.zeros(y.shape, bool)
     prices = np.array([lam, lam + 1.0])  # at once, and by stages
-    active_set(a_y, a_x, y, w, censored, np.full(2, lam), 1000, 0.0, prices, x, n_iter, optimal)
+    lams, (objective, gap, norm) = np.full(2, lam), np.empty((3, 2))
+    told = (n_iter, optimal, objective, gap, norm)
+    active_set(a_y, a_x, y, w, censored, lams, 1000, 0.0, prices, x, *told)
     assert (prices == lam).all()
     assert optimal.all()
     for b in range(2):
@@ -319,17 +371,23 @@ def test_active_set_equals_nnls(active_set: Any, seed: int, lam: float) -> None:
         twin = nnls_with_linear_term(np.kron(a_y, a_x) * root[:, None], y[b].ravel() * root, lam)
         assert 3 < np.count_nonzero(twin) < 30
         np.testing.assert_allclose(x[b], twin, rtol=1e-8, atol=1e-8)
+        r = (y[b].ravel() - np.kron(a_y, a_x) @ x[b]) * root
+        assert norm[b] == pytest.approx(np.linalg.norm(r))
+        assert objective[b] == pytest.approx(0.5 * r @ r + lam * x[b].sum())
 
 
-@both(active._lasso, active._refit)
-def test_plain_active_set_parts(lasso: Any, refit: Any) -> None:
+@both(active.active_set, active._refit)
+def test_refitting_the_answer_changes_nothing(active_set: Any, refit: Any) -> None:
     view, matrix, target, _ = random_view(8, shape=(4, 4), factor=1)
     keep = np.linalg.norm(matrix, axis=0) > 0
-    x = np.zeros(matrix.shape[1])
-    no_bound = np.full(target.size, -1.0)
-    steps, optimal = lasso(view, no_bound, 0.2, 100, 0.0, x)
-    assert optimal
-    assert steps >= np.count_nonzero(x)
+    y = (target / np.where(view.root.ravel() > 0, view.root.ravel(), 1)).reshape(1, 4, 4)
+    lams, x, told = np.full(1, 0.2), np.zeros((1, matrix.shape[1])), np.empty((3, 1))
+    n_iter, optimal = np.zeros(1, np.int64), np.zeros(1, bool)
+    a = (view.a_y, view.a_x, y, view.root[None] ** 2, np.zeros(y.shape, bool))
+    active_set(*a, lams, 100, 0.0, lams.copy(), x, n_iter, optimal, *told)
+    x = x[0]
+    assert optimal[0]
+    assert n_iter[0] >= np.count_nonzero(x)
     g = matrix.T @ (target - matrix @ x)
     np.testing.assert_allclose(g[x > 0], 0.2, rtol=1e-9)
     assert g.max() <= 0.2 + 1e-9
@@ -337,7 +395,7 @@ def test_plain_active_set_parts(lasso: Any, refit: Any) -> None:
     chosen = atoms.new_chosen(int(keep.sum()) + 1, target.size)
     for atom in np.flatnonzero(x):
         atoms.append(view, chosen, int(atom), 1.0, 0.2)
-    refit(chosen, 0)
+    refit(chosen, 0, np.empty(17))
     again = np.zeros_like(x)
     atoms.write_coefficients(chosen, again)
     np.testing.assert_allclose(again, x, rtol=1e-8)
@@ -370,7 +428,7 @@ def test_dependent_atoms_are_exchanged_at_no_loss(exchange: Any, seed: int) -> N
 
 def rules(low: float = 0.0, high: float = np.inf, width: int = 10, **distances: float) -> Any:
     return pursuit.Rules(
-        low, high, width, distances.get("exclusion", 0.0), distances.get("reach", 0.0)
+        low, high, width, distances.get("exclusion", 0.0), distances.get("reach", 0.0), False
     )
 
 

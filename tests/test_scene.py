@@ -239,17 +239,21 @@ def test_likelihood_of_an_image_is_the_sum_over_pixels(extra: float, per_light: 
     assert given == pytest.approx(expected, abs=0.05 if extra == 0.4 else 3e-3)  # rough on the way
 
 
-def test_fisher_is_the_weighted_gram_matrix() -> None:
+@pytest.mark.parametrize("background", [False, True])
+@pytest.mark.parametrize("per_light", [0.0, 0.3])
+@pytest.mark.parametrize("psf", ["anisotropic", "tilted"])
+def test_fisher_is_the_weighted_gram_matrix(psf: str, per_light: float, background: bool) -> None:
     theta, shape = np.array([2.0, 2.3, 50.0, 3.1, 1.7, 40.0, 2.0]), (5, 6)
-    room = room_of(PSFS["anisotropic"], theta, shape)
+    theta = theta[: 7 if background else 6]
+    room = room_of(PSFS[psf], theta, shape)
     low = np.rint(room.light) - 0.5
     high = low + 1.0
     low[0, 0], high[0, 0], high[2, 2] = -INF, INF, INF
-    pixels, precision = scene.Pixels(low, high, 0.7, 0.3), np.arange(7.0)
-    out = np.zeros((7, 7))
-    scene.fisher(pixels, 0.2, room, precision, out)
+    pixels, precision = scene.Pixels(low, high, 0.7, per_light), np.arange(7.0)[: theta.size]
+    out = np.zeros((theta.size, theta.size))
+    scene.fisher(pixels, 0.2, theta, room, precision, out)
     weight = [
-        scene.information(a, b, m, 0.7 + 0.2 + 0.3 * m)
+        scene.information(a, b, m, 0.7 + 0.2 + per_light * m)
         for a, b, m in zip(low.flat, high.flat, room.light.flat, strict=True)
     ]
     expected = (room.jacobian * weight) @ room.jacobian.T + np.diag(precision)

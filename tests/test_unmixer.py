@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
+import threading
+import time
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -600,3 +603,51 @@ def test_settings_that_are_given() -> None:
 def test_wrong_settings(given: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         named(**given)
+
+
+# --- threads ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "solver",
+    [
+        cu.ActiveSet(lam=0.5),
+        cu.FISTA(lam=0.5, tol=1e-3),
+        cu.ISTA(lam=5.0, tol=1e-2),
+        cu.SplitBregman(lam=5.0, tol=1e-2),
+        cu.OMP(n_nonzero=3),
+        cu.MatchingPursuit(n_nonzero=3),
+    ],
+    ids=lambda solver: type(solver).__name__,
+)
+@pytest.mark.parametrize("refine", [None, PRESET.prior], ids=["grid", "refined"])
+def test_any_number_of_threads_gives_the_same_to_the_bit(solver: Any, refine: Any) -> None:
+    images = simulated().images.astype(float)
+    images[3, 2, 2] = np.nan
+    one = unmixer(solver=solver, refine=refine)(images)
+    for n_jobs, batch_size in ((2, 1000), (3, 5), (20, 4)):
+        several = unmixer(solver=solver, refine=refine, n_jobs=n_jobs)
+        table = several(images, batch_size=batch_size)
+        pd.testing.assert_frame_equal(table, one, check_exact=True)
+        assert table.attrs == one.attrs
+
+
+def test_threads_share_the_batch() -> None:
+    given: list[tuple[int, int]] = []
+
+    @dataclasses.dataclass(frozen=True)
+    class Watching:
+        def solve(self, dictionary: Any, images: Any, **given_too: Any) -> SolveResult:
+            given.append((len(images), threading.get_ident()))
+            time.sleep(0.02)
+            return cu.ActiveSet(lam=0.5).solve(dictionary, images, **given_too)
+
+    unmixer(solver=Watching(), n_jobs=2)(simulated().images, batch_size=4)
+    assert [n for n, _ in given] == [2] * 6
+    assert len({thread for _, thread in given}) == 2
+
+
+@pytest.mark.parametrize(("value", "error"), [(0, ValueError), (1.5, TypeError)])
+def test_number_of_threads_is_checked(value: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match=r"^n_jobs must be"):
+        unmixer(n_jobs=value)

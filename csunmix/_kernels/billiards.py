@@ -19,7 +19,6 @@ from csunmix._kernels.prior import Box, limits, log_level, log_prior
 from csunmix._kernels.scene import (
     Pixels,
     Room,
-    differentiate,
     fisher,
     illuminate,
     log_likelihood,
@@ -97,9 +96,8 @@ def weigh(
         for c in range(3):
             space.theta[3 * k + c] = theta[3 * order[k] + c]
     illuminate(model.optics, space.theta, space.room)
-    differentiate(space.theta, space.room)
     gram = np.zeros((d, d))
-    fisher(model.pixels, extra, space.room, model.precision, gram)
+    fisher(model.pixels, extra, space.theta, space.room, model.precision, gram)
     for a in range(d):
         for b in range(a):
             gram[b, a] = gram[a, b]

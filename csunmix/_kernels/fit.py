@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numba
 import numpy as np
@@ -10,10 +11,9 @@ import numpy as np
 from csunmix._kernels.billiards import force, nearest
 from csunmix._kernels.linalg import cholesky, cholesky_solve
 from csunmix._kernels.model import Model
-from csunmix._kernels.prior import draw_scene, limits, log_prior
+from csunmix._kernels.prior import draw_scene, limits
 from csunmix._kernels.scene import (
     Room,
-    differentiate,
     fisher,
     illuminate,
     log_likelihood,
@@ -23,47 +23,87 @@ from csunmix._validation import FloatArray, IntArray
 
 _STIFFNESS = 1.0 / 0.003**2  # 1/px^2, of the limits to how targets lie to one another
 _DAMPING = (1e-9, 1e-3, 1e9)  # least, first and largest
-_FLAT = 1e-9  # decrease of the objective that ends a fit
-_SAME = 0.003  # px, between targets of rough fits that are the same
+_FLAT = 1e-6  # decrease of the objective that ends a fit
+_SAME = 0.02  # px, between targets of fits that are the same
+_FEW = 3  # starts that tell that all are
+_NEAR = 6.0  # objective above the best of an optimum that matters
+_POOL = 10  # scenes that a start is the best of
 _HOPELESS = 50.0  # objective of a rough fit above the best from where it is dropped
+
+
+class Space(NamedTuple):
+    """Arrays that `bounded_step` works in."""
+
+    damped: FloatArray  # (d, d)
+    factor: FloatArray  # (d, d)
+    reduced: FloatArray  # (d)
+    solution: FloatArray  # (d)
+    free: IntArray  # (d)
 
 
 @numba.njit(cache=True, nogil=True)
 def search(
-    model: Model, n_starts: int, rough_iter: int, max_iter: int, seed: int
+    model: Model,
+    n_starts: int,
+    enough: int,
+    rough_iter: int,
+    max_iter: int,
+    ceiling: float,
+    seed: int,
 ) -> tuple[FloatArray, FloatArray]:
     """Optima (n, d) that random starts end in, the best first, and their objectives.
 
-    A start whose rough fit ends at an optimum that another led to, or far above the best, is
-    dropped. The objective is inf where no scene was drawn.
+    There are `n_starts` of them, or as many as it takes until `enough` in a row have led to nothing
+    new that is near the best. Each is the best of a few random scenes. Its fit goes on beyond
+    `rough_iter` steps where it is not on the way to an optimum that others led to, nor far above
+    the best or the `ceiling`. The objective is inf where no scene was drawn.
     """
     np.random.seed(seed)
     d = model.precision.size
     thetas, values = np.zeros((n_starts, d)), np.full(n_starts, np.inf)
+    theta, in_a_row = np.zeros(d), 0
     room = new_room(model.optics, model.n_targets, d, *model.pixels.low.shape)
-    for s in range(n_starts):
-        if draw_scene(model.box, model.n_targets, thetas[s]):
-            values[s] = descend(model, thetas[s], rough_iter, room)
-    order = np.argsort(values)
-    kept = np.empty(n_starts, np.int64)
-    n_kept = 0
-    for s in order:
-        if n_kept > 0 and not values[s] < values[kept[:n_kept]].min() + _HOPELESS:
+    found, best = 0, 0
+    for _ in range(n_starts):
+        if not _draw(model, theta, room):
+            continue
+        value = descend(model, theta, rough_iter, room)
+        known = _known(model.n_targets, thetas[:found], theta)
+        if known < 0 and value < min(values[best], ceiling) + _HOPELESS:
+            value = descend(model, theta, max_iter, room)
+            known = _known(model.n_targets, thetas[:found], theta)
+        new = known < 0 and value < min(values[best], ceiling) + _NEAR
+        in_a_row = 0 if new else in_a_row + 1
+        if known < 0:
+            known, found = found, found + 1
+        if value < values[known]:
+            thetas[known], values[known] = theta, value
+        if values[known] < values[best]:
+            best = known
+        hopeless = values[best] > ceiling + _HOPELESS
+        if in_a_row >= (min(enough, _FEW) if hopeless else enough):
             break
-        if not _known(model.n_targets, thetas, kept[:n_kept], thetas[s]):
-            if values[s] < np.inf:
-                values[s] = descend(model, thetas[s], max_iter, room)
-            kept[n_kept] = s
-            n_kept += 1
-    order = kept[:n_kept]
-    order = order[np.argsort(values[order])]
+    order = np.argsort(values[: max(found, 1)])
     return thetas[order], values[order]
 
 
 @numba.njit(cache=True, nogil=True)
-def _known(count: int, thetas: FloatArray, kept: IntArray, theta: FloatArray) -> bool:
-    """Whether the targets of `theta` are where those of a scene kept before are."""
-    for s in kept:
+def _draw(model: Model, theta: FloatArray, room: Room) -> bool:
+    """Put the best of some random scenes into `theta`; False if none was drawn."""
+    trial, best = np.empty_like(theta), np.inf
+    for _ in range(_POOL):
+        if not draw_scene(model.box, model.n_targets, trial):
+            break
+        value = objective(model, trial, room)
+        if value < best:
+            theta[:], best = trial, value
+    return best < np.inf
+
+
+@numba.njit(cache=True, nogil=True)
+def _known(count: int, thetas: FloatArray, theta: FloatArray) -> int:
+    """Which of `thetas` has its targets where those of `theta` are, or -1."""
+    for s in range(thetas.shape[0]):
         order = nearest(theta, thetas[s], count)
         away = 0.0
         for k in range(count):
@@ -71,8 +111,8 @@ def _known(count: int, thetas: FloatArray, kept: IntArray, theta: FloatArray) ->
                 apart = abs(theta[3 * order[k] + axis] - thetas[s, 3 * k + axis])
                 away = max(away, apart)
         if away < _SAME:
-            return True
-    return False
+            return s
+    return -1
 
 
 @numba.njit(cache=True, nogil=True)
@@ -81,35 +121,21 @@ def descend(model: Model, theta: FloatArray, max_iter: int, room: Room) -> float
     d = theta.size
     lower, upper = limits(model.box, theta, model.n_targets)
     clip(theta, lower, upper)
-    gradient, hessian = np.empty(d), np.empty((d, d))
-    damped, factor, reduced, step = np.empty((d, d)), np.empty((d, d)), np.empty(d), np.empty(d)
-    free, trial = np.empty(d, np.int64), np.empty(d)
+    gradient, hessian, step, trial = np.empty(d), np.zeros((d, d)), np.empty(d), np.empty(d)
+    space = Space(
+        np.empty((d, d)), np.zeros((d, d)), np.empty(d), np.empty(d), np.empty(d, np.int64)
+    )
     value = objective(model, theta, room)
     damping = _DAMPING[1]
     for _ in range(max_iter):
         slope(model, theta, room, gradient, hessian)
-        n_free = 0
-        for a in range(d):
-            held = theta[a] <= lower[a] and gradient[a] < 0.0
-            held = held or (theta[a] >= upper[a] and gradient[a] > 0.0)
-            if not held:
-                free[n_free] = a
-                n_free += 1
-        if n_free == 0:
-            break
         better = False
         while damping < _DAMPING[2]:
-            for a in range(n_free):
-                for b in range(a + 1):
-                    damped[a, b] = hessian[max(free[a], free[b]), min(free[a], free[b])]
-                damped[a, a] *= 1.0 + damping
-                reduced[a] = gradient[free[a]]
-            if cholesky(damped, n_free, factor) == n_free:
-                cholesky_solve(factor, n_free, reduced, step)
-                trial[:] = theta
-                for a in range(n_free):
-                    trial[free[a]] += step[a]
-                clip(trial, lower, upper)
+            if bounded_step(hessian, gradient, damping, theta, lower, upper, space, step):
+                if not step.any():
+                    break
+                for a in range(d):
+                    trial[a] = min(max(theta[a] + step[a], lower[a]), upper[a])
                 new = objective(model, trial, room)
                 if new < value:
                     better = value - new > _FLAT
@@ -119,8 +145,63 @@ def descend(model: Model, theta: FloatArray, max_iter: int, room: Room) -> float
             damping *= 4.0
         if not better:
             break
-    illuminate(model.optics, theta, room)
     return value
+
+
+@numba.njit(cache=True, nogil=True)
+def bounded_step(
+    hessian: FloatArray,
+    gradient: FloatArray,
+    damping: float,
+    theta: FloatArray,
+    lower: FloatArray,
+    upper: FloatArray,
+    space: Space,
+    step: FloatArray,
+) -> bool:
+    """Damped Newton step, parameters that would leave their bounds put there; False if singular.
+
+    What is left solves for the rest, again and again until nothing leaves.
+    """
+    d, n_free = theta.size, 0
+    for a in range(d):
+        step[a] = 0.0
+        held = theta[a] <= lower[a] and gradient[a] < 0.0
+        held = held or (theta[a] >= upper[a] and gradient[a] > 0.0)
+        if not held:
+            space.free[n_free] = a
+            n_free += 1
+    while n_free > 0:
+        for i in range(n_free):
+            a = space.free[i]
+            space.reduced[i] = gradient[a]
+            for b in range(d):
+                if step[b] != 0.0:
+                    space.reduced[i] -= hessian[max(a, b), min(a, b)] * step[b]
+            for j in range(i + 1):
+                space.damped[i, j] = hessian[a, space.free[j]]
+            space.damped[i, i] *= 1.0 + damping
+        if cholesky(space.damped, n_free, space.factor) < n_free:
+            return False
+        cholesky_solve(space.factor, n_free, space.reduced, space.solution)
+        kept = 0
+        for i in range(n_free):
+            a = space.free[i]
+            room_down, room_up = lower[a] - theta[a], upper[a] - theta[a]
+            if space.solution[i] < room_down:
+                step[a] = room_down
+            elif space.solution[i] > room_up:
+                step[a] = room_up
+            else:
+                space.solution[kept] = space.solution[i]
+                space.free[kept] = a
+                kept += 1
+        if kept == n_free:
+            for i in range(n_free):
+                step[space.free[i]] = space.solution[i]
+            return True
+        n_free = kept
+    return True
 
 
 @numba.njit(cache=True, nogil=True)
@@ -156,26 +237,11 @@ def objective(model: Model, theta: FloatArray, room: Room) -> float:
 
 
 @numba.njit(cache=True, nogil=True)
-def heights(model: Model, thetas: FloatArray) -> FloatArray:
-    """Log posterior densities (n,) of scenes (n, d), but for a constant."""
-    out = np.empty(thetas.shape[0])
-    room = new_room(model.optics, model.n_targets, thetas.shape[1], *model.pixels.low.shape)
-    for n in range(out.size):
-        out[n] = log_prior(model.box, thetas[n], model.n_targets)
-        if out[n] > -np.inf:
-            illuminate(model.optics, thetas[n], room)
-            out[n] += log_likelihood(model.pixels, room.light, 0.0)
-    return out
-
-
-@numba.njit(cache=True, nogil=True)
 def slope(
     model: Model, theta: FloatArray, room: Room, gradient: FloatArray, hessian: FloatArray
 ) -> None:
     """Downhill gradient and Gauss-Newton Hessian (lower triangle) of `objective`."""
-    illuminate(model.optics, theta, room)
-    differentiate(theta, room)
-    fisher(model.pixels, 0.0, room, np.full(theta.size, 1e-12), hessian)
+    fisher(model.pixels, 0.0, theta, room, np.full(theta.size, 1e-12), hessian)
     force(model, 0.0, theta, room, gradient)
     box, count = model.box, model.n_targets
     for k in range(count):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import numba
 import numpy as np
 
 from csunmix._kernels.billiards import Chain, Mass, new_chain, settle, travel, weigh
 from csunmix._kernels.model import Model
+from csunmix._kernels.modes import Modes
 from csunmix._kernels.prior import log_prior
 from csunmix._kernels.scene import illuminate, log_likelihood
 from csunmix._validation import FloatArray, IntArray
@@ -18,15 +18,6 @@ _ACCEPTANCE = 0.7
 _LEAP = (0.05, 0.2, 1.0)  # shortest, first and longest, standard deviations
 _DRAWS = 100  # that a chain's start is the likeliest of
 _ADAPTING = 0.1  # share of a chain that adapts its leaps and is not kept
-
-
-class Modes(NamedTuple):
-    """Normal approximations around the optima, their targets in the same order."""
-
-    theta: FloatArray  # (m, d), the optima
-    mean: FloatArray  # (m, d)
-    factor: FloatArray  # (m, d, d), Cholesky factors of the covariances, lower triangles
-    inverse: FloatArray  # (m, d, d), inverses of these factors
 
 
 @numba.njit(cache=True, nogil=True)

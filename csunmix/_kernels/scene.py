@@ -104,6 +104,7 @@ class Room(NamedTuple):
     jacobian: FloatArray  # (d, n_y n_x)
     weight: FloatArray  # (n_y n_x), what each pixel tells
     row: FloatArray  # (n_y n_x)
+    column: FloatArray  # (d)
 
 
 @numba.njit(cache=True, nogil=True)
@@ -119,6 +120,7 @@ def new_room(optics: Optics, count: int, d: int, n_y: int, n_x: int) -> Room:
         np.empty((d, n_y * n_x)),
         np.empty(n_y * n_x),
         np.empty(n_y * n_x),
+        np.empty(d),
     )
 
 
@@ -149,6 +151,17 @@ def shine(theta: FloatArray, room: Room) -> None:
                 a = theta[3 * k + 2] * room.y[k, r, i]
                 for j in range(n_x):
                     room.light[i, j] += a * room.x[k, r, j]
+
+
+@numba.njit(cache=True, nogil=True)
+def least_share(optics: Optics, area: FloatArray, n_y: int, n_x: int) -> float:
+    """Share of a target's light that falls into the window from the worst corner of `area`."""
+    room, share = new_room(optics, 1, 3, n_y, n_x), 1.0
+    for y in area[0]:
+        for x in area[1]:
+            illuminate(optics, np.array([y, x, 1.0]), room)
+            share = min(share, room.light.sum())
+    return share
 
 
 @numba.njit(cache=True, nogil=True)
@@ -285,19 +298,113 @@ def log_scales(pixels: Pixels, extra: float) -> float:
     return total
 
 
-@numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz"})
+@numba.njit(cache=True, nogil=True)
 def fisher(
-    pixels: Pixels, extra: float, room: Room, precision: FloatArray, out: FloatArray
+    pixels: Pixels,
+    extra: float,
+    theta: FloatArray,
+    room: Room,
+    precision: FloatArray,
+    out: FloatArray,
 ) -> None:
-    """``J^T W J + diag(precision)`` of the scene in the room, into the lower triangle of `out`."""
+    """``J^T W J + diag(precision)`` of the scene in the room, into the lower triangle of `out`.
+
+    With a PSF that is one product, and pixels that weigh the same but for a few, inner products
+    along the axes make it: ``<a_k b_k, a_l b_l> = <a_k, a_l> <b_k, b_l>``.
+    """
+    alike = _weigh_pixels(pixels, extra, room)
+    if room.y.shape[1] == 1 and not varying(pixels):
+        _uniform_gram(theta, room, alike, out)
+        n_x = room.light.shape[1]
+        for p in range(room.weight.size):
+            if room.weight[p] != alike:
+                _add_pixel(theta, room, p // n_x, p % n_x, room.weight[p] - alike, out)
+    else:
+        differentiate(theta, room)
+        _weighted_gram(room, out)
+    for a in range(theta.size):
+        out[a, a] += precision[a]
+
+
+@numba.njit(cache=True, nogil=True)
+def _weigh_pixels(pixels: Pixels, extra: float, room: Room) -> float:
+    """What each pixel tells, into the room; returns that of the first which is no bound, or 0."""
     n_y, n_x = room.light.shape
-    jacobian, weight, row = room.jacobian, room.weight, room.row
+    alike = 0.0
     for i in range(n_y):
         for j in range(n_x):
+            low, high = pixels.low[i, j], pixels.high[i, j]
             variance = extra + noise_variance(pixels, room.light[i, j])
-            weight[i * n_x + j] = information(
-                pixels.low[i, j], pixels.high[i, j], room.light[i, j], variance
-            )
+            told = information(low, high, room.light[i, j], variance)
+            room.weight[i * n_x + j] = told
+            if alike == 0.0 and high - low < np.inf:
+                alike = told
+    return alike
+
+
+@numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz"})
+def _uniform_gram(theta: FloatArray, room: Room, weight: float, out: FloatArray) -> None:
+    """``weight J^T J`` into the lower triangle of `out`, where the PSF is one product."""
+    count = room.y.shape[0]
+    n_y, n_x = room.light.shape
+    for k in range(count):
+        f = weight * theta[3 * k + 2]
+        for m in range(k + 1):
+            g = theta[3 * m + 2]
+            # Inner products of values (0) and slopes (1) of target k with those of target m.
+            y00, y01, y10, y11 = _products(room.y, room.y_slope, k, m, n_y)
+            x00, x01, x10, x11 = _products(room.x, room.x_slope, k, m, n_x)
+            a, b = 3 * k, 3 * m
+            out[a, b], out[a, b + 1] = f * g * y11 * x00, f * g * y10 * x01
+            out[a + 1, b], out[a + 1, b + 1] = f * g * y01 * x10, f * g * y00 * x11
+            out[a, b + 2], out[a + 1, b + 2] = f * y10 * x00, f * y00 * x10
+            out[a + 2, b], out[a + 2, b + 1] = weight * g * y01 * x00, weight * g * y00 * x01
+            out[a + 2, b + 2] = weight * y00 * x00
+    if theta.size > 3 * count:
+        b = 3 * count
+        for k in range(count):
+            f = weight * theta[3 * k + 2]
+            of_y, of_x = room.y[k, 0].sum(), room.x[k, 0].sum()
+            out[b, 3 * k] = f * room.y_slope[k, 0].sum() * of_x
+            out[b, 3 * k + 1] = f * of_y * room.x_slope[k, 0].sum()
+            out[b, 3 * k + 2] = weight * of_y * of_x
+        out[b, b] = weight * n_y * n_x
+
+
+@numba.njit(cache=True, nogil=True, forceinline=True)
+def _products(
+    value: FloatArray, slope: FloatArray, k: int, m: int, n: int
+) -> tuple[float, float, float, float]:
+    s00, s01, s10, s11 = 0.0, 0.0, 0.0, 0.0
+    for i in range(n):
+        s00 += value[k, 0, i] * value[m, 0, i]
+        s01 += value[k, 0, i] * slope[m, 0, i]
+        s10 += slope[k, 0, i] * value[m, 0, i]
+        s11 += slope[k, 0, i] * slope[m, 0, i]
+    return s00, s01, s10, s11
+
+
+@numba.njit(cache=True, nogil=True)
+def _add_pixel(
+    theta: FloatArray, room: Room, i: int, j: int, weight: float, out: FloatArray
+) -> None:
+    """Add what one pixel more, of this weight, makes of a Gram matrix."""
+    column, count = room.column, room.y.shape[0]
+    column[theta.size - 1] = 1.0  # of the background
+    for k in range(count):
+        flux, y, x = theta[3 * k + 2], room.y[k, 0, i], room.x[k, 0, j]
+        column[3 * k] = flux * room.y_slope[k, 0, i] * x
+        column[3 * k + 1] = flux * y * room.x_slope[k, 0, j]
+        column[3 * k + 2] = y * x
+    for a in range(column.size):
+        for b in range(a + 1):
+            out[a, b] += weight * column[a] * column[b]
+
+
+@numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz"})
+def _weighted_gram(room: Room, out: FloatArray) -> None:
+    """``J^T W J`` of the Jacobian and weights in the room, into the lower triangle of `out`."""
+    jacobian, weight, row = room.jacobian, room.weight, room.row
     for a in range(jacobian.shape[0]):
         for p in range(row.size):
             row[p] = weight[p] * jacobian[a, p]
@@ -306,7 +413,6 @@ def fisher(
             for p in range(row.size):
                 s += row[p] * jacobian[b, p]
             out[a, b] = s
-        out[a, a] += precision[a]
 
 
 @numba.njit(cache=True, nogil=True)

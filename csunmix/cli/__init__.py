@@ -94,8 +94,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def unmix(options: argparse.Namespace) -> None:
-    """Find the targets in images; write them as a CSV table."""
-    from csunmix.cli.inputs import hints, largest_value
+    """Find the targets in images; write them as a table, CSV or Parquet."""
+    from csunmix.cli.inputs import cluster, hints, largest_value
     from csunmix.cli.output import output_file
     from csunmix.cli.run import Run, compiles
     from csunmix.io import read_images
@@ -109,7 +109,7 @@ def unmix(options: argparse.Namespace) -> None:
     run = Run(unmixer, stack, out, resume=options.resume)
     if idle := unused(options):
         _say(f"method {options.method} does not use {', '.join(idle)}")
-    for hint in hints(stack.images, unmixer):
+    for hint in hints(stack, unmixer):
         _say(f"warning: {hint}")
     if run.discards:
         hint = "" if options.resume else "; --resume goes on with one"
@@ -118,7 +118,8 @@ def unmix(options: argparse.Namespace) -> None:
     _say(f"{setting_text(options)}, method {method_text(options, unmixer)}{begin}")
     if compiles():
         _say("compiling kernels (once per machine, some seconds) ...")
-    state = run.execute(progress=_on_terminal() and not options.no_progress)
+    with cluster(options.scheduler) as client:
+        state = run.execute(progress=_on_terminal() and not options.no_progress, client=client)
     print(f"{_count(state.frames, 'image')}, {_count(state.targets, 'target')} -> {out}")
     for name, (n, *frames) in state.flagged.items():
         skipped = name == "NOT_FINITE"
@@ -160,12 +161,11 @@ def evaluate(options: argparse.Namespace) -> None:
     from csunmix import compare
     from csunmix.cli.output import output_file
     from csunmix.cli.truth import check_images, count_images, read_truth
-    from csunmix.io import atomic_write
-    from csunmix.targets import read_csv
+    from csunmix.io import atomic_write, read_targets
 
     inputs = (options.targets, options.truth)
     report = output_file(options.json, "--json", inputs=inputs) if options.json else None
-    targets = read_csv(options.targets)
+    targets = read_targets(options.targets)
     truth = read_truth(options.truth, progress=_on_terminal())
     check_images(targets, truth, options.targets)
     n_images = count_images(targets, truth, options.n_images, options.targets)
@@ -195,6 +195,7 @@ def info(options: argparse.Namespace) -> None:
     from importlib.metadata import PackageNotFoundError, version
 
     packages = "numpy scipy numba pandas PyWavelets cvxpy pillow matplotlib astropy"
+    packages += " pyarrow zarr distributed"
     lines = {"csunmix": __version__, "python": platform.python_version()}
     for name in packages.split():
         try:

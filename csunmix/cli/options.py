@@ -67,11 +67,18 @@ def _unmix_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "input",
         metavar="INPUT",
-        help="PNG, TIFF, FITS, NPY or NPZ file, or a folder of images (natural order)",
+        help="PNG, TIFF, FITS, NPY or NPZ file, Zarr array, or a folder of images (natural order)",
     )
-    parser.add_argument("--out", metavar="FILE", required=True, help="target table, CSV")
-    parser.add_argument("--array", metavar="NAME", help="array of an NPZ file, extension of a FITS")
+    parser.add_argument(
+        "--out", metavar="FILE", required=True, help="target table, CSV or .parquet"
+    )
+    parser.add_argument(
+        "--array", metavar="NAME", help="array of an NPZ file or Zarr group, extension of a FITS"
+    )
     parser.add_argument("--resume", action="store_true", help="go on where a run was stopped")
+    parser.add_argument(
+        "--scheduler", metavar="ADDRESS", help="do the work on the Dask cluster of this scheduler"
+    )
     parser.add_argument("--no-progress", action="store_true", help="show no progress bar")
     parser.add_argument(
         "--seed",
@@ -214,7 +221,7 @@ def _simulate_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("targets", metavar="targets.csv", help="target table")
+    parser.add_argument("targets", metavar="targets.csv", help="target table, CSV or Parquet")
     parser.add_argument(
         "--truth", required=True, metavar="DIR_OR_CSV", help="data set folder, or target table"
     )
@@ -289,7 +296,8 @@ def unmixer_from(options: argparse.Namespace, shape: tuple[int, int]) -> Unmixer
         **({"extent": None, "cell": False} | extent if extent else {}),
     )
     kind = PosteriorUnmixer if options.method == "posterior" else ContinuousUnmixer
-    n_jobs = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    here = options.scheduler is None and hasattr(os, "sched_getaffinity")
+    n_jobs = len(os.sched_getaffinity(0)) if here else 1
     given = _given(options, "seed", "psf_error")
     off_grid = partial(kind, psf, sensor, prior, n_jobs=n_jobs, **given)
     on_grid = partial(
@@ -313,7 +321,7 @@ def unmixer_from(options: argparse.Namespace, shape: tuple[int, int]) -> Unmixer
         return off_grid(background=options.background)
     if idle:
         off_grid()
-    return on_grid(options.method, background=options.background)
+    return replace(on_grid(options.method, background=options.background), n_jobs=n_jobs)
 
 
 def _given(options: argparse.Namespace, *names: str) -> dict[str, Any]:

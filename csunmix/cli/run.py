@@ -1,7 +1,8 @@
 """The run behind ``csunmix unmix``: batch by batch, and a killed run can be gone on with.
 
-Targets are appended to ``OUT.part``. After every batch ``OUT.state.json`` notes how much of it is
-valid; whatever a killed run wrote beyond that is cut off. Only a finished part becomes ``OUT``.
+Targets are appended to ``OUT.part`` (see `csunmix.cli.tables`). After every batch
+``OUT.state.json`` notes how much of it is valid; whatever a killed run wrote beyond that is cut
+off. Only a finished part becomes ``OUT``.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import chain
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,20 +23,25 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from csunmix import __version__
-from csunmix.cli.inputs import finite
+from csunmix.cli.inputs import parts
+from csunmix.cli.tables import table_for
+from csunmix.cluster import tables, unmix_part
 from csunmix.io import ImageStack, atomic_write
 from csunmix.psf import SampledPSF
-from csunmix.targets import Flag, make_table
+from csunmix.targets import Flag
 from csunmix.unmixer import GridUnmixer
 
 if TYPE_CHECKING:
     import pandas as pd
+    from distributed import Client
 
     from csunmix.continuous import ContinuousUnmixer, PosteriorUnmixer
 
     Unmixer = GridUnmixer | ContinuousUnmixer | PosteriorUnmixer
 
-MAX_BATCH = 100  # images, what a killed run loses at most
+MAX_BATCH = 100  # images; later batches are larger, as long as they take less than
+SECONDS = 1.0  # which is about what a killed run loses
+_LARGEST = 64  # first batches
 _OFF_GRID_BATCH = 20
 _MAX_CELLS = 4_000_000  # of a batch's maps, bounds the memory
 _LISTED = 10  # frames by number
@@ -75,7 +83,7 @@ class State:
 
 
 class Run:
-    """One run of an unmixer over a stack, into a CSV file.
+    """One run of an unmixer over a stack, into a CSV or Parquet file.
 
     Parameters
     ----------
@@ -84,25 +92,30 @@ class Run:
     stack : ImageStack
         The images; read batch by batch where they are mapped from disk.
     out : Path
-        The CSV file.
+        The file; its ending says which.
     resume : bool
         Go on where a run with the same settings and images was stopped, if there is one.
 
     Raises
     ------
     ValueError
-        If what is there to go on with is damaged or of other settings or images.
+        If what is there to go on with is damaged or of other settings or images, or Parquet is
+        written without pyarrow.
     """
 
     def __init__(self, unmixer: Unmixer, stack: ImageStack, out: Path, *, resume: bool) -> None:
-        self.unmixer, self.stack, self.out = unmixer, stack, out
+        self.stack, self.out = stack, out
         self.part = out.with_name(f"{out.name}.part")
         self.state_file = out.with_name(f"{out.name}.state.json")
-        self.batch = _OFF_GRID_BATCH
+        self.batch, self.unmix = _OFF_GRID_BATCH, partial(unmixer)
         if isinstance(unmixer, GridUnmixer):
             cells = unmixer.dictionary.shape[1]
             self.batch = max(1, min(MAX_BATCH, _MAX_CELLS // cells))
-        self.state = State(settings=_settings(unmixer), images=_fingerprint(stack, self.batch))
+            # A thread has as many images as the first batch, of larger ones too.
+            self.unmix = partial(unmixer, batch_size=unmixer.n_jobs * self.batch)
+        attrs = {"n_frames": len(stack), "method": repr(unmixer)}
+        self.table = table_for(out, attrs)
+        self.state = State(settings=_settings(unmixer), images=_fingerprint(stack))
         if resume and self.part.exists() and self.state_file.exists():
             self.state = self._read_state()
 
@@ -111,8 +124,8 @@ class Run:
         """Whether `execute` throws away what a stopped run left."""
         return self.state.frames == 0 and self.part.exists()
 
-    def execute(self, *, progress: bool) -> State:
-        """Do what is left to do.
+    def execute(self, *, progress: bool, client: Client | None = None) -> State:
+        """Do what is left to do, on the cluster of the client where there is one.
 
         Raises
         ------
@@ -123,7 +136,7 @@ class Run:
         """
         if self.state.frames == 0:
             self.state_file.unlink(missing_ok=True)  # never beside a part that is not its own
-        n = len(self.stack.images)
+        n = len(self.stack)
         try:
             with (
                 self.part.open("r+b" if self.state.frames else "wb") as file,
@@ -131,15 +144,15 @@ class Run:
             ):
                 file.truncate(self.state.size)
                 file.seek(self.state.size)
-                for start in range(self.state.frames, n, self.batch):
-                    table = self._unmix(start)
-                    file.write(self._csv(table, start))
+                for table in self._tables(client):
+                    begins = self.state.frames == 0
+                    file.write(self.table.encode(self._named(table), begins=begins))
                     file.flush()
                     os.fsync(file.fileno())
                     self.state.add(table, file.tell())
                     self._write_state()
                     bar.update(table.attrs["n_frames"])
-            os.replace(self.part, self.out)
+            self.table.finish(self.part, self.out)
         except BaseException as stop:
             if self.state.frames == 0:
                 self.part.unlink(missing_ok=True)
@@ -152,19 +165,25 @@ class Run:
         self.state_file.unlink(missing_ok=True)
         return self.state
 
-    def _unmix(self, start: int) -> pd.DataFrame:
-        """Target table of the batch from image `start` on."""
-        images = self.stack.images[start : start + self.batch]
-        if finite(images).any():
-            return self.unmixer(images)
-        flags = dict.fromkeys(range(len(images)), Flag.NOT_FINITE | Flag.NO_TARGET)
-        return make_table([], [], [], [], n_frames=len(images), frame_flags=flags)
+    def _tables(self, client: Client | None) -> Iterator[pd.DataFrame]:
+        """Target tables of the batches that are left."""
+        start, n, size = self.state.frames, len(self.stack), self.batch
+        if client is not None:
+            size *= 10  # to each task
+            yield from tables(client, self.unmix, self.stack, batch_size=size, start=start)
+            return
+        while start < n:
+            begin = perf_counter()
+            yield unmix_part(self.unmix, self.stack.part(start, start + size))
+            start, took = start + size, perf_counter() - begin
+            size = _next_size(size, self.batch, took)
 
-    def _csv(self, table: pd.DataFrame, start: int) -> bytes:
-        """`table` as CSV, frames counted over all images, with their names."""
-        frame = table["frame"] + start
-        named = table.assign(frame=frame, image=[self.stack.names[i] for i in frame])
-        return named.to_csv(index=False, header=start == 0, lineterminator="\n").encode()
+    def _named(self, table: pd.DataFrame) -> pd.DataFrame:
+        """`table` with frames counted over all images, and the names of these."""
+        frame = table["frame"].to_numpy() + self.state.frames
+        named = table.assign(frame=frame, image=[self.stack.name(i) for i in frame.tolist()])
+        named.attrs = {}  # pandas copies them with every column that it hands out
+        return named
 
     def _read_state(self) -> State:
         damaged = ValueError(f"{self.state_file}: is damaged; run without --resume to start anew")
@@ -177,7 +196,7 @@ class Run:
                 raise ValueError(
                     f"{self.part}: was begun with other {what}; run without --resume to start anew"
                 )
-        n, size = len(self.stack.images), self.part.stat().st_size
+        n, size = len(self.stack), self.part.stat().st_size
         if state.frames not in range(n + 1) or state.size not in range(size + 1):
             raise damaged
         return state
@@ -193,6 +212,13 @@ def compiles() -> bool:
 
     folder = merge_closest.stats.cache_path
     return folder is None or not any(Path(folder).glob("*.nbi"))
+
+
+def _next_size(size: int, first: int, took: float) -> int:
+    """Images of the batch after one of `size` that `took` so many seconds."""
+    if took < SECONDS / 2 and size < _LARGEST * first:
+        return 2 * size
+    return size // 2 if took > SECONDS and size > first else size
 
 
 def _flagged_frames(table: pd.DataFrame) -> Iterator[tuple[Flag, npt.NDArray[np.intp]]]:
@@ -213,11 +239,10 @@ def _settings(unmixer: Unmixer) -> str:
     return f"csunmix {__version__}: {unmixer!r}{values}"
 
 
-def _fingerprint(stack: ImageStack, batch: int) -> str:
+def _fingerprint(stack: ImageStack) -> str:
     """Of names and pixels, whatever folder they lie in."""
     head = json.dumps([stack.names, stack.images.shape, stack.images.dtype.str]).encode()
-    starts = range(0, len(stack.images), batch)
-    pixels = (np.ascontiguousarray(stack.images[k : k + batch]).tobytes() for k in starts)
+    pixels = (np.ascontiguousarray(part).tobytes() for part in parts(stack))
     return _hash(chain([head], pixels))
 
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from csunmix._validation import as_integer
 from csunmix.datasets import read_csist, read_seq_csist
-from csunmix.targets import n_frames, read_csv
+from csunmix.io import read_targets
+from csunmix.targets import n_frames
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,10 +37,10 @@ class Truth:
 
 
 def read_truth(text: str, *, progress: bool = False) -> Truth:
-    """Truth of a CSV table, a data set's folder, or a folder that has one such folder."""
+    """Truth of a table, CSV or Parquet, a data set's folder, or a folder that has one such."""
     path = Path(text)
     if not path.is_dir():
-        table = read_csv(path)
+        table = read_targets(path)
         return Truth(table, _frame_by_name(table), is_complete=False)
     folder, name = _data_set(path)
     data = _READERS[name](folder, progress=progress)

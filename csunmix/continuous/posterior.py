@@ -124,9 +124,11 @@ class PosteriorUnmixer(_Unmixer):
             plausible = np.flatnonzero(evidence >= evidence.max() - PLAUSIBLE)
             evidence[:] = -np.inf
             for k in plausible:
-                cooled[int(k)], evidence[k] = cool(setting, window, fits[k].count, seed)
+                cooled[setting.counts[k]], evidence[k] = cool(
+                    setting, window, setting.counts[k], seed
+                )
         probability = probabilities(evidence)
-        best = int(probability.argmax())
+        best = setting.counts[int(probability.argmax())]
         found = cooled.get(best) or hop(setting, fits[best], self.n_chains, self.n_steps, seed)
         if found.theta.size:
             targets = summarise(window, found, self.radius)

@@ -6,7 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from csunmix._kernels.hops import Modes, wander
+from csunmix._kernels.hops import wander
+from csunmix._kernels.labels import describe, settle
+from csunmix._kernels.modes import Modes
 from csunmix._kernels.smc import sample
 from csunmix._validation import FloatArray, IntArray
 from csunmix.continuous.fit import Fit
@@ -19,7 +21,7 @@ _KEEP = 0.25  # of the particles, effective after a stage
 _MAX_STAGES = 500
 _PARTICLE_CHAINS = 50
 _SUMMARISED = 2000  # scenes, about
-_SKETCHED, _STARTS, _ROUNDS = 250, 6, 10  # of relabelling: scenes and starts of the first pass
+_SKETCHED, _STARTS = 250, 6  # of relabelling: scenes and starts of the first pass
 
 
 class Sample(NamedTuple):
@@ -88,6 +90,18 @@ def cool(setting: Setting, window: Window, count: int, seed: int) -> tuple[Sampl
     return Sample(theta, np.full(theta.shape[:2], 1.0 / theta[..., 0].size), flags), evidence
 
 
+def draw(best: Fit) -> Sample:
+    """Scenes by importance sampling around the optima of a fit, as one chain."""
+    theta, weight = best.draws
+    return Sample(theta[None], weight[None], 0)
+
+
+def effective(found: Sample) -> float:
+    """How many scenes count, ``(sum w)^2 / sum w^2``; 0 where there are none."""
+    squares = float((found.weight**2).sum())
+    return float(found.weight.sum()) ** 2 / squares if squares > 0.0 else 0.0
+
+
 def summarise(window: Window, found: Sample, radius: float) -> FloatArray:
     """Mean, error and score of every target (K, 7), in the image.
 
@@ -98,17 +112,19 @@ def summarise(window: Window, found: Sample, radius: float) -> FloatArray:
     n_chains, n, d = found.theta.shape
     every = max(1, n_chains * n // _SUMMARISED)
     theta, weight = found.theta[:, ::every, : 3 * (d // 3)], found.weight[:, ::every]
-    scenes = relabel(theta.reshape(-1, d // 3, 3)).reshape(n_chains, -1, d // 3, 3)
     weight = weight / weight.sum()
-    sums = np.einsum("cn,cnka->cka", weight, scenes)  # of every chain
-    mean, share = sums.sum(axis=0), weight.sum(axis=1)[:, None, None]
-    away = scenes - mean
-    variance = np.einsum("cn,cnka->ka", weight, away**2)
-    variance += ((sums - share * mean) ** 2).sum(axis=0) * n_chains / (n_chains - 1)
-    near = np.hypot(away[..., 0], away[..., 1]) <= radius
-    score = np.minimum(np.einsum("cn,cnk->k", weight, near), 1.0)
-    mean[:, :2] += window.origin
-    return np.column_stack([mean, np.sqrt(variance), score])
+    scenes = relabel(theta.reshape(-1, d // 3, 3), weight.ravel())
+    out = describe(scenes, weight.ravel(), radius)
+    if n_chains == 1:
+        out[:, 3:6] *= 1.0 + (weight**2).sum()
+    else:
+        each = scenes.reshape(n_chains, -1, d // 3, 3)
+        away = np.einsum("cn,cnka->cka", weight, each - out[:, :3])
+        out[:, 3:6] += (away**2).sum(axis=0) * n_chains / (n_chains - 1)
+    out[:, :2] += window.origin
+    out[:, 3:6] = np.sqrt(out[:, 3:6])
+    out[:, 6] = np.minimum(out[:, 6], 1.0)
+    return out
 
 
 def approximate(best: Fit, radius: float) -> FloatArray:
@@ -122,41 +138,16 @@ def approximate(best: Fit, radius: float) -> FloatArray:
     return np.column_stack([values, errors, 1.0 - np.exp(-0.5 * radius**2 / spread2)])
 
 
-def relabel(scenes: FloatArray) -> FloatArray:
+def relabel(scenes: FloatArray, weight: FloatArray | None = None) -> FloatArray:
     """Scenes (n, K, 3) with their targets in the order that keeps each nearest to its mean.
 
     Of the orders that some scenes lead to, the one of least variance.
     """
-    if scenes.shape[1] == 1:
-        return scenes
-    few = scenes[:: max(1, len(scenes) // _SKETCHED)]
-    starts = few[:: max(1, len(few) // _STARTS), :, :2]
-    means = [_settle(few, start)[0] for start in starts]
-    spreads = [_assign(few, mean)[1] for mean in means]
-    return _reorder(scenes, _settle(scenes, means[int(np.argmin(spreads))])[1])
-
-
-def _settle(scenes: FloatArray, mean: FloatArray) -> tuple[FloatArray, IntArray]:
-    """Mean places (K, 2) and orders (n, K) that agree, from places to begin with."""
-    order = _assign(scenes, mean)[0]
-    for _ in range(_ROUNDS):
-        before, mean = order, _reorder(scenes, order)[..., :2].mean(axis=0)
-        order = _assign(scenes, mean)[0]
-        if (order == before).all():
-            break
-    return mean, order
-
-
-def _assign(scenes: FloatArray, mean: FloatArray) -> tuple[IntArray, float]:
-    """Order (n, K) of the targets of every scene nearest to `mean`, and its squared distance."""
-    from scipy.optimize import linear_sum_assignment
-
-    cost = ((scenes[:, None, :, :2] - mean[None, :, None]) ** 2).sum(axis=-1)
-    order = cost.argmin(axis=2)  # the assignment wanted, where no two are next to the same
-    for n in np.flatnonzero((np.sort(order, axis=1) != np.arange(len(mean))).any(axis=1)):
-        order[n] = linear_sum_assignment(cost[n])[1]
-    return order, float(np.take_along_axis(cost, order[..., None], axis=2).mean())
-
-
-def _reorder(scenes: FloatArray, order: IntArray) -> FloatArray:
-    return np.take_along_axis(scenes, order[..., None], axis=1)
+    weight = np.full(len(scenes), 1.0 / len(scenes)) if weight is None else weight
+    few = slice(None, None, max(1, len(scenes) // _SKETCHED))
+    starts = scenes[few][:: max(1, len(scenes[few]) // _STARTS), :, :2]
+    means = [start.copy() for start in starts]
+    spreads = [settle(scenes[few].copy(), weight[few], mean) for mean in means]
+    out = scenes.copy()
+    settle(out, weight, means[int(np.argmin(spreads))])
+    return out

@@ -7,12 +7,12 @@ from dataclasses import KW_ONLY, dataclass
 from csunmix._validation import FloatArray, as_integer
 from csunmix.continuous.base import Answer, _Unmixer, answer_for, probabilities
 from csunmix.continuous.fit import Fit, evidences, fit_counts
-from csunmix.continuous.sampling import approximate, hop, summarise
+from csunmix.continuous.sampling import approximate, draw, effective, hop, summarise
 from csunmix.continuous.window import Setting
 
 _RADIUS = 0.1  # px, distance that the score speaks of
 _CHAINS = 8
-_NORMAL = 0.35  # of draws, effective as a sample of the posterior, from where it is taken as normal
+_LEAST = 150.0  # draws, effective ones, below which chains are run
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,10 @@ class ContinuousUnmixer(_Unmixer):
     a saturated pixel is a lower bound and costs ``-log Pr(noise > bound - mu)``. The number of
     targets is that of the largest evidence, see `PosteriorUnmixer`.
 
-    The answer is the mean of the posterior. Where draws from a normal distribution, the likelihood
-    around the fit cut off by the bounds of the prior (expectation propagation, Minka 2001), are a
-    good sample of it, this distribution's; elsewhere that of a few short chains, see
+    The answer is the mean of the posterior, rounding taken as a normal error. Around every optimum
+    the posterior is near a normal distribution, the likelihood's cut off by the bounds of the prior
+    (expectation propagation, Minka 2001). Draws from these, with heavier tails, are weighted by
+    importance. Where too few of them count, the answer is that of a few short chains, see
     `PosteriorUnmixer`.
 
     Parameters
@@ -46,9 +47,9 @@ class ContinuousUnmixer(_Unmixer):
         the noise variance of every pixel. To be taken larger than what single stars leave, as a
         PSF errs alike in neighbouring pixels.
     n_steps : int
-        Paths of each of the chains, 8 or as many as there are optima; 0: the normal distribution
-        always, which is faster, and errors are too small where four or more targets stand close
-        together.
+        Paths of each of the chains, 8 or as many as there are optima; 0: weighted draws always,
+        which is several times faster, but errors are too small where four or more targets stand
+        close together.
     seed : int
         Of the random numbers, which follow from it and the pixels of each image.
     n_jobs : int
@@ -95,15 +96,15 @@ class ContinuousUnmixer(_Unmixer):
             return None
         fits = fit_counts(setting, window, seed)
         probability = probabilities(evidences(setting, fits))
-        best = fits[int(probability.argmax())]
+        best = fits[setting.counts[int(probability.argmax())]]
         targets, flags = self._summarise(setting, best, seed)
         return answer_for(setting, image, window, targets, flags, probability)
 
     def _summarise(self, setting: Setting, best: Fit, seed: int) -> tuple[FloatArray, int]:
         """Mean, error and score of every target, and flags."""
-        if self.n_steps == 0 or best.normality(seed) > _NORMAL:
-            return approximate(best, _RADIUS), 0
-        found = hop(setting, best, _CHAINS, self.n_steps, seed)
+        found = draw(best)
+        if effective(found) < _LEAST and self.n_steps > 0:
+            found = hop(setting, best, _CHAINS, self.n_steps, seed)
         if found.theta.size == 0:
             return approximate(best, _RADIUS), found.flags
         return summarise(best.window, found, _RADIUS), found.flags

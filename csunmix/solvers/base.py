@@ -143,15 +143,13 @@ class Problem:
     a dense dictionary has ``q = l = 1``.
     """
 
-    a_y: FloatArray
-    a_x: FloatArray
+    dictionary: Dictionary
     y: FloatArray
     weights: FloatArray
     censored: BoolArray
     lam: FloatArray
     positive: bool
     start: FloatArray  # coefficients to start from
-    norm2: float  # ||A||^2
     batch_shape: tuple[int, ...]
     map_shape: tuple[int, int]
     dtype: np.dtype[Any]  # of the images, and of the answer
@@ -182,7 +180,6 @@ class Problem:
             raise ValueError(f"x0 must not be negative where x >= 0 is asked, got {x.min():g}")
 
         batch_shape, map_shape = y.shape[:-2], dictionary.map_shape
-        a_y, a_x = dictionary.factors
 
         def lay(array: Array, name: str, shape: tuple[int, int], sizes: tuple[int, int]) -> Any:
             """Stack of one kind of memory layout, so that one compiled version serves all."""
@@ -190,18 +187,18 @@ class Problem:
             dtype = np.bool_ if array.dtype == np.bool_ else np.float64
             return np.require(stack, dtype, ["C", "W"])
 
-        pixels, cells = (a_y.shape[0], a_x.shape[0]), (a_y.shape[1], a_x.shape[1])
+        pixels, cells = dictionary.image_shape, map_shape
+        if not dictionary.separable:
+            pixels, cells = (dictionary.shape[0], 1), (dictionary.shape[1], 1)
         stack = lay(y, "images", dictionary.image_shape, pixels)
         return cls(
-            a_y=a_y,
-            a_x=a_x,
+            dictionary=dictionary,
             y=stack,
             weights=lay(w, "weights", dictionary.image_shape, pixels),
             censored=lay(c, "censored", dictionary.image_shape, pixels),
             lam=np.broadcast_to(_resolve_lam(lam, dictionary, y), len(stack)).astype(np.float64),
             positive=positive,
             start=lay(x, "x0", map_shape, cells),
-            norm2=dictionary.lipschitz,
             batch_shape=batch_shape,
             map_shape=map_shape,
             dtype=y.dtype,
@@ -224,22 +221,34 @@ class Problem:
 
     def astype(self, dtype: npt.DTypeLike) -> Problem:
         """The same problem in another precision."""
-        names = ("a_y", "a_x", "y", "weights", "lam", "start")
+        names = ("y", "weights", "lam", "start")
         arrays = {name: getattr(self, name).astype(dtype, copy=False) for name in names}
         return replace(self, **arrays)
 
     @property
+    def a_y(self) -> FloatArray:
+        """First factor of the dictionary, dense."""
+        return self.dictionary.factors[0]
+
+    @property
+    def a_x(self) -> FloatArray:
+        """Second factor of the dictionary, dense."""
+        return self.dictionary.factors[1]
+
+    @property
     def lipschitz(self) -> FloatArray:
         """Upper bound of the Lipschitz constant of the data term's gradient, shape (b,)."""
-        return np.asarray(self.norm2 * self.weights.max(axis=(1, 2)))
+        return np.asarray(self.dictionary.lipschitz * self.weights.max(axis=(1, 2)))
 
     def forward(self, x: FloatArray) -> FloatArray:
-        """``A x``."""
-        return np.asarray(self.a_y @ (x @ self.a_x.T))
+        """``A x``, in double precision."""
+        maps = x.reshape(len(x), *self.map_shape).astype(np.float64, copy=False)
+        return self.dictionary.forward_stack(maps).reshape(len(x), *self.y.shape[1:])
 
     def adjoint(self, r: FloatArray) -> FloatArray:
-        """``A^T r``."""
-        return np.asarray((self.a_y.T @ r) @ self.a_x)
+        """``A^T r``, in double precision."""
+        images = r.reshape(len(r), *self.dictionary.image_shape).astype(np.float64, copy=False)
+        return self.dictionary.adjoint_stack(images).reshape(len(r), *self.start.shape[1:])
 
     def residual(self, x: FloatArray) -> FloatArray:
         """``y - A x``; not below 0 in censored pixels."""
@@ -469,7 +478,7 @@ def universal_lam(dictionary: Dictionary, noise: float | FloatArray) -> FloatArr
     The universal threshold of Donoho & Johnstone (1994, Biometrika 81, 425), ``N`` atoms,
     `noise` the standard deviation of a pixel, DN.
     """
-    return universal_threshold(noise, float(dictionary.norms.max()), dictionary.shape[1])
+    return universal_threshold(noise, dictionary.largest_norm, dictionary.shape[1])
 
 
 def universal_threshold(
@@ -487,7 +496,7 @@ def _resolve_lam(lam: Lam, dictionary: Dictionary, images: FloatArray) -> FloatA
     from csunmix.background import noise_level
 
     largest = np.abs(dictionary.adjoint(images)).max(axis=(-2, -1))
-    norm, n_atoms = float(dictionary.norms.max()), dictionary.shape[1]
+    norm, n_atoms = dictionary.largest_norm, dictionary.shape[1]
     return universal_threshold(noise_level(images), norm, n_atoms, largest).reshape(-1)
 
 

@@ -8,10 +8,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from csunmix._validation import BoolArray, FloatArray, as_bool
+from csunmix._validation import FloatArray, as_bool
 from csunmix.solvers.base import L1Solver, Monitor, Problem, SolveResult
 
-_CHECK_EVERY = 10  # iterations between two looks at the gap
+_CHECK_EVERY = 10  # iterations between two looks at the gap, and
+_CHECK_SHARE = 0.2  # of those done
+_GREEDY = 1.6  # first step length, in units of 1/L
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +75,8 @@ class ISTA(L1Solver):
         from csunmix._kernels.proximal import spectral_steps
 
         def advance(part: Problem, n_steps: int, x: FloatArray, lengths: FloatArray) -> None:
-            spectral_steps(*_arguments(part), n_steps, x, lengths)
+            rest = (part.positive, n_steps, _maps(part, x), lengths)
+            spectral_steps(*_arguments(part, *rest))
 
         lengths = np.full((len(problem), 4), np.inf)
         lengths[:, 0] = 1.0 / _lipschitz(problem)
@@ -82,11 +85,15 @@ class ISTA(L1Solver):
 
 @dataclass(frozen=True, kw_only=True)
 class FISTA(L1Solver):
-    r"""Accelerated proximal gradient with adaptive restart, for the same problem as `ISTA`.
+    r"""Accelerated proximal gradient, for the same problem as `ISTA`.
 
-    The gradient step of length ``1/L`` starts from ``z = x + (t_k - 1)/t_{k+1} (x - x_old)`` (Beck
-    & Teboulle 2009, SIAM J. Imaging Sci. 2, 183, eq. 4.1-4.3); the momentum of an image restarts
-    when ``<z - x_new, x_new - x> > 0`` (O'Donoghue & Candes 2015, Found. Comput. Math. 15, 715).
+    The gradient step starts from ``z = x + m (x - x_old)``. With `restart`, as in "greedy FISTA"
+    (Liang, Luo & Schoenlieb 2022, SIAM J. Sci. Comput. 44, A1069): ``m = 1``, and 0 after a step
+    with ``<z - x_new, x_new - x> > 0`` (the momentum points uphill); the length of the steps
+    begins at ``1.6/L`` and shrinks by 4 %, down to ``1/L``, whenever ``x`` moves further than at
+    first. Without, ``m = (t_k - 1)/t_{k+1}`` and the length is ``1/L`` (Beck & Teboulle 2009, SIAM
+    J. Imaging Sci. 2, 183, eq. 4.1-4.3). Cells that can not become positive in a step are left
+    out of it, which changes no iterate.
     Float32 images are solved in float32, where the gap is told no better than to
     ``16 eps max_j |a_j^T w y| / lam``: `tol` is at least that.
 
@@ -113,20 +120,31 @@ def _fixed_steps(
 ) -> SolveResult:
     from csunmix._kernels.proximal import proximal_steps
 
-    def advance(part: Problem, n_steps: int, x: FloatArray, z: FloatArray, t: FloatArray) -> None:
-        proximal_steps(*_arguments(part), accelerate, restart, n_steps, x, z, t)
+    def advance(
+        part: Problem, n_steps: int, x: FloatArray, z: FloatArray, memory: FloatArray
+    ) -> None:
+        how = (part.dictionary.largest_norm, part.positive, accelerate, restart)
+        state = (_maps(part, x), _maps(part, z), memory)
+        proximal_steps(*_arguments(part, *how, n_steps, *state))
 
-    z, t = problem.start.astype(problem.dtype), np.ones(len(problem), problem.dtype)
-    return _iterate(solver, problem, problem.dtype, monitor, advance, z, t)
+    greedy = accelerate and restart
+    memory = np.full((len(problem), 2), np.inf if greedy else 1.0, problem.dtype)
+    memory[:, 0] = (_GREEDY if greedy else 1.0) / _lipschitz(problem)
+    z = problem.start.astype(problem.dtype)
+    return _iterate(solver, problem, problem.dtype, monitor, advance, z, memory)
 
 
-def _arguments(
-    part: Problem,
-) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray, BoolArray, FloatArray, FloatArray, bool]:
-    """What the kernels want to know of a problem."""
-    lipschitz = _lipschitz(part).astype(part.y.dtype)
-    arrays = (part.a_y, part.a_x, part.y, part.weights, part.censored, part.lam)
-    return (*arrays, lipschitz, part.positive)
+def _arguments(part: Problem, *rest: Any) -> tuple[Any, ...]:
+    """What the kernels want to know of a problem, laid out for the dictionary's bands."""
+    bands = [band.astype(part.y.dtype) for band in part.dictionary.bands]
+    shape = (-1, *(band.n for band in bands))
+    images = [array.reshape(shape) for array in (part.y, part.weights, part.censored)]
+    return (*bands, *images, part.lam, _lipschitz(part).astype(part.y.dtype), *rest)
+
+
+def _maps(part: Problem, x: FloatArray) -> FloatArray:
+    """Maps laid out for the dictionary's bands."""
+    return x.reshape(-1, *(len(band.first) for band in part.dictionary.bands))
 
 
 def _lipschitz(problem: Problem) -> FloatArray:
@@ -155,14 +173,15 @@ def _iterate(
     done, stopped = 0, monitor.report(0, objective, gap)
     todo = np.flatnonzero(gap > tol)
     while todo.size and done < solver.max_iter and not stopped:
-        n_steps = min(_CHECK_EVERY, solver.max_iter - done)
-        parts = [array[todo] for array in (x, *state)]
-        advance(rounded.take(todo), n_steps, *parts)
+        n_steps = min(max(_CHECK_EVERY, int(_CHECK_SHARE * done)), solver.max_iter - done)
+        some = todo if todo.size < len(problem) else slice(None)  # all of them without a copy
+        parts = [array[some] for array in (x, *state)]
+        advance(rounded.take(some), n_steps, *parts)
         for array, part in zip((x, *state), parts, strict=True):
-            array[todo] = part
+            array[some] = part
         done += n_steps
-        n_iter[todo] = done
-        objective[todo], gap[todo] = problem.take(todo).evaluate(parts[0])
+        n_iter[some] = done
+        objective[some], gap[some] = problem.take(some).evaluate(parts[0])
         todo = todo[gap[todo] > tol[todo]]
         stopped = monitor.report(done, objective, gap)
     return problem.result(

@@ -1,0 +1,125 @@
+"""Importance sampling of a posterior around its optima."""
+
+from __future__ import annotations
+
+import math
+
+import numba
+import numpy as np
+
+from csunmix._kernels.billiards import nearest
+from csunmix._kernels.model import Model
+from csunmix._kernels.modes import Modes
+from csunmix._kernels.prior import log_prior
+from csunmix._kernels.scene import illuminate, log_likelihood, new_room
+from csunmix._validation import FloatArray
+
+_DEGREES = 8.0  # of freedom of the t distributions: tails that hold what is not normal
+_BLOCK = 100  # draws between two looks at how many count
+
+
+@numba.njit(cache=True, nogil=True)
+def importance(
+    model: Model, modes: Modes, share: FloatArray, most: int, enough: float, seed: int
+) -> tuple[FloatArray, FloatArray, float]:
+    """Scenes (n, d) of one order of the targets, their weights (n,), and a log integral.
+
+    Draws are from t distributions with the moments of the modes, `most` of them or as many as it
+    takes until `enough` count, ``(sum w)^2 / sum w^2``. The order is that in which targets lie next
+    to those of the first mode. The integral is that of likelihood and prior over these scenes, in
+    units of ``(2 pi)^(d/2)``; -inf where no draw keeps to the prior.
+    """
+    np.random.seed(seed)
+    d = modes.mean.shape[1]
+    thetas, logs = np.empty((most, d)), np.empty(most)
+    theta, level = np.empty(d), _levels(modes, share)
+    room = new_room(model.optics, model.n_targets, d, *model.pixels.low.shape)
+    kept, drawn = 0, 0
+    while drawn < most:
+        drawn += 1
+        _draw(modes, share, theta)
+        prior = log_prior(model.box, theta, model.n_targets)
+        if prior > -np.inf and _in_order(theta, modes.theta[0], model.n_targets):
+            illuminate(model.optics, theta, room)
+            logs[kept] = prior + log_likelihood(model.pixels, room.light, 0.0)
+            logs[kept] -= _log_density(modes, level, theta)
+            thetas[kept] = theta
+            kept += 1
+        if drawn % _BLOCK == 0 and _effective(logs[:kept]) >= enough:
+            break
+    if kept == 0:
+        return thetas[:0], logs[:0], -np.inf
+    top = logs[:kept].max()
+    weight = np.exp(logs[:kept] - top)
+    total = weight.sum()
+    return thetas[:kept], weight / total, top + math.log(total / drawn)
+
+
+@numba.njit(cache=True, nogil=True)
+def _levels(modes: Modes, share: FloatArray) -> FloatArray:
+    """Log densities at the means."""
+    m, d = modes.mean.shape
+    half = 0.5 * _DEGREES
+    level = np.log(share) + math.lgamma(half + 0.5 * d) - math.lgamma(half)
+    level -= 0.5 * d * math.log(half)
+    for k in range(m):
+        for a in range(d):
+            level[k] += math.log(modes.inverse[k, a, a])
+    return level
+
+
+@numba.njit(cache=True, nogil=True)
+def _draw(modes: Modes, share: FloatArray, theta: FloatArray) -> None:
+    k, left = 0, np.random.random()
+    while k < share.size - 1 and left > share[k]:
+        left -= share[k]
+        k += 1
+    spread = math.sqrt(0.5 * _DEGREES / np.random.gamma(0.5 * _DEGREES))
+    theta[:] = modes.mean[k]
+    for b in range(theta.size):
+        z = spread * np.random.normal()
+        for a in range(b, theta.size):
+            theta[a] += modes.factor[k, a, b] * z
+
+
+@numba.njit(cache=True, nogil=True)
+def _in_order(theta: FloatArray, like: FloatArray, count: int) -> bool:
+    """Whether targets lie next to those of `like`, see `nearest`."""
+    for k in range(count):
+        own = (theta[3 * k] - like[3 * k]) ** 2 + (theta[3 * k + 1] - like[3 * k + 1]) ** 2
+        for m in range(count):
+            d2 = (theta[3 * m] - like[3 * k]) ** 2 + (theta[3 * m + 1] - like[3 * k + 1]) ** 2
+            if d2 < own:
+                return bool((nearest(theta, like, count) == np.arange(count)).all())
+    return True
+
+
+@numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz"})
+def _log_density(modes: Modes, level: FloatArray, theta: FloatArray) -> float:
+    m, d = modes.mean.shape
+    top, total = -np.inf, 0.0
+    for k in range(m):
+        distance2 = 0.0
+        for a in range(d):
+            s = 0.0
+            for b in range(a + 1):
+                s += modes.inverse[k, a, b] * (theta[b] - modes.mean[k, b])
+            distance2 += s * s
+        log = level[k] - 0.5 * (_DEGREES + d) * math.log1p(distance2 / _DEGREES)
+        if log > top:
+            total, top = total * math.exp(top - log), log
+        total += math.exp(log - top)
+    return top + math.log(total)
+
+
+@numba.njit(cache=True, nogil=True)
+def _effective(logs: FloatArray) -> float:
+    """How many draws of these log weights count."""
+    if logs.size == 0:
+        return 0.0
+    top, total, squares = logs.max(), 0.0, 0.0
+    for n in range(logs.size):
+        w = math.exp(logs[n] - top)
+        total += w
+        squares += w * w
+    return float(total * total / squares)

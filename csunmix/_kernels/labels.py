@@ -1,0 +1,124 @@
+"""Which target of a scene is which: orders that keep each target near to its mean."""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+
+from csunmix._validation import FloatArray, IntArray
+
+_ROUNDS = 10
+
+
+@numba.njit(cache=True, nogil=True)
+def settle(scenes: FloatArray, weight: FloatArray, mean: FloatArray) -> float:
+    """Put the targets of all scenes (n, K, 3) into the order nearest to their mean, in place.
+
+    Starts from places `mean` (K, 2), which become the weighted means; returns the weighted sum of
+    squared distances to them.
+    """
+    n, count = scenes.shape[:2]
+    order, scene = np.empty(count, np.int64), np.empty((count, 3))
+    cost = np.empty((count, count))
+    spread = 0.0
+    for _ in range(_ROUNDS):
+        changed, spread = False, 0.0
+        for s in range(n):
+            spread += weight[s] * assign(scenes[s], mean, cost, order)
+            for k in range(count):
+                changed = changed or order[k] != k
+                scene[k] = scenes[s, order[k]]
+            scenes[s] = scene
+        if not changed:
+            break
+        mean[:] = 0.0
+        for s in range(n):
+            for k in range(count):
+                for axis in range(2):
+                    mean[k, axis] += weight[s] * scenes[s, k, axis]
+        mean /= weight.sum()
+    return spread
+
+
+@numba.njit(cache=True, nogil=True)
+def describe(scenes: FloatArray, weight: FloatArray, radius: float) -> FloatArray:
+    """Mean and variance of ``y, x, flux`` of every target of weighted scenes (n, K, 3), (K, 7).
+
+    The last column is the weight of the scenes in which it is within `radius` px of its mean.
+    """
+    n, count = scenes.shape[:2]
+    out, total = np.zeros((count, 7)), weight.sum()
+    for s in range(n):
+        for k in range(count):
+            for c in range(3):
+                out[k, c] += weight[s] * scenes[s, k, c] / total
+    for s in range(n):
+        for k in range(count):
+            distance2 = 0.0
+            for c in range(3):
+                away2 = (scenes[s, k, c] - out[k, c]) ** 2
+                out[k, 3 + c] += weight[s] * away2 / total
+                distance2 += away2 if c < 2 else 0.0
+            if distance2 <= radius * radius:
+                out[k, 6] += weight[s] / total
+    return out
+
+
+@numba.njit(cache=True, nogil=True)
+def assign(scene: FloatArray, mean: FloatArray, cost: FloatArray, order: IntArray) -> float:
+    """Target ``order[k]`` of a scene (K, 3) for every place (K, 2), and the squared distance."""
+    count = mean.shape[0]
+    total, simple = 0.0, True
+    for k in range(count):
+        best = np.inf
+        for m in range(count):
+            cost[k, m] = (scene[m, 0] - mean[k, 0]) ** 2 + (scene[m, 1] - mean[k, 1]) ** 2
+            if cost[k, m] < best:
+                best, order[k] = cost[k, m], m
+        total += best
+        for m in range(k):
+            simple = simple and order[m] != order[k]
+    if not simple:
+        hungarian(cost, order)
+        total = 0.0
+        for k in range(count):
+            total += cost[k, order[k]]
+    return total
+
+
+@numba.njit(cache=True, nogil=True)
+def hungarian(cost: FloatArray, order: IntArray) -> None:
+    """Column ``order[k]`` of every row of a square matrix, the sum of these being least.
+
+    By shortest augmenting paths (Jonker & Volgenant 1987, Computing 38, 325).
+    """
+    n = cost.shape[0]
+    of_row, of_column = np.zeros(n), np.zeros(n)  # dual variables
+    row = np.full(n + 1, -1)  # of each column; the last is where paths begin
+    back = np.empty(n, np.int64)
+    for start in range(n):
+        row[n], at = start, n
+        reach, seen = np.full(n, np.inf), np.zeros(n + 1, np.bool_)
+        while row[at] >= 0:
+            seen[at] = True
+            i, step, after = row[at], np.inf, -1
+            for j in range(n):
+                if not seen[j]:
+                    slack = cost[i, j] - of_row[i] - of_column[j]
+                    if slack < reach[j]:
+                        reach[j], back[j] = slack, at
+                    if reach[j] < step:
+                        step, after = reach[j], j
+            for j in range(n):
+                if seen[j]:
+                    of_row[row[j]] += step
+                    of_column[j] -= step
+                else:
+                    reach[j] -= step
+            of_row[start] += step
+            at = after
+        while at != n:
+            row[at] = row[back[at]]
+            at = back[at]
+    for j in range(n):
+        order[row[j]] = j

@@ -1,0 +1,226 @@
+"""Normal approximations around the optima of a posterior, cut off by the bounds of the prior."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numba
+import numpy as np
+
+from csunmix._kernels.billiards import nearest
+from csunmix._kernels.fit import slope
+from csunmix._kernels.linalg import cholesky
+from csunmix._kernels.model import Model
+from csunmix._kernels.prior import Box, limits
+from csunmix._kernels.scene import Room, illuminate, new_room
+from csunmix._kernels.truncated import expectation_propagation
+from csunmix._validation import FloatArray
+
+_MOST = 12
+_NEGLIGIBLE = 8.0  # objective above the best from where a fit weighs nothing
+_LEAST_ROOM = 0.01  # of the extent
+_SINGULAR = 1e-10  # smallest pivot of a correlation matrix
+
+
+class Modes(NamedTuple):
+    """Normal approximations around the optima, their targets in the same order."""
+
+    theta: FloatArray  # (m, d), the optima
+    mean: FloatArray  # (m, d)
+    factor: FloatArray  # (m, d, d), Cholesky factors of the covariances, lower triangles
+    inverse: FloatArray  # (m, d, d), inverses of these factors
+
+
+@numba.njit(cache=True, nogil=True)
+def approximate(
+    model: Model, thetas: FloatArray, values: FloatArray
+) -> tuple[Modes, FloatArray, float]:
+    """Modes of the optima `thetas` (n, d), the best first, their shares and log mass.
+
+    Each weighs as its likelihood and prior at its mean times the volume of its covariance; the mass
+    is that of all, but for a constant.
+    """
+    n, d = thetas.shape
+    most = min(n, _MOST)
+    theta, mean = np.empty((most, d)), np.empty((most, d))
+    factor, inverse = np.zeros((most, d, d)), np.zeros((most, d, d))
+    logs = np.empty(most)
+    room = new_room(model.optics, model.n_targets, d, *model.pixels.low.shape)
+    m = 0
+    for s in range(n):
+        if m == most or values[s] > values[0] + _NEGLIGIBLE:
+            break
+        at = theta[m]
+        at[:] = thetas[s]
+        order = nearest(thetas[s], thetas[0], model.n_targets)
+        for k in range(model.n_targets):
+            at[3 * k : 3 * k + 3] = thetas[s, 3 * order[k] : 3 * order[k] + 3]
+        gradient, hessian = curvature(model, at, room)
+        middle, covariance = moments(model, at, gradient, hessian)
+        if cholesky(covariance, d, factor[m]) < d:
+            continue
+        invert(factor[m], inverse[m])
+        if not _apart(theta[:m], at, inverse[m]):
+            continue
+        mean[m] = middle
+        away = middle - at
+        logs[m] = away @ gradient - values[s] + log_room(model.box, middle, model.n_targets)
+        for a in range(d):
+            logs[m] += math.log(factor[m, a, a]) - 0.5 * away[a] * (hessian[a] @ away)
+        m += 1
+    top = logs[:m].max()
+    share = np.exp(logs[:m] - top)
+    total = share.sum()
+    return Modes(theta[:m], mean[:m], factor[:m], inverse[:m]), share / total, top + math.log(total)
+
+
+@numba.njit(cache=True, nogil=True)
+def curvature(model: Model, theta: FloatArray, room: Room) -> tuple[FloatArray, FloatArray]:
+    """Gradient (d,) and minus second derivatives (d, d) of the log likelihood of a scene."""
+    box = model.box
+    free = Box(box.area, box.flux, 0.0, np.inf, box.cell, box.background)
+    gradient, hessian = np.empty(theta.size), np.zeros((theta.size, theta.size))
+    illuminate(model.optics, theta, room)
+    slope(
+        Model(model.optics, model.pixels, free, model.precision, model.n_targets),
+        theta,
+        room,
+        gradient,
+        hessian,
+    )
+    for a in range(theta.size):
+        for b in range(a):
+            hessian[b, a] = hessian[a, b]
+    return gradient, hessian
+
+
+@numba.njit(cache=True, nogil=True)
+def moments(
+    model: Model, theta: FloatArray, gradient: FloatArray, hessian: FloatArray
+) -> tuple[FloatArray, FloatArray]:
+    """Mean (d,) and covariance (d, d) of the posterior around an optimum.
+
+    The likelihood is taken as normal (Laplace), cut off by the bounds of the prior: fluxes, area or
+    cell, and, along the line that joins two targets, their separation. Where bounds lie too far
+    from the likelihood for that, it is the optimum and its curvature, the prior's counted.
+    """
+    d = theta.size
+    rows, low, high, width = bounds(model, theta)
+    shift = gradient.copy()
+    for a in range(d):
+        shift[a] += hessian[a] @ theta
+    mean, covariance = expectation_propagation(hessian, shift, rows, low, high, width)
+    if _regular(mean, covariance):
+        return mean, covariance
+    total = hessian.copy()
+    for a in range(d):
+        total[a, a] += model.precision[a]
+    return theta.copy(), np.linalg.inv(total)
+
+
+@numba.njit(cache=True, nogil=True)
+def bounds(
+    model: Model, theta: FloatArray
+) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
+    """Rows, lowest and highest values and widths of the bounds of the prior around a scene."""
+    box, count, d = model.box, model.n_targets, theta.size
+    n = 3 * count
+    most = n + count * (count - 1) // 2 + 2
+    rows, width = np.zeros((most, d)), np.full(most, np.inf)
+    low, high = np.full(most, -np.inf), np.full(most, np.inf)
+    lower, upper = limits(box, theta, count)
+    for a in range(n):
+        rows[a, a], low[a], high[a] = 1.0, lower[a], upper[a]
+        width[a] = (upper[a] - lower[a]) / math.sqrt(12.0)
+    for k in range(count):
+        for m in range(k):
+            dy, dx = theta[3 * k] - theta[3 * m], theta[3 * k + 1] - theta[3 * m + 1]
+            distance = math.hypot(dy, dx)
+            if distance > 0.0:  # no line joins targets that lie at the same place
+                rows[n, 3 * k], rows[n, 3 * k + 1] = dy / distance, dx / distance
+                rows[n, 3 * m], rows[n, 3 * m + 1] = -dy / distance, -dx / distance
+                low[n] = box.separation
+                n += 1
+    if count > 1 and box.extent < np.inf:
+        for axis in range(2):
+            along = theta[axis : 3 * count : 3]
+            rows[n, 3 * along.argmax() + axis] += 1.0
+            rows[n, 3 * along.argmin() + axis] -= 1.0
+            high[n] = box.extent
+            n += 1
+    return rows[:n], low[:n], high[:n], width[:n]
+
+
+@numba.njit(cache=True, nogil=True)
+def log_room(box: Box, theta: FloatArray, count: int) -> float:
+    """Log room that the targets leave to the box of the prior's extent."""
+    total = 0.0
+    for axis in range(2):
+        start, stop = box.area[axis, 0], box.area[axis, 1]
+        if box.extent < stop - start:
+            along = theta[axis : 3 * count : 3]
+            first = max(along.max() - box.extent, start)
+            last = min(along.min(), stop - box.extent)
+            total += math.log(max(last - first, _LEAST_ROOM * box.extent))
+    return total
+
+
+@numba.njit(cache=True, nogil=True)
+def laplace(model: Model, theta: FloatArray) -> float:
+    """Log volume of the posterior around an optimum by Laplace's method, bounds left out."""
+    d, n = theta.size, 3 * model.n_targets
+    room = new_room(model.optics, model.n_targets, d, *model.pixels.low.shape)
+    _, hessian = curvature(model, theta, room)
+    for a in range(n):
+        hessian[a, a] += model.precision[a]
+    factor, volume = np.zeros((d, d)), log_room(model.box, theta, model.n_targets)
+    if cholesky(hessian, d, factor) < d:
+        return np.inf
+    for a in range(d):
+        volume -= math.log(factor[a, a])
+    return volume
+
+
+@numba.njit(cache=True, nogil=True)
+def invert(factor: FloatArray, out: FloatArray) -> None:
+    """Inverse of a lower triangle, into that of `out`."""
+    d = factor.shape[0]
+    for b in range(d):
+        out[b, b] = 1.0 / factor[b, b]
+        for a in range(b + 1, d):
+            s = 0.0
+            for c in range(b, a):
+                s += factor[a, c] * out[c, b]
+            out[a, b] = -s / factor[a, a]
+
+
+@numba.njit(cache=True, nogil=True)
+def _regular(mean: FloatArray, covariance: FloatArray) -> bool:
+    """Whether moments are finite and those of a distribution."""
+    d = mean.size
+    correlation, factor = np.empty((d, d)), np.zeros((d, d))
+    for a in range(d):
+        if not (math.isfinite(mean[a]) and 0.0 < covariance[a, a] < np.inf):
+            return False
+        for b in range(a + 1):
+            correlation[a, b] = covariance[a, b] / math.sqrt(covariance[a, a] * covariance[b, b])
+    if cholesky(correlation, d, factor) < d:
+        return False
+    return bool((np.diag(factor) ** 2 > _SINGULAR).all())
+
+
+@numba.njit(cache=True, nogil=True)
+def _apart(known: FloatArray, theta: FloatArray, inverse: FloatArray) -> bool:
+    """Whether a fit is none of those known but for how far they went."""
+    d = theta.size
+    for m in range(known.shape[0]):
+        distance2 = 0.0
+        for a in range(d):
+            s = 0.0
+            for b in range(a + 1):
+                s += inverse[a, b] * (theta[b] - known[m, b])
+            distance2 += s * s
+        if distance2 <= d:
+            return False
+    return True
