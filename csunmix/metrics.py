@@ -562,9 +562,10 @@ def _average_precision(hit: BoolArray, n_truth: int) -> float:
     """Area under the monotone envelope of the precision-recall curve."""
     if n_truth == 0:
         return np.nan
-    _, precision = _curve(hit, n_truth)
-    envelope = np.maximum.accumulate(precision[::-1])[::-1]
-    return float(envelope[hit].sum() / n_truth)  # recall rises by 1/n_truth at each hit
+    # Recall rises by 1/n_truth at each hit, and nowhere else does precision have a peak.
+    rank = np.flatnonzero(hit) + 1
+    precision = np.arange(1, rank.size + 1) / rank
+    return float(np.maximum.accumulate(precision[::-1])[::-1].sum() / n_truth)
 
 
 # Points: the frames and positions of a table as arrays
@@ -611,8 +612,10 @@ def _ranks(detections: pd.DataFrame, rank_by: RankBy, name: str) -> FloatArray:
 
 
 def _descending(ranks: FloatArray, frame: npt.NDArray[np.int64]) -> IntArray:
-    """Rows in descending rank; ties by frame, then by row (lexsort is stable)."""
-    return np.lexsort((frame, -ranks))
+    """Rows in descending rank; ties by frame, then by row (lexsort is stable, and slower)."""
+    order = np.argsort(-ranks)
+    ranked = ranks[order]
+    return np.lexsort((frame, -ranks)) if (ranked[1:] == ranked[:-1]).any() else order
 
 
 def _counts(found: _Points, true: _Points) -> Pairs:

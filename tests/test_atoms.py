@@ -126,3 +126,16 @@ def test_what_the_chosen_atoms_leave_of_the_others(plain: bool) -> None:
     atoms.drop(chosen, 0)
     assert not project_out(seen, chosen, spanned, share, q, g, free)
     assert (spanned == -1).all()
+
+
+@pytest.mark.parametrize("watched", [False, True])
+def test_the_start_that_was_given_is_left_alone(watched: bool) -> None:
+    d = cu.Dictionary(cu.GaussianPSF(0.5), (5, 5), 2)
+    images = 100.0 * np.random.default_rng(0).random((3, 5, 5))
+    x0 = np.zeros((3, 10, 10))
+    seen: list[Any] = []
+    result = cu.ActiveSet(lam=1.0).solve(
+        d, images, x0=x0, callback=seen.append if watched else None
+    )
+    assert not x0.any()
+    assert result.x.any()

@@ -16,7 +16,7 @@ from csunmix._kernels import fit as kernel
 from csunmix._kernels.prior import draw_scene
 from csunmix._kernels.scene import illuminate, new_room
 from csunmix._kernels.smc import Model, sample
-from csunmix.continuous.fit import fit, fit_counts, log_room, smooth
+from csunmix.continuous.fit import fit, fit_counts, log_room
 from csunmix.continuous.window import Setting, Window
 
 PRESET = cu.presets.csist_100k()
@@ -183,7 +183,7 @@ def test_slope_is_the_gradient_of_the_objective(
     image = sensor.expose(light_of(TRIPLE), rng=1)
     setting = setting_of(sensor, background=background, extent=0.9)
     window = window_of(setting, image)
-    model = replace(window, pixels=smooth(window.pixels)).model(setting.optics, 3)
+    model = replace(window, pixels=window.smooth).model(setting.optics, 3)
     at = within(window, theta + [0.4] * (background == "fit"))
     room = new_room(setting.optics, 3, at.size, *window.pixels.low.shape)
     gradient, hessian = np.empty(at.size), np.zeros((at.size, at.size))

@@ -739,6 +739,36 @@ def omp_twin(matrix: Floats, y: Floats, n: int, positive: bool) -> Floats:
     return x
 
 
+def ols_twin(matrix: Floats, y: Floats, n: int) -> Floats:
+    """Textbook orthogonal least squares: try every atom beside those chosen."""
+    x, support = np.zeros(matrix.shape[1]), []
+    for _ in range(n):
+        left = [
+            float(np.linalg.norm(y - m @ np.linalg.lstsq(m, y, rcond=None)[0]))
+            for j in range(matrix.shape[1])
+            for m in (matrix[:, [*support, j]],)
+        ]
+        support.append(int(np.argmin(left)))
+    x[support] = np.linalg.lstsq(matrix[:, support], y, rcond=None)[0]
+    return x
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_omp_by_residual_is_orthogonal_least_squares(weighted: bool) -> None:
+    rng = np.random.default_rng(31)
+    d = cu.Dictionary(cu.GaussianPSF(0.5), (4, 5), 2)
+    y = rng.normal(0, 10, (2, 4, 5))
+    weights = rng.uniform(0.5, 2, (4, 5)) if weighted else np.ones((4, 5))
+    solver = cu.OMP(n_nonzero=4, positive=False, selection="residual")
+    result = solver.solve(d, y, weights=weights)
+    root = np.sqrt(weights).ravel()
+    for x, image in zip(result.x, y, strict=True):
+        twin = ols_twin(d.to_dense() * root[:, None], image.ravel() * root, 4)
+        np.testing.assert_allclose(x.ravel(), twin, rtol=1e-7, atol=1e-8)
+    plain = cu.OMP(n_nonzero=4, positive=False).solve(d, y, weights=weights)
+    assert (result.residual_norm != plain.residual_norm).any()
+
+
 @pytest.mark.parametrize(("name", "positive"), [("gauss-1", True), ("gauss-3", False)])
 @pytest.mark.parametrize("weighted", [False, True])
 def test_omp_equals_its_plain_twin(name: str, positive: bool, weighted: bool) -> None:

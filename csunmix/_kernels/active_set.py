@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numba
 import numpy as np
 
 from csunmix._kernels.atoms import (
+    Box,
     Chosen,
     View,
     append,
     contains,
-    correlate,
+    correlate_atom,
+    correlate_box,
+    correlate_rows,
     drop,
+    extremes,
     forward,
+    largest_box,
+    long_inner,
     new_chosen,
     new_view,
     residual,
+    sum_rows,
+    whole,
+    widen,
+    write_atom,
     write_coefficients,
 )
 from csunmix._kernels.linalg import cholesky_append, cholesky_drop, cholesky_solve, inner
@@ -26,6 +38,28 @@ _OPTIMAL = 1e-9  # what a correlation may have above lam at the end, likewise
 _STAGE = 1e-2  # of the price, from one stage to the next
 _LAST_STAGE = 1e-11  # least price before lam, relative to the largest correlation
 _EPS = 1e-15  # what rounding leaves of a sum, relative to its largest term
+
+
+class _Room(NamedTuple):
+    """Scratch that serves one image after the other."""
+
+    r: FloatArray
+    fit: FloatArray
+    excess: FloatArray  # what the fit has over the bound of each pixel; -1 where there is none
+    blocked: BoolArray
+    bounds: FloatArray  # of rows of the map
+    cells: FloatArray  # of one row
+
+
+class _Near(NamedTuple):
+    """A box of cells, and the inner products of its atoms with the image and with atoms in use."""
+
+    image: FloatArray
+    pull: FloatArray
+    products: FloatArray  # flat, one row of the box's cells for each atom known
+    row: IntArray  # of each atom; -1 where it is not known
+    known: IntArray
+    n_known: IntArray  # (1,)
 
 
 @numba.njit(cache=True, nogil=True)
@@ -42,44 +76,76 @@ def active_set(
     x: FloatArray,
     n_iter: IntArray,
     optimal: BoolArray,
+    objective: FloatArray,
+    gap: FloatArray,
+    residual_norm: FloatArray,
 ) -> None:
     """Solve each image; `x` (b, k l) holds the start and then the answer; counts `n_iter` up.
 
     `price` is the weight of the l1 norm that each image is at, at least `lam`. It falls to `lam`
-    in stages, each starting from the answer of the one before.
+    in stages, each starting from the answer of the one before. `objective`, relative `gap` and
+    `residual_norm` are written where `optimal`.
     """
-    excess, before = np.empty(y[0].size), np.empty(x.shape[1])
-    correlation = np.empty(x.shape[1])
+    n_pixels, n_atoms = y[0].size, x.shape[1]
+    room = _Room(
+        np.empty(n_pixels),
+        np.empty(n_pixels + 1),
+        np.empty(n_pixels),
+        np.zeros(n_atoms + n_pixels, np.bool_),
+        np.empty(a_y.shape[1]),
+        np.empty(a_x.shape[1]),
+    )
+    chosen, near = new_chosen(0, n_pixels), _new_near(a_y, a_x, 0)
     for b in range(len(y)):
         view = new_view(a_y, a_x, y[b], weights[b])
-        last, done = _LAST_STAGE * abs(correlate(view, view.target, correlation)), 0
+        chosen.number[0], done = 0, 0
+        first, highest = _strongest(view, view.target, whole(view), 0.0, chosen, room)
         while True:
-            before[:] = x[b]
-            highest = _objective(view, y[b], censored[b], price[b], before, excess)
-            highest += _ROUNDING * inner(view.target, view.target)
-            steps, optimal[b] = _lasso(view, excess, price[b], max_iter - done, tol, x[b])
+            n_start = _n_positive(x[b])
+            before = _objective(view, y[b], censored[b], price[b], x[b], n_start, room.excess)
+            before += _ROUNDING * long_inner(view.target, view.target)
+            n_start += _n_positive(room.excess)
+            most = min(n_pixels, n_start + max_iter - done)
+            if most >= chosen.x.size:
+                chosen = new_chosen(most + 1, n_pixels)
+                near = _new_near(a_y, a_x, most + 1)
+            _load(view, chosen, room, x[b], price[b], n_start, most)
+            steps, optimal[b], gap[b] = _lasso(
+                view, chosen, room, near, price[b], max_iter - done, tol, first, highest
+            )
             done += steps
-            reached = _objective(view, y[b], censored[b], price[b], x[b], excess)
+            objective[b] = _primal(chosen, room.r, price[b], n_atoms)
+            residual_norm[b] = np.sqrt(long_inner(room.r, room.r))
             # Only rounding goes up. What it does in one step the next ones may mend.
-            if max_iter > 1 and not reached <= highest:
-                x[b], optimal[b] = before, False
+            if max_iter > 1 and not objective[b] <= before:
+                optimal[b] = False
                 break
+            if n_start > 0:
+                x[b] = 0.0
+            write_coefficients(chosen, x[b])
             if not optimal[b] or price[b] <= lam[b]:
                 break
             price[b] *= _STAGE
-            if price[b] < max(lam[b], last):
+            if price[b] < max(lam[b], _LAST_STAGE * abs(highest)):
                 price[b] = lam[b]
         n_iter[b] += done
 
 
 @numba.njit(cache=True, nogil=True)
 def _objective(
-    view: View, y: FloatArray, censored: BoolArray, lam: float, x: FloatArray, excess: FloatArray
+    view: View,
+    y: FloatArray,
+    censored: BoolArray,
+    lam: float,
+    x: FloatArray,
+    n_positive: int,
+    excess: FloatArray,
 ) -> float:
     """Objective of an image; writes what the fit has over each bound, -1 where there is none."""
-    fitted = np.empty(y.shape)
-    forward(view.a_y, view.a_x, x, fitted)
-    value = float(lam * x.sum())
+    fitted = np.zeros(y.shape)
+    if n_positive > 0:
+        forward(view.a_y, view.a_x, x, fitted)
+    value = float(lam * x.sum()) if n_positive > 0 else 0.0
     for p in range(excess.size):
         row, col = p // y.shape[1], p % y.shape[1]
         r = y[row, col] - fitted[row, col]
@@ -90,56 +156,119 @@ def _objective(
 
 
 @numba.njit(cache=True, nogil=True)
-def _lasso(
-    view: View, excess: FloatArray, lam: float, max_iter: int, tol: float, x: FloatArray
-) -> tuple[int, bool]:
-    """Add the atom that pulls most, refit, drop what turns negative; until none pulls."""
-    n_pixels, n_atoms = view.target.size, x.size
-    n_start = _n_positive(x) + _n_positive(excess)
-    most = min(n_pixels, n_start + max_iter)
-    chosen = new_chosen(most + 1, n_pixels)
-    number, r, g = chosen.number, np.empty(n_pixels), np.empty(n_atoms)
-    blocked = np.zeros(n_atoms + n_pixels, np.bool_)
-    scale = abs(correlate(view, view.target, g))
-    norm = np.sqrt(inner(view.target, view.target))
-    for pixel in range(n_pixels):
-        if excess[pixel] > 0.0 and number[0] < most:
-            append(view, chosen, n_atoms + pixel, excess[pixel], 0.0)
+def _load(
+    view: View,
+    chosen: Chosen,
+    room: _Room,
+    x: FloatArray,
+    lam: float,
+    n_start: int,
+    most: int,
+) -> None:
+    """Start from `x`, and from the pixels whose bound it exceeds, with at most `most` atoms."""
+    number, n_atoms = chosen.number, x.size
+    number[0] = 0
+    if n_start == 0:
+        return
+    for pixel in range(room.excess.size):
+        if room.excess[pixel] > 0.0 and number[0] < most:
+            append(view, chosen, n_atoms + pixel, room.excess[pixel], 0.0)
     for atom in range(n_atoms):
         if x[atom] > 0.0 and number[0] < most:
             append(view, chosen, atom, x[atom], lam)
-    _refit(chosen, 0)
+    _refit(chosen, 0, room.fit)
 
-    steps, optimal = 0, False
+
+@numba.njit(cache=True, nogil=True)
+def _lasso(
+    view: View,
+    chosen: Chosen,
+    room: _Room,
+    near: _Near,
+    lam: float,
+    max_iter: int,
+    tol: float,
+    first: int,
+    highest: float,
+) -> tuple[int, bool, float]:
+    """Add the atom that pulls most, refit, drop what turns negative; until none pulls.
+
+    Atoms are looked for around those found before, and in the whole map where none pulls there;
+    what ends the search is always the whole map. Of the image alone, `first` has the `highest`
+    correlation. Returns the steps, whether the optimum was reached, and the relative gap; leaves
+    the residual.
+    """
+    number, r, excess, blocked = chosen.number, room.r, room.excess, room.blocked
+    n_atoms, scale = blocked.size - r.size, abs(highest)
+    norm = np.sqrt(long_inner(view.target, view.target))
+    bounded = excess.max() >= 0.0
+    # Where products of atoms are cheap and pixels need no look, columns can wait.
+    lean = not bounded and not np.isnan(view.even) and view.a_x.shape[1] > 1
+    box, gap = Box(0, 0, 0, 0), np.inf
+    steps, optimal, any_blocked = 0, False, False
     while True:
-        residual(view, chosen, r)
         rounding = max(_ROUNDING, _EPS * _largest_part(chosen) / norm) if norm > 0.0 else _ROUNDING
-        best = _most_exceeded(r, excess, -rounding * norm, chosen, blocked, n_atoms)
-        price = 0.0
+        floor = lam + rounding * scale
+        best, price = -1, lam
+        if bounded:
+            residual(view, chosen, r)
+            best, price = _most_exceeded(r, excess, -rounding * norm, chosen, blocked, n_atoms), 0.0
+        if best < 0 and box.bottom > 0:
+            best, price = _strongest_near(view, box, near, floor, chosen, room), lam
         if best < 0:
-            largest = correlate(view, r, g)
-            if _gap(view, r, largest, lam, chosen, n_atoms) <= tol:
-                optimal = True
+            price = lam
+            _leave_residual(view, chosen, lean, r)
+            best = first
+            if steps > 0 or number[0] > 0:
+                best, highest = _strongest(view, r, whole(view), floor, chosen, room)
+            gap = _gap(view, r, highest, lam, chosen, n_atoms)
+            if gap <= tol or best < 0 or highest <= floor:
+                optimal = gap <= tol or highest <= lam + max(_OPTIMAL, rounding) * scale
                 break
-            best, price = _strongest(g, chosen, blocked), lam
-            if best < 0 or g[best] <= lam + rounding * scale:
-                optimal = largest <= lam + max(_OPTIMAL, rounding) * scale
-                break
+            box = widen(view, box, best)
+            _look_around(view, box, near)
         if steps == max_iter:
+            _leave_residual(view, chosen, lean, r)
             break
         steps += 1
         before = number[0]
-        append(view, chosen, best, 0.0, price)
-        _refit(chosen, before)
+        if lean:
+            _take(view, box, near, chosen, best, price)
+        else:
+            append(view, chosen, best, 0.0, price)
+        _refit(chosen, before, room.fit)
         # Rounding may throw the new atom out again at once: leave it until something else moves.
         if number[0] == before and not contains(chosen, best):
-            blocked[best] = True
-        else:
-            for atom in range(blocked.size):
-                blocked[atom] = False
+            blocked[best] = any_blocked = True
+        elif any_blocked:
+            blocked[:] = any_blocked = False
+    if any_blocked:
+        blocked[:] = False
+    return steps, optimal, gap
 
-    write_coefficients(chosen, x)
-    return steps, optimal
+
+@numba.njit(cache=True, nogil=True)
+def _leave_residual(view: View, chosen: Chosen, lean: bool, r: FloatArray) -> None:
+    """Write the residual, and before it the columns if they are owing."""
+    if lean:
+        for m in range(chosen.number[0]):
+            write_atom(view, chosen.atoms[m], chosen.columns[m])
+    residual(view, chosen, r)
+
+
+@numba.njit(cache=True, nogil=True)
+def _take(view: View, box: Box, near: _Near, chosen: Chosen, atom: int, price: float) -> None:
+    """Append an atom of the box; its column stays owing."""
+    k, row_length = chosen.number[0], view.a_x.shape[1]
+    cell = (atom // row_length - box.top) * (box.right - box.left) + atom % row_length - box.left
+    chosen.atoms[k], chosen.x[k], chosen.rhs[k] = atom, 0.0, near.image[cell] - price
+    chosen.number[0], n_cells = k + 1, (box.bottom - box.top) * (box.right - box.left)
+    for m in range(k + 1):
+        if near.row[chosen.atoms[m]] < 0:
+            _know(view, box, near, chosen.atoms[m], chosen.columns[m])
+        product = near.products[near.row[chosen.atoms[m]] * n_cells + cell]
+        chosen.gram[k, m] = product
+        chosen.gram[m, k] = product
 
 
 @numba.njit(cache=True, nogil=True)
@@ -180,25 +309,148 @@ def _most_exceeded(
 
 
 @numba.njit(cache=True, nogil=True)
-def _strongest(g: FloatArray, chosen: Chosen, blocked: BoolArray) -> int:
-    """Atom of the largest correlation that is neither chosen nor blocked; -1 if there is none."""
+def _new_near(a_y: FloatArray, a_x: FloatArray, capacity: int) -> _Near:
+    """Room for the products of `capacity` atoms with the largest box."""
+    n_atoms = a_y.shape[1] * a_x.shape[1] + a_y.shape[0] * a_x.shape[0]
+    n_cells = largest_box(a_y, a_x)
+    return _Near(
+        np.empty(n_cells),
+        np.empty(n_cells),
+        np.empty(n_cells * capacity),
+        np.full(n_atoms, -1, np.int64),
+        np.empty(capacity, np.int64),
+        np.zeros(1, np.int64),
+    )
+
+
+@numba.njit(cache=True, nogil=True)
+def _forget(near: _Near) -> None:
+    """Know no atom."""
+    for row in range(near.n_known[0]):
+        near.row[near.known[row]] = -1
+    near.n_known[0] = 0
+
+
+@numba.njit(cache=True, nogil=True)
+def _look_around(view: View, box: Box, near: _Near) -> None:
+    """Begin with a new box."""
+    _forget(near)
+    correlate_box(view, view.target, box, near.image)
+
+
+@numba.njit(cache=True, nogil=True)
+def _know(view: View, box: Box, near: _Near, atom: int, column: FloatArray) -> None:
+    """Write the products of an atom with the box's atoms."""
+    n_cells = (box.bottom - box.top) * (box.right - box.left)
+    if near.n_known[0] == near.known.size:
+        _forget(near)
+    row = near.n_known[0]
+    near.row[atom], near.known[row], near.n_known[0] = row, atom, row + 1
+    products = near.products[row * n_cells : (row + 1) * n_cells]
+    correlate_atom(view, atom, column, box, products)
+
+
+@numba.njit(cache=True, nogil=True)
+def _strongest_near(
+    view: View, box: Box, near: _Near, floor: float, chosen: Chosen, room: _Room
+) -> int:
+    """Atom in the box with the largest correlation above `floor`, as in `_strongest`."""
+    width = box.right - box.left
+    n_cells = (box.bottom - box.top) * width
+    pull = near.pull[:n_cells]
+    for c in range(n_cells):
+        pull[c] = near.image[c]
     for m in range(chosen.number[0]):
-        if chosen.atoms[m] < g.size:
-            g[chosen.atoms[m]] = -np.inf
-    best, most = -1, -np.inf
-    for atom in range(g.size):
-        if g[atom] > most and not blocked[atom]:
-            best, most = atom, g[atom]
+        if near.row[chosen.atoms[m]] < 0:
+            _know(view, box, near, chosen.atoms[m], chosen.columns[m])
+        value, first = chosen.x[m], near.row[chosen.atoms[m]] * n_cells
+        products = near.products[first : first + n_cells]
+        for c in range(n_cells):
+            pull[c] -= value * products[c]
+    best, most = -1, floor
+    for c in range(n_cells):
+        if pull[c] > most:
+            atom = (box.top + c // width) * view.a_x.shape[1] + box.left + c % width
+            if not room.blocked[atom] and not contains(chosen, atom):
+                best, most = atom, pull[c]
     return best
 
 
 @numba.njit(cache=True, nogil=True)
-def _refit(chosen: Chosen, sound: int) -> None:
+def _strongest(
+    view: View,
+    r: FloatArray,
+    box: Box,
+    floor: float,
+    chosen: Chosen,
+    room: _Room,
+) -> tuple[int, float]:
+    """Atom in the box with the largest correlation with `r` above `floor`; -1 if there is none.
+
+    Neither one that is chosen nor one that is blocked. Beside it an upper bound of all
+    correlations, sharp where it is above `floor`. With ``C = r A_x``, row i of the map has
+    ``sum_p a_pi C_pj <= sum_p a_pi max_j C_pj`` (the least for a negative ``a_pi``): the rows are
+    looked at in the order of this bound, and those left out that can not have the largest.
+    """
+    along_x, width = correlate_rows(view, r, box), view.a_x.shape[1]
+    best, most, highest = -1, floor, -np.inf
+    if width == 1:  # a dense dictionary: all its atoms stand in a_y
+        cells = room.bounds[: box.bottom - box.top]
+        sum_rows(along_x[:, 0], view.a_y, box.top, cells)
+        best, most = _strongest_of(cells, box.top, most, chosen, room.blocked)
+        return best, extremes(cells)[1]
+    bounds, cells = room.bounds[: box.bottom - box.top], room.cells[: box.right - box.left]
+    _row_bounds(view, along_x, box.top, bounds)
+    while bounds.size > 0:
+        row = 0
+        for i in range(bounds.size):
+            row = i if bounds[i] > bounds[row] else row
+        if bounds[row] <= most:
+            return best, max(highest, bounds[row])
+        bounds[row] = -np.inf
+        i = box.top + row
+        sum_rows(view.a_y[:, i], along_x, 0, cells)
+        here = extremes(cells)[1]
+        highest = max(highest, here)
+        if here > most:
+            atom, value = _strongest_of(cells, i * width + box.left, most, chosen, room.blocked)
+            if atom >= 0:
+                best, most = atom, value
+    return best, highest
+
+
+@numba.njit(cache=True, nogil=True, fastmath={"contract"})
+def _row_bounds(view: View, along_x: FloatArray, top: int, bounds: FloatArray) -> None:
+    """What no correlation in each row of cells from `top` on exceeds."""
+    bounds[:] = 0.0
+    for p in range(len(along_x)):
+        least, most = extremes(along_x[p])
+        middle, half = 0.5 * (most + least), 0.5 * (most - least)
+        for i in range(bounds.size):
+            a = view.a_y[p, top + i]
+            bounds[i] += a * middle + abs(a) * half
+
+
+@numba.njit(cache=True, nogil=True)
+def _strongest_of(
+    cells: FloatArray, first: int, floor: float, chosen: Chosen, blocked: BoolArray
+) -> tuple[int, float]:
+    """Of the atoms from `first` on, the free one of the largest correlation above `floor`."""
+    best, most = -1, floor
+    for j in range(cells.size):
+        if cells[j] > most and not blocked[first + j] and not contains(chosen, first + j):
+            best, most = first + j, cells[j]
+    return best, most
+
+
+@numba.njit(cache=True, nogil=True)
+def _refit(chosen: Chosen, sound: int, fit: FloatArray) -> None:
     """Minimise over the chosen atoms, dropping each that reaches 0 on the way.
 
-    The first `sound` atoms are in the Cholesky factor already; afterwards all are.
+    The first `sound` atoms are in the Cholesky factor already; afterwards all are. `fit` is
+    scratch.
     """
-    x, fit = chosen.x, np.empty(chosen.x.size)
+    x = chosen.x
     while chosen.number[0] > 0:
         k = chosen.number[0]
         # No more atoms than pixels are independent, whatever rounding says.
@@ -254,19 +506,26 @@ def _exchange(chosen: Chosen, k: int, share: FloatArray) -> int:
 
 
 @numba.njit(cache=True, nogil=True)
+def _primal(chosen: Chosen, r: FloatArray, lam: float, n_atoms: int) -> float:
+    """Objective of the chosen atoms, whose residual is `r`."""
+    value = 0.5 * long_inner(r, r)
+    for m in range(chosen.number[0]):
+        if chosen.atoms[m] < n_atoms:
+            value += lam * chosen.x[m]
+    return value
+
+
+@numba.njit(cache=True, nogil=True)
 def _gap(
     view: View, r: FloatArray, largest: float, lam: float, chosen: Chosen, n_atoms: int
 ) -> float:
     """Relative duality gap; see `csunmix.solvers.base.Problem.evaluate`."""
-    energy, product = inner(r, r), inner(r, view.target)
-    primal = 0.5 * energy
-    for m in range(chosen.number[0]):
-        if chosen.atoms[m] < n_atoms:
-            primal += lam * chosen.x[m]
+    energy, product = long_inner(r, r), long_inner(r, view.target)
+    primal = _primal(chosen, r, lam, n_atoms)
     if primal <= 0.0:
         return 0.0
     s = product / energy if energy > 0.0 else 0.0
     if largest > 0.0:
         s = min(s, lam / largest)
     s = max(s, 0.0)
-    return (primal - s * product + 0.5 * s * s * energy) / primal
+    return max(primal - s * product + 0.5 * s * s * energy, 0.0) / primal

@@ -17,10 +17,12 @@ from csunmix._kernels.atoms import (
     append,
     correlate,
     drop,
+    extremes,
     forward,
     new_chosen,
     new_view,
     residual,
+    sum_rows,
     update_equations,
     write_atom,
     write_coefficients,
@@ -42,6 +44,7 @@ class Rules(NamedTuple):
     width: int  # cells of the map along x
     exclusion: float  # smallest distance between two atoms
     reach: float  # how far an atom may move at once; 0 for no local optimisation
+    refitted: bool  # count what the other atoms gain by refitting when an atom is taken
 
 
 @numba.njit(cache=True, nogil=True)
@@ -59,16 +62,18 @@ def orthogonal_matching_pursuit(
 ) -> None:
     """Pursue each image; `x` (b, k l) holds the start and then the answer.
 
-    `energies` (b, k l) are the squared norms of the weighted atoms.
+    `energies` (b or 1, k l) are the squared norms of the weighted atoms.
     """
     n_pixels, n_atoms = y[0].size, x.shape[1]
     most = min(n_nonzero, n_pixels, n_atoms)
     chosen = new_chosen(most + 1, n_pixels)
     number = chosen.number
-    r, g = np.empty(n_pixels), np.empty(n_atoms)
+    r, g, free = np.empty(n_pixels), np.empty(n_atoms), np.empty(n_atoms)
+    spanned, share = np.empty(most, np.int64), np.empty(most)
     for b in range(len(y)):
         view = new_view(a_y, a_x, y[b], weights[b])
-        number[0] = 0
+        number[0], spanned[:] = 0, -1
+        free[:] = energies[min(b, len(energies) - 1)]
         for atom in range(n_atoms):
             if x[b, atom] != 0.0 and number[0] < most:
                 append(view, chosen, atom, x[b, atom], 0.0)
@@ -81,13 +86,19 @@ def orthogonal_matching_pursuit(
             energy = inner(r, r)
             if energy < least:
                 least = energy
+                x[b] = 0.0
                 write_coefficients(chosen, x[b])
             # An atom that found no place ends the pursuit too.
             if number[0] == most or number[0] <= before or energy <= residual_tol * residual_tol:
                 break
             before = number[0]
+            if rules.refitted and not _project_out(view, chosen, spanned, share, r, g, free):
+                free[:] = energies[min(b, len(energies) - 1)]
+                _project_out(view, chosen, spanned, share, r, g, free)
+            if rules.refitted:  # which was scratch
+                residual(view, chosen, r)
             correlate(view, r, g)
-            best, value = _select(rules, g, energies[b], chosen)
+            best, value = _select(rules, g, free, chosen)
             if best < 0:
                 break
             append(view, chosen, best, value, 0.0)
@@ -110,7 +121,7 @@ def matching_pursuit(
 ) -> None:
     """Pursue each image; `x` (b, k l) holds the start and then the answer.
 
-    `energies` (b, k l) are the squared norms of the weighted atoms.
+    `energies` (b or 1, k l) are the squared norms of the weighted atoms.
     """
     n_pixels, n_atoms = y[0].size, x.shape[1]
     fitted = np.empty(y.shape[1:])
@@ -130,7 +141,7 @@ def matching_pursuit(
             for atom in range(n_atoms):
                 if n_used >= n_nonzero and x[b, atom] == 0.0:
                     g[atom] = 0.0
-            best, value = _select(rules, g, energies[b], none_chosen)
+            best, value = _select(rules, g, energies[min(b, len(energies) - 1)], none_chosen)
             if best < 0:
                 break
             write_atom(view, best, column)
@@ -154,19 +165,70 @@ def _best_value(rules: Rules, g: float, energy: float) -> tuple[float, float]:
 
 
 @numba.njit(cache=True, nogil=True)
+def _project_out(
+    view: View,
+    chosen: Chosen,
+    spanned: IntArray,
+    share: FloatArray,
+    q: FloatArray,
+    g: FloatArray,
+    free: FloatArray,
+) -> bool:
+    """Take from the energies `free` of all atoms what the chosen ones span.
+
+    `free` is without the atoms `spanned` already. False if an atom of those has gone: `free` must
+    start anew, and nothing is spanned any more. The factor `chosen.lower` must be theirs.
+    """
+    k, lower = chosen.number[0], chosen.lower
+    for m in range(spanned.size):
+        if spanned[m] >= 0 and (m >= k or chosen.atoms[m] != spanned[m]):
+            spanned[:] = -1
+            return False
+    for m in range(k):
+        if spanned[m] >= 0:
+            continue
+        # Row m of the factor's inverse: the orthonormal vector that atom m adds to those before.
+        for n in range(m, -1, -1):
+            s = 1.0 if n == m else 0.0
+            for i in range(n + 1, m + 1):
+                s -= share[i] * lower[i, n]
+            share[n] = s / lower[n, n]
+        sum_rows(share[: m + 1], chosen.columns, 0, q)
+        spanned[m] = chosen.atoms[m]
+        correlate(view, q, g)
+        for atom in range(free.size):
+            free[atom] -= g[atom] * g[atom]
+    return True
+
+
+@numba.njit(cache=True, nogil=True)
 def _select(rules: Rules, g: FloatArray, energies: FloatArray, chosen: Chosen) -> tuple[int, float]:
     """Atom that gains most outside the bands of those chosen, and its coefficient; -1 if none."""
-    floor, k = 0.0, chosen.number[0]
+    k, gain = chosen.number[0], np.empty(g.size)
+    _gains(rules.low, rules.high, g, energies, gain)
+    while True:
+        most = extremes(gain)[1]
+        if most == -np.inf:
+            return -1, 0.0
+        best = 0
+        while gain[best] < most:
+            best += 1
+        if not _near(rules, best, chosen, k, k):
+            return best, _clip(g[best] / energies[best], rules.low, rules.high)
+        gain[best] = -np.inf
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def _gains(low: float, high: float, g: FloatArray, energies: FloatArray, out: FloatArray) -> None:
+    """Gain of each atom as by `_best_value`, without branches; -inf where there is none."""
+    floor = max(0.0, _UNSEEN * extremes(energies)[1])
     for atom in range(g.size):
-        floor = max(floor, _UNSEEN * energies[atom])
-    best, value, most = -1, 0.0, -np.inf
-    for atom in range(g.size):
-        if energies[atom] <= floor:
-            continue
-        v, gain = _best_value(rules, g[atom], energies[atom])
-        if gain > most and v != 0.0 and not _near(rules, atom, chosen, k, k):
-            best, value, most = atom, v, gain
-    return best, value
+        seen = energies[atom] > floor
+        v = g[atom] / (energies[atom] if seen else 1.0)
+        v = low if v < low else v
+        v = high if v > high else v
+        gain = v * g[atom] - 0.5 * v * v * energies[atom]
+        out[atom] = gain if seen and v != 0.0 else -np.inf
 
 
 @numba.njit(cache=True, nogil=True)

@@ -13,7 +13,7 @@ from csunmix._kernels.importance import importance
 from csunmix._kernels.model import Model
 from csunmix._kernels.modes import Modes, approximate, curvature, laplace, moments
 from csunmix._kernels.prior import limits
-from csunmix._kernels.scene import Pixels, least_share, log_scales, new_room
+from csunmix._kernels.scene import least_share, log_scales, new_room
 from csunmix._validation import BoolArray, FloatArray
 from csunmix.continuous.window import Setting, Window
 
@@ -157,24 +157,35 @@ def fit_counts(setting: Setting, window: Window, seed: int) -> dict[int, Fit]:
 
 def _fit_counts(setting: Setting, window: Window, seed: int, ceiling: float) -> dict[int, Fit]:
     fits: dict[int, Fit] = {}
-    least = {count: least_objective(setting, window, count) for count in setting.counts}
-    patience = 1 if window.box.flux[0] > 0.0 else 2  # the light limits how many there are, or not
+    least = least_objectives(setting, window)
     for count in sorted(least, key=least.__getitem__):
         if least[count] > min((e.objective for e in fits.values()), default=np.inf) + _EXCLUDED:
             break
-        found = fit(setting, window, count, seed, ceiling)
-        if found is None:
+        if _beyond(fits, count, window.box.flux[0] > 0.0):
             continue
-        fits[count] = found
-        ceiling = min(ceiling, found.objective)
-        evidence = [each.rough_evidence for each in fits.values()]
-        if evidence.index(max(evidence)) < len(evidence) - patience and (
-            max(evidence[-patience:]) < max(evidence) - _HOPELESS
-        ):
-            break
+        found = fit(setting, window, count, seed, ceiling)
+        if found is not None:
+            fits[count] = found
+            ceiling = min(ceiling, found.objective)
     if not fits:
         raise ValueError(f"no number of targets has room in {setting.prior!r}")
     return fits
+
+
+def _beyond(fits: dict[int, Fit], count: int, bounded: bool) -> bool:
+    """Whether numbers on the way from the best to `count` are hopeless.
+
+    One will do where fluxes have a lower bound, so that the light says how many there are; else two
+    above the best.
+    """
+    evidence = {k: fit.rough_evidence for k, fit in fits.items()}
+    if not evidence:
+        return False
+    best = max(evidence, key=evidence.__getitem__)
+    hopeless = [k for k, e in evidence.items() if e < evidence[best] - _HOPELESS]
+    above = sum(best < k < count for k in hopeless)
+    below = sum(count < k < best for k in hopeless)
+    return above > 0 or below > 0 if bounded else above > 1
 
 
 def evidences(setting: Setting, fits: dict[int, Fit]) -> FloatArray:
@@ -188,23 +199,25 @@ def evidences(setting: Setting, fits: dict[int, Fit]) -> FloatArray:
     return out
 
 
-def least_objective(setting: Setting, window: Window, count: int) -> float:
-    """What no fit of `count` targets can be below, by the total of the light.
+def least_objectives(setting: Setting, window: Window) -> dict[int, float]:
+    """What no fit of so many targets can be below, by the total of the light.
 
-    Where this differs by D from all that so many targets can give, n pixels of noise variance v
-    cost ``D^2 / 2 n v`` at least. A bound stands for light that was at least as much; where there
-    are bounds, or pixels that tell nothing, these may hide light of further targets.
+    Where this differs by D from all that these targets can give, n pixels of noise variance v cost
+    ``D^2 / 2 n v`` at least. A bound stands for light that was at least as much; where there are
+    bounds, or pixels that tell nothing, these may hide light of further targets.
     """
-    pixels, (low, high) = smooth(window.pixels), window.box.flux * count
+    pixels, box = window.smooth, window.box
     if pixels.per_light > 0.0 or window.fit_background:
-        return 0.0
-    told = np.isfinite(pixels.low)
-    light = float(pixels.low[told].sum())
-    away = max(light - high, 0.0)
+        return dict.fromkeys(setting.counts, 0.0)
+    light = float(pixels.low[np.isfinite(pixels.low)].sum())
+    share = 0.0
     if (pixels.low == pixels.high).all():
-        share = least_share(setting.optics, window.box.area, *pixels.low.shape)
-        away = max(away, _WITHIN * share * low - light)
-    return float(0.5 * away**2 / (pixels.low.size * pixels.variance))
+        share = _WITHIN * least_share(setting.optics, box.area, *pixels.low.shape)
+    out = {}
+    for count in setting.counts:
+        away = max(light - count * box.flux[1], count * share * box.flux[0] - light, 0.0)
+        out[count] = float(0.5 * away**2 / (pixels.low.size * pixels.variance))
+    return out
 
 
 def fit(
@@ -214,22 +227,12 @@ def fit(
 
     Optima far above the `ceiling` are rough.
     """
-    model = window.model(setting.optics, count)._replace(pixels=smooth(window.pixels))
+    model = window.model(setting.optics, count)._replace(pixels=window.smooth)
     starts = (_STARTS[0] + _STARTS[1] * count) * window.n_cells
     enough = (_ENOUGH[0] + _ENOUGH[1] * count) * window.n_cells
     thetas, values = search(model, starts, enough, *ITERATIONS, ceiling, seed)
     found = [Fit(window, model, *each) for each in zip(thetas, values, strict=True)]
     return replace(found[0], others=tuple(found[1:])) if np.isfinite(values[0]) else None
-
-
-def smooth(pixels: Pixels) -> Pixels:
-    """The same pixels with a normal error of the same variance in place of rounding."""
-    two = np.isfinite(pixels.low) & np.isfinite(pixels.high)
-    width = float((pixels.high - pixels.low)[two].max(initial=0.0))
-    middle = 0.5 * (np.where(two, pixels.low, 0.0) + np.where(two, pixels.high, 0.0))
-    variance = pixels.variance + width**2 / 12.0
-    low, high = np.where(two, middle, pixels.low), np.where(two, middle, pixels.high)
-    return pixels._replace(low=low, high=high, variance=variance)
 
 
 @lru_cache(maxsize=256)

@@ -7,7 +7,7 @@ import numpy as np
 from csunmix._kernels.fit import descend, objective
 from csunmix._kernels.scene import new_room
 from csunmix._validation import FloatArray
-from csunmix.continuous.fit import ITERATIONS, Fit, smooth
+from csunmix.continuous.fit import ITERATIONS, Fit
 from csunmix.continuous.window import Setting
 from csunmix.peaks import Candidates
 
@@ -63,7 +63,7 @@ def fit_from(setting: Setting, image: FloatArray, targets: FloatArray) -> Fit | 
     if not inside.all():
         return None
     theta = start.ravel()
-    model = window.model(setting.optics, len(targets))._replace(pixels=smooth(window.pixels))
+    model = window.model(setting.optics, len(targets))._replace(pixels=window.smooth)
     room = new_room(model.optics, model.n_targets, theta.size, *model.pixels.low.shape)
     free = model._replace(box=model.box._replace(separation=0.0, extent=np.inf))
     before = objective(free, theta, room)

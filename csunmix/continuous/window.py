@@ -57,6 +57,19 @@ class Window:
         area = self.box.area[:, 1] - self.box.area[:, 0]
         return np.minimum(area, 1.0 if self.box.cell else self.box.extent)
 
+    @cached_property
+    def smooth(self) -> Pixels:
+        """The pixels with a normal error of the same variance in place of rounding."""
+        low, high = self.pixels.low, self.pixels.high
+        two = np.isfinite(low) & np.isfinite(high)
+        if not two.any():
+            return self.pixels
+        middle = 0.5 * (low[two] + high[two])
+        variance = self.pixels.variance + float((high[two] - low[two]).max()) ** 2 / 12.0
+        low, high = low.copy(), high.copy()
+        low[two] = high[two] = middle
+        return self.pixels._replace(low=low, high=high, variance=variance)
+
     @property
     def n_cells(self) -> int:
         """Cells that the targets may share; 1 without that prior."""

@@ -56,14 +56,14 @@ class ActiveSet(L1Solver):
     def _run(self, problem: Problem, monitor: Monitor) -> SolveResult:
         from csunmix._kernels.active_set import active_set
 
-        x = problem.start.copy()
-        n_iter = np.zeros(len(problem), np.int64)
-        optimal = np.zeros(len(problem), bool)
-        price = _first_price(problem)
+        n, shape = len(problem), problem.batch_shape
+        # Maps are large: they are solved in place unless the caller's own memory is the start.
+        x = problem.start if problem.start.flags.owndata else problem.start.copy()
+        n_iter, optimal = np.zeros(n, np.int64), np.zeros(n, bool)
+        price, (objective, gap, residual_norm) = _first_price(problem), np.empty((3, n))
         # One atom at a time where somebody watches, else all the way.
         stride = 1 if monitor.watched else self.max_iter
-        objective, gap = problem.evaluate(x)
-        done, stopped = 0, monitor.report(0, objective, gap)
+        done, stopped = 0, monitor.watched and monitor.report(0, *problem.evaluate(x))
         while done < self.max_iter and not stopped and not optimal.all():
             active_set(
                 problem.a_y,
@@ -75,20 +75,28 @@ class ActiveSet(L1Solver):
                 stride,
                 float(self.tol),
                 price,
-                x.reshape(len(x), -1),
+                x.reshape(n, -1),
                 n_iter,
                 optimal,
+                objective,
+                gap,
+                residual_norm,
             )
             done += stride
-            objective, gap = problem.evaluate(x)
+            rest = np.flatnonzero(~optimal)
+            part = problem.take(rest)
+            objective[rest], gap[rest] = part.evaluate(x[rest])
+            r = part.residual(x[rest])
+            residual_norm[rest] = np.sqrt((part.weights * r**2).sum(axis=(1, 2)))
             stopped = monitor.report(done, objective, gap)
-        return problem.result(
-            x,
-            n_iter=n_iter,
-            converged=optimal,
-            objective=objective,
-            gap=gap,
-            history=monitor.history,
+        return SolveResult(
+            x=x.reshape(*shape, *problem.map_shape).astype(problem.dtype, copy=False),
+            n_iter=n_iter.reshape(shape),
+            converged=optimal.reshape(shape),
+            gap=gap.reshape(shape),
+            objective=objective.reshape(shape),
+            residual_norm=residual_norm.reshape(shape),
+            history=tuple(monitor.history),
         )
 
 
@@ -98,6 +106,9 @@ def _first_price(problem: Problem) -> FloatArray:
     An atom whose bright pixels are censored may reach any other pixel by its tail, with a
     coefficient of up to about ``y^2 / lam``. Starting at ``y / lam = 10^6`` leaves ten digits.
     """
-    largest = problem.adjoint(problem.weights * problem.y).max(axis=(1, 2))
-    least = np.where(problem.censored.any(axis=(1, 2)), _LEAST_PRICE * largest, 0.0)
-    return np.maximum(problem.lam, least)
+    price = problem.lam.copy()
+    bounded = np.flatnonzero(problem.censored.any(axis=(1, 2)))
+    part = problem.take(bounded)
+    largest = part.adjoint(part.weights * part.y).max(axis=(1, 2))
+    price[bounded] = np.maximum(part.lam, _LEAST_PRICE * largest)
+    return price

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,8 @@ from csunmix.solvers.base import Callback, Monitor, Problem, SolveResult
 
 if TYPE_CHECKING:
     from csunmix.dictionary import Dictionary
+
+Selection = Literal["correlation", "residual"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +108,7 @@ class MatchingPursuit(_Pursuit):
             width=problem.map_shape[1],
             exclusion=0.0,
             reach=0.0,
+            refitted=False,
         )
 
         energies = _energies(problem)
@@ -151,6 +154,10 @@ class OMP(_Pursuit):
         Most atoms.
     residual_tol : float
         Stop when ``sqrt(sum w r^2)`` is at most this, DN.
+    selection : {"correlation", "residual"}
+        Which atom a step takes: the one of the largest normalised correlation, or the one that
+        leaves the least residual once all chosen atoms are refitted, which is orthogonal least
+        squares (Chen, Billings & Luo 1989, Int. J. Control 50, 1873).
     bounds : tuple of float, optional
         Smallest and largest coefficient, such as the flux range of the prior; an atom that does
         not lower the residual within them is not taken, which settles the count.
@@ -170,6 +177,7 @@ class OMP(_Pursuit):
         If a parameter is of the wrong type or out of range; the message names it.
     """
 
+    selection: Selection = "correlation"
     bounds: tuple[float, float] | None = None
     locally_optimised: bool = False
     search_radius: float = 0.5
@@ -177,6 +185,10 @@ class OMP(_Pursuit):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.selection not in ("correlation", "residual"):
+            raise ValueError(
+                f"selection must be 'correlation' or 'residual', got {self.selection!r}"
+            )
         if self.bounds is not None:
             as_range(self.bounds, "bounds", minimum=0.0)
             if not self.positive:
@@ -197,6 +209,7 @@ class OMP(_Pursuit):
             # Cells at exactly these distances are allowed, whatever rounding makes of the product.
             exclusion=self.exclusion_radius * cells * (1.0 - 1e-9),
             reach=self.search_radius * cells * (1.0 + 1e-9) if self.locally_optimised else 0.0,
+            refitted=self.selection == "residual",
         )
 
         n_start = int(np.count_nonzero(problem.start, axis=(1, 2)).max())
@@ -221,9 +234,12 @@ class OMP(_Pursuit):
 
 
 def _energies(problem: Problem) -> FloatArray:
-    """Squared norms of the weighted atoms, shape (b, k l)."""
-    energies = (np.square(problem.a_y).T @ problem.weights) @ np.square(problem.a_x)
-    return np.asarray(energies.reshape(len(problem), -1))
+    """Squared norms of the weighted atoms, shape (b, k l), or (1, k l) where all are alike."""
+    weights = problem.weights
+    if (weights == weights[:1]).all():
+        weights = weights[:1]
+    energies = (np.square(problem.a_y).T @ weights) @ np.square(problem.a_x)
+    return np.asarray(energies.reshape(len(weights), -1))
 
 
 def _greedy(
@@ -234,7 +250,7 @@ def _greedy(
     monitor: Monitor,
 ) -> SolveResult:
     """Run a pursuit from the start to `max_steps` steps, or to 1, 2, ... where somebody watches."""
-    x = problem.start.copy()
+    x, shape = problem.start.copy(), problem.batch_shape
     n_iter = np.zeros(len(problem), np.int64)
     no_gap = np.full(len(problem), np.nan)
     stopped = False
@@ -242,16 +258,18 @@ def _greedy(
         before = n_iter.sum()
         x[:], n_iter[:] = problem.start, 0
         pursue(x.reshape(len(x), -1), n_iter, limit)
-        objective = problem.evaluate(x)[0]
-        stopped = monitor.report(limit, objective, no_gap)
+        energy = (problem.weights * problem.residual(x) ** 2).sum(axis=(1, 2))
+        stopped = monitor.report(limit, 0.5 * energy, no_gap)
         if stopped or n_iter.sum() == before:
             break
-    ended = (n_iter < limit) | (np.sqrt(2.0 * objective) <= residual_tol)
-    return problem.result(
-        x,
-        n_iter=n_iter,
-        converged=ended | (not stopped or limit == max_steps),
-        objective=objective,
-        gap=no_gap,
-        history=monitor.history,
+    ended = (n_iter < limit) | (np.sqrt(energy) <= residual_tol)
+    converged = ended | (not stopped or limit == max_steps)
+    return SolveResult(
+        x=x.reshape(*shape, *problem.map_shape).astype(problem.dtype, copy=False),
+        n_iter=n_iter.reshape(shape),
+        converged=converged.reshape(shape),
+        gap=no_gap.reshape(shape),
+        objective=0.5 * energy.reshape(shape),
+        residual_norm=np.sqrt(energy).reshape(shape),
+        history=tuple(monitor.history),
     )

@@ -1,0 +1,1 @@
+"""Networks of published sizes in PyTorch, untrained: how fast they run depends on size alone."""
