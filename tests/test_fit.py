@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy import stats
-from scipy.optimize import approx_fprime
+from scipy.optimize import approx_fprime, lsq_linear
 
 import csunmix as cu
 from csunmix._kernels import fit as kernel
 from csunmix._kernels.prior import draw_scene
 from csunmix._kernels.scene import illuminate, new_room
 from csunmix._kernels.smc import Model, sample
-from csunmix.continuous.fit import fit, fit_counts, log_room
+from csunmix.continuous.fit import evidences, fit, fit_counts, least_objectives, log_room
 from csunmix.continuous.window import Setting, Window
 
 PRESET = cu.presets.csist_100k()
@@ -305,6 +305,59 @@ def test_more_targets_than_find_room_have_no_fit() -> None:
     assert list(fit_counts(setting, window, 0)) == [1]
 
 
+@pytest.mark.parametrize("seed", [0, 2, 8])
+def test_the_true_count_is_fitted_where_the_light_speaks_for_more(seed: int) -> None:
+    """Two targets at the largest flux: with the noise, more than two can give."""
+    rng = np.random.default_rng(seed)
+    places = np.array([[5.0, 3.8], [5.0, 6.2]]) + rng.uniform(-0.3, 0.3, (2, 2))
+    sensor = cu.Sensor(read_noise=1.0)
+    setting = setting_of(sensor, flux=(100.0, 250.0), min_separation=0.3, extent=None)
+    light = light_of(np.column_stack([places, [249.8, 249.8]]).ravel())
+    window = window_of(setting, sensor.expose(light, rng=seed))
+    fits = fit_counts(setting, window, 0)
+    assert setting.counts[int(evidences(setting, fits).argmax())] == 2
+
+
+@pytest.mark.parametrize("clip", [None, 255.0])
+def test_no_fit_is_below_what_the_light_allows(clip: float | None) -> None:
+    sensor = cu.Sensor(rounding=True, saturation=clip)
+    setting = setting_of(sensor)
+    seen = 0.0
+    for image in cu.simulate(
+        PRESET.psf, sensor, PRESET.scene, shape=SHAPE, n=6, rng=3
+    ).images.astype(float):
+        window = window_of(setting, image)
+        for count, least in least_objectives(setting, window).items():
+            found = fit(setting, window, count, 0)
+            assert found is not None
+            assert found.objective >= least - 1e-6
+            seen = max(seen, least)
+    assert seen > 100.0
+
+
+def test_a_bounded_step_is_that_of_the_quadratic() -> None:
+    """Newton's where no bound is met; else most of what the best within them gains."""
+    rng, shares = np.random.default_rng(0), []
+    for _ in range(20):
+        root = rng.normal(size=(5, 5))
+        hessian, gradient = root @ root.T + 0.5 * np.eye(5), rng.normal(size=5)
+        theta, step = np.zeros(5), np.empty(5)
+        space = kernel.Space(*np.zeros((2, 5, 5)), np.empty(5), np.empty(5), np.empty(5, np.int64))
+        wide, narrow = np.full(5, 1e6), np.full(5, 0.1)
+        assert kernel.bounded_step(np.tril(hessian), gradient, 0.0, theta, -wide, wide, space, step)
+        np.testing.assert_allclose(step, np.linalg.solve(hessian, gradient), rtol=1e-9)
+        assert kernel.bounded_step(
+            np.tril(hessian), gradient, 0.0, theta, -narrow, narrow, space, step
+        )
+        assert (np.abs(step) <= 0.1).all()
+        factor = np.linalg.cholesky(hessian)
+        solved = lsq_linear(factor.T, np.linalg.solve(factor, gradient), (-narrow, narrow))
+        gain, best = (x @ gradient - 0.5 * x @ hessian @ x for x in (step, solved.x))
+        shares.append(gain / best)
+    assert min(shares) > 0.1
+    assert np.mean(shares) > 0.8
+
+
 # --- what the fit says of itself ----------------------------------------------------------------
 
 
@@ -389,7 +442,8 @@ def test_either_edge_of_a_cell_is_as_good_as_the_other(edge: float) -> None:
     )
     assert one is not None
     assert mirrored is not None
-    assert one.at_bound[[0, 3]].any()
+    lower, upper = kernel.limits(one.model.box, one.theta, 2)
+    assert ((one.theta <= lower) | (one.theta >= upper))[[0, 3]].any()
     assert one.log_evidence == pytest.approx(mirrored.log_evidence, abs=0.5)
 
 

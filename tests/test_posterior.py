@@ -259,6 +259,14 @@ def test_assignments_are_those_of_scipy(size: int) -> None:
         assert cost[np.arange(size), order].sum() == pytest.approx(expected)
 
 
+def test_scenes_without_weight_are_no_starts_of_relabelling() -> None:
+    rng = np.random.default_rng(0)
+    scenes, weight = rng.uniform(size=(1200, 4, 3)), np.zeros(1200)
+    weight[3] = 1.0  # none of those that a thinning by 4 keeps
+    order = relabel(scenes, weight)
+    np.testing.assert_array_equal(np.sort(order, axis=1), np.sort(scenes, axis=1))
+
+
 def test_scenes_that_weigh_nothing_do_not_count() -> None:
     rng = np.random.default_rng(3)
     scenes = np.array([[1.0, 1.0, 5.0], [1.0, 2.0, 6.0]]) + rng.normal(0.0, 0.05, (200, 2, 3))

@@ -24,10 +24,10 @@ def importance(
 ) -> tuple[FloatArray, FloatArray, float]:
     """Scenes (n, d) of one order of the targets, their weights (n,), and a log integral.
 
-    Draws are from t distributions with the moments of the modes, `most` of them or as many as it
-    takes until `enough` count, ``(sum w)^2 / sum w^2``. The order is that in which targets lie next
-    to those of the first mode. The integral is that of likelihood and prior over these scenes, in
-    units of ``(2 pi)^(d/2)``; -inf where no draw keeps to the prior.
+    Draws are from t distributions with the means and scales of the modes, `most` of them or as many
+    as it takes until `enough` count, ``(sum w)^2 / sum w^2``. The order is that in which targets
+    lie next to those of the first mode. The integral is that of likelihood and prior over these
+    scenes, in units of ``(2 pi)^(d/2)``; -inf where no draw keeps to the prior.
     """
     np.random.seed(seed)
     d = modes.mean.shape[1]

@@ -21,7 +21,7 @@ def settle(scenes: FloatArray, weight: FloatArray, mean: FloatArray) -> float:
     order, scene = np.empty(count, np.int64), np.empty((count, 3))
     cost = np.empty((count, count))
     spread = 0.0
-    for _ in range(_ROUNDS):
+    for turn in range(_ROUNDS):
         changed, spread = False, 0.0
         for s in range(n):
             spread += weight[s] * assign(scenes[s], mean, cost, order)
@@ -29,7 +29,7 @@ def settle(scenes: FloatArray, weight: FloatArray, mean: FloatArray) -> float:
                 changed = changed or order[k] != k
                 scene[k] = scenes[s, order[k]]
             scenes[s] = scene
-        if not changed:
+        if turn > 0 and not changed:
             break
         mean[:] = 0.0
         for s in range(n):
@@ -70,7 +70,7 @@ def assign(scene: FloatArray, mean: FloatArray, cost: FloatArray, order: IntArra
     count = mean.shape[0]
     total, simple = 0.0, True
     for k in range(count):
-        best = np.inf
+        best, order[k] = np.inf, k
         for m in range(count):
             cost[k, m] = (scene[m, 0] - mean[k, 0]) ** 2 + (scene[m, 1] - mean[k, 1]) ** 2
             if cost[k, m] < best:
@@ -109,6 +109,8 @@ def hungarian(cost: FloatArray, order: IntArray) -> None:
                         reach[j], back[j] = slack, at
                     if reach[j] < step:
                         step, after = reach[j], j
+            if after < 0:
+                raise ValueError("costs must be finite")
             for j in range(n):
                 if seen[j]:
                     of_row[row[j]] += step

@@ -20,6 +20,7 @@ from csunmix._validation import FloatArray
 _MOST = 12
 _NEGLIGIBLE = 8.0  # objective above the best from where a fit weighs nothing
 _LEAST_ROOM = 0.01  # of the extent
+_RIDGE = 1e-10  # of the diagonal of a precision, against rounding
 _SINGULAR = 1e-10  # smallest pivot of a correlation matrix
 
 
@@ -69,6 +70,11 @@ def approximate(
         for a in range(d):
             logs[m] += math.log(factor[m, a, a]) - 0.5 * away[a] * (hessian[a] @ away)
         m += 1
+    if m == 0:  # lost by rounding
+        theta[0], mean[0], logs[0], m = thetas[0], thetas[0], -values[0], 1
+        for a in range(d):
+            factor[0, a, a] = 1.0 / math.sqrt(model.precision[a])
+            inverse[0, a, a] = 1.0 / factor[0, a, a]
     top = logs[:m].max()
     share = np.exp(logs[:m] - top)
     total = share.sum()
@@ -113,10 +119,18 @@ def moments(
     mean, covariance = expectation_propagation(hessian, shift, rows, low, high, width)
     if _regular(mean, covariance):
         return mean, covariance
+    return theta.copy(), np.linalg.inv(_with_prior(model, hessian))
+
+
+@numba.njit(cache=True, nogil=True)
+def _with_prior(model: Model, hessian: FloatArray) -> FloatArray:
+    """Precision of the posterior, the prior's own of the targets counted; never singular."""
     total = hessian.copy()
-    for a in range(d):
-        total[a, a] += model.precision[a]
-    return theta.copy(), np.linalg.inv(total)
+    for a in range(total.shape[0]):
+        if a < 3 * model.n_targets:
+            total[a, a] += model.precision[a]
+        total[a, a] *= 1.0 + _RIDGE
+    return total
 
 
 @numba.njit(cache=True, nogil=True)
@@ -169,14 +183,13 @@ def log_room(box: Box, theta: FloatArray, count: int) -> float:
 @numba.njit(cache=True, nogil=True)
 def laplace(model: Model, theta: FloatArray) -> float:
     """Log volume of the posterior around an optimum by Laplace's method, bounds left out."""
-    d, n = theta.size, 3 * model.n_targets
+    d = theta.size
     room = new_room(model.optics, model.n_targets, d, *model.pixels.low.shape)
     _, hessian = curvature(model, theta, room)
-    for a in range(n):
-        hessian[a, a] += model.precision[a]
+    hessian = _with_prior(model, hessian)
     factor, volume = np.zeros((d, d)), log_room(model.box, theta, model.n_targets)
     if cholesky(hessian, d, factor) < d:
-        return np.inf
+        return -np.inf
     for a in range(d):
         volume -= math.log(factor[a, a])
     return volume

@@ -19,6 +19,7 @@ _LOG_SQRT_2PI = 0.5 * math.log(2.0 * math.pi)
 _NARROW = 0.5  # intervals below this share of the noise are Gaussian to 1e-3 in log likelihood
 _ROUGH = 3.0  # the same where noise is added: any way to the posterior will do
 _FAR = 30.0  # standard deviations from where tails are asymptotic
+_PHASES = 4  # along each axis, at which a share is looked at
 _CERTAIN = 6.0  # standard deviations that a normal variable keeps within, but for 1e-9
 _LOST = 37.0  # logarithm below which a number is lost against another
 
@@ -155,12 +156,20 @@ def shine(theta: FloatArray, room: Room) -> None:
 
 @numba.njit(cache=True, nogil=True)
 def least_share(optics: Optics, area: FloatArray, n_y: int, n_x: int) -> float:
-    """Share of a target's light that falls into the window from the worst corner of `area`."""
-    room, share = new_room(optics, 1, 3, n_y, n_x), 1.0
-    for y in area[0]:
-        for x in area[1]:
-            illuminate(optics, np.array([y, x, 1.0]), room)
-            share = min(share, room.light.sum())
+    """Share of a target's light that falls into the window near the worst corner of `area`.
+
+    Within a pixel from each corner, as that of a coarsely sampled PSF depends on the phase.
+    """
+    room, share, theta = new_room(optics, 1, 3, n_y, n_x), 1.0, np.ones(3)
+    inwards = np.array([1.0, -1.0])
+    for first in range(2):
+        for second in range(2):
+            for n in range(_PHASES * _PHASES):
+                for axis, end, step in ((0, first, n // _PHASES), (1, second, n % _PHASES)):
+                    place = area[axis, end] + inwards[end] * step / _PHASES
+                    theta[axis] = min(max(place, area[axis, 0]), area[axis, 1])
+                illuminate(optics, theta, room)
+                share = min(share, room.light.sum())
     return share
 
 

@@ -12,9 +12,8 @@ from csunmix._kernels.fit import search
 from csunmix._kernels.importance import importance
 from csunmix._kernels.model import Model
 from csunmix._kernels.modes import Modes, approximate, curvature, laplace, moments
-from csunmix._kernels.prior import limits
 from csunmix._kernels.scene import least_share, log_scales, new_room
-from csunmix._validation import BoolArray, FloatArray
+from csunmix._validation import FloatArray
 from csunmix.continuous.window import Setting, Window
 
 _STARTS = (4, 6)  # random starts at most: so many, and so many for every target
@@ -106,7 +105,7 @@ class Fit:
 
     @cached_property
     def log_evidence(self) -> float:
-        """The same by importance sampling around all `modes`.
+        """The same by importance sampling around all `modes`, to a few tenths as a rule.
 
         Where no draw keeps to the prior, by the volumes that its bounds leave of them.
         """
@@ -134,12 +133,6 @@ class Fit:
         size_y, size_x = self.window.size.tolist()
         return float(total - log_room((size_y, size_x), box.separation, self.count))
 
-    @cached_property
-    def at_bound(self) -> BoolArray:
-        """Parameters that the prior holds back, shape (d,)."""
-        lower, upper = limits(self.model.box, self.theta, self.count)
-        return np.asarray((self.theta <= lower) | (self.theta >= upper))
-
 
 def fit_counts(setting: Setting, window: Window, seed: int) -> dict[int, Fit]:
     """Best fits by the number of targets, but for numbers that can be no better than these.
@@ -147,8 +140,9 @@ def fit_counts(setting: Setting, window: Window, seed: int) -> dict[int, Fit]:
     Those that the total of the light speaks for come first, small numbers before large ones. Fits
     much worse than noise alone explains are left rough, unless all are.
     """
-    half = 0.5 * window.pixels.low.size
-    usual = half + _UNUSUAL * float(np.sqrt(half))
+    half, usual = 0.5 * window.pixels.low.size, np.inf
+    if window.pixels.per_light == 0.0:  # else the objective holds the noise's own logarithm
+        usual = half + _UNUSUAL * float(np.sqrt(half))
     fits = _fit_counts(setting, window, seed, usual)
     if min(each.objective for each in fits.values()) > usual:
         fits = _fit_counts(setting, window, seed, np.inf)
@@ -204,7 +198,8 @@ def least_objectives(setting: Setting, window: Window) -> dict[int, float]:
 
     Where this differs by D from all that these targets can give, n pixels of noise variance v cost
     ``D^2 / 2 n v`` at least. A bound stands for light that was at least as much; where there are
-    bounds, or pixels that tell nothing, these may hide light of further targets.
+    bounds, or pixels that tell nothing, these may hide light of further targets. The pixels of a
+    target are taken to sum to no more than its flux.
     """
     pixels, box = window.smooth, window.box
     if pixels.per_light > 0.0 or window.fit_background:

@@ -116,7 +116,8 @@ def summarise(window: Window, found: Sample, radius: float) -> FloatArray:
     scenes = relabel(theta.reshape(-1, d // 3, 3), weight.ravel())
     out = describe(scenes, weight.ravel(), radius)
     if n_chains == 1:
-        out[:, 3:6] *= 1.0 + (weight**2).sum()
+        once = float((weight**2).sum())  # over how many scenes count
+        out[:, 3:6] *= (1.0 + once) / (1.0 - once)
     else:
         each = scenes.reshape(n_chains, -1, d // 3, 3)
         away = np.einsum("cn,cnka->cka", weight, each - out[:, :3])
@@ -144,8 +145,9 @@ def relabel(scenes: FloatArray, weight: FloatArray | None = None) -> FloatArray:
     Of the orders that some scenes lead to, the one of least variance.
     """
     weight = np.full(len(scenes), 1.0 / len(scenes)) if weight is None else weight
-    few = slice(None, None, max(1, len(scenes) // _SKETCHED))
-    starts = scenes[few][:: max(1, len(scenes[few]) // _STARTS), :, :2]
+    few = np.flatnonzero(weight > 0.0)
+    few = few[:: max(1, len(few) // _SKETCHED)]
+    starts = scenes[few[:: max(1, len(few) // _STARTS)], :, :2]
     means = [start.copy() for start in starts]
     spreads = [settle(scenes[few].copy(), weight[few], mean) for mean in means]
     out = scenes.copy()

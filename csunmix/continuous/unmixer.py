@@ -9,10 +9,12 @@ from csunmix.continuous.base import Answer, _Unmixer, answer_for, probabilities
 from csunmix.continuous.fit import Fit, evidences, fit_counts
 from csunmix.continuous.sampling import approximate, draw, effective, hop, summarise
 from csunmix.continuous.window import Setting
+from csunmix.targets import Flag
 
 _RADIUS = 0.1  # px, distance that the score speaks of
 _CHAINS = 8
 _LEAST = 150.0  # draws, effective ones, below which chains are run
+_TOO_FEW = 10.0  # scenes, effective ones, below which they are no answer
 
 
 @dataclass(frozen=True)
@@ -29,11 +31,11 @@ class ContinuousUnmixer(_Unmixer):
     a saturated pixel is a lower bound and costs ``-log Pr(noise > bound - mu)``. The number of
     targets is that of the largest evidence, see `PosteriorUnmixer`.
 
-    The answer is the mean of the posterior, rounding taken as a normal error. Around every optimum
-    the posterior is near a normal distribution, the likelihood's cut off by the bounds of the prior
-    (expectation propagation, Minka 2001). Draws from these, with heavier tails, are weighted by
-    importance. Where too few of them count, the answer is that of a few short chains, see
-    `PosteriorUnmixer`.
+    The answer is the mean of the posterior. Around every optimum it is near a normal distribution,
+    the likelihood's cut off by the bounds of the prior (expectation propagation, Minka 2001). Draws
+    from these, with heavier tails, are weighted by importance. Where too few of them count, the
+    answer is that of a few short chains, see `PosteriorUnmixer`; these take rounding as the
+    interval that it is.
 
     Parameters
     ----------
@@ -51,7 +53,8 @@ class ContinuousUnmixer(_Unmixer):
         which is several times faster, but errors are too small where four or more targets stand
         close together.
     seed : int
-        Of the random numbers, which follow from it and the pixels of each image.
+        Of the random numbers of starts and chains, which follow from it and the pixels of each
+        image; the weighted draws are the same for all.
     n_jobs : int
         Images worked on at a time.
 
@@ -60,8 +63,9 @@ class ContinuousUnmixer(_Unmixer):
     ``y_err, x_err, flux_err`` are posterior standard deviations. ``score`` is the probability that
     the count is right and the target lies within 0.1 px of its estimate.
 
-    ``Flag.NOT_CONVERGED`` marks targets of an image whose optima the prior leaves no room around:
-    the answer is that of the normal approximations.
+    ``Flag.NOT_CONVERGED`` marks targets of an image whose optima the prior leaves no room around,
+    or where fewer than 10 weighted draws count and ``n_steps`` is 0: the answer is that of the
+    normal approximations.
 
     ``Flag.AT_BOUND`` marks targets with a coordinate, a flux or a distance to another target within
     1.5 errors of a bound of the prior (those of two targets taken as independent), ``Flag.FLAT``
@@ -105,6 +109,6 @@ class ContinuousUnmixer(_Unmixer):
         found = draw(best)
         if effective(found) < _LEAST and self.n_steps > 0:
             found = hop(setting, best, _CHAINS, self.n_steps, seed)
-        if found.theta.size == 0:
-            return approximate(best, _RADIUS), found.flags
+        if effective(found) < _TOO_FEW:
+            return approximate(best, _RADIUS), int(Flag.NOT_CONVERGED)
         return summarise(best.window, found, _RADIUS), found.flags
