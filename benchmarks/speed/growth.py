@@ -1,4 +1,4 @@
-"""How cost grows: with the size of an image, the factor of the grid, and threads.
+"""How cost grows: with the size of an image, the factor of the grid, targets and threads.
 
     python -m benchmarks.speed.growth --n 1000
 
@@ -7,7 +7,9 @@ frame with a target for every 200 pixels and noise of 1 DN, c = 3; ``A^T A x`` o
 nowhere 0, and 50 iterations of FISTA at lam = 5 DN, gaps included. Peak memory is that of a process
 of its own with everything in it, Python, data and answer. Factor: simulated CSIST-100K images,
 lam = 1 DN; ActiveSet to its optimum, FISTA to a relative gap of 1e-3, OMP with 5 atoms.
-Threads: whole `GridUnmixer` calls, with the same answer to the bit.
+Targets: `ContinuousUnmixer` told how many there are, K in a box of 1.2 sqrt(K) px with noise of
+1 DN, with chains and without (``n_steps=0``). Threads: whole calls of the unmixers, with the same
+answer to the bit.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from csunmix.solvers import Solver
 
 SIZES = (11, 32, 64, 128, 256, 512, 1024, 2048)
 FACTORS = (3, 5, 7, 9, 11, 13, 15)
+COUNTS = tuple(range(1, 13))
 THREADS = (1, 2)
 N_ITER = 50
 MEMORY = 4.0  # GiB
@@ -142,6 +145,26 @@ def by_factor(n: int, repeats: int) -> pd.DataFrame:
     return pd.DataFrame(rows.values())
 
 
+def by_targets(n: int, repeats: int) -> pd.DataFrame:
+    """Milliseconds an image of the joint fit against the number of targets."""
+    sensor, flux = cu.Sensor(read_noise=1.0), SETUP.prior.flux
+    runs: dict[Hashable, Callable[[], object]] = {}
+    for count in COUNTS:
+        prior = cu.Prior(
+            count=(count, count), flux=flux, min_separation=0.494, extent=1.2 * count**0.5
+        )
+        images = cu.simulate(
+            SETUP.psf, sensor, prior, shape=(17, 17), n=n, rng=REPORT_SEED, margin=4
+        ).images
+        for name, given in {"with chains": {}, "without": {"n_steps": 0}}.items():
+            unmix = cu.ContinuousUnmixer(SETUP.psf, sensor, prior, **given)
+            runs[count, name] = lambda unmix=unmix, y=images: unmix(y)
+    rows: dict[int, dict[str, float]] = {count: {"targets": count} for count in COUNTS}
+    for (count, name), took in seconds(runs, repeats).items():  # type: ignore[misc]
+        rows[count][f"{name}, ms/image"] = 1e3 * took / n
+    return pd.DataFrame(rows.values())
+
+
 def by_threads(n: int, repeats: int) -> pd.DataFrame:
     """Milliseconds an image against threads, and how much faster the last is than the first."""
     images = csist(n)
@@ -157,17 +180,27 @@ def by_threads(n: int, repeats: int) -> pd.DataFrame:
                 n_jobs=n_jobs,
             )
             runs[n_jobs] = lambda unmix=unmix, y=part: unmix(y)
-        took = seconds(runs, repeats)
-        each = {f"{n_jobs} thread(s), ms/image": 1e3 * s / len(part) for n_jobs, s in took.items()}
-        rows.append({"method": name, **each, "times faster": took[THREADS[0]] / took[THREADS[-1]]})
+        rows.append(speedup(name, len(part), seconds(runs, repeats)))
+    part = images[: max(10, n // 10)]
+    runs = {}
+    for n_jobs in THREADS:
+        fit = cu.ContinuousUnmixer(SETUP.psf, SETUP.sensor, SETUP.prior, n_jobs=n_jobs)
+        runs[n_jobs] = lambda fit=fit, y=part: fit(y)
+    rows.append(speedup("ContinuousUnmixer", len(part), seconds(runs, repeats)))
     return pd.DataFrame(rows)
 
 
-def draw(size: pd.DataFrame, factor: pd.DataFrame, path: Path) -> None:
-    """Both curves, on logarithmic axes; a panel more is a column more."""
+def speedup(name: str, n: int, took: Mapping[Hashable, float]) -> dict[str, object]:
+    """A row of times by threads, and how much faster the last is than the first."""
+    each = {f"{n_jobs} thread(s), ms/image": 1e3 * s / n for n_jobs, s in took.items()}
+    return {"method": name, **each, "times faster": took[THREADS[0]] / took[THREADS[-1]]}
+
+
+def draw(size: pd.DataFrame, factor: pd.DataFrame, targets: pd.DataFrame, path: Path) -> None:
+    """All curves, on logarithmic axes."""
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    figure, axes = plt.subplots(1, 3, figsize=(14, 4), layout="constrained")
     side = size["pixels a side"]
     for name in (column for column in size if str(column).endswith(", ms")):
         (line,) = axes[0].loglog(side, size[name], "o-", label=name.removesuffix(", ms"))
@@ -179,6 +212,9 @@ def draw(size: pd.DataFrame, factor: pd.DataFrame, path: Path) -> None:
     axes[1].set(xlabel="factor c", ylabel="ms an image", title="11 x 11 px")
     axes[1].set_xticks(FACTORS, [str(c) for c in FACTORS], minor=False)
     axes[1].tick_params(axis="x", which="minor", labelbottom=False)
+    for name in targets.columns[1:]:
+        axes[2].semilogy(targets["targets"], targets[name], "o-", label=name.partition(",")[0])
+    axes[2].set(xlabel="targets", ylabel="ms an image", title="ContinuousUnmixer")
     for axis in axes:
         axis.legend()
         axis.grid(alpha=0.3)
@@ -204,14 +240,15 @@ def main() -> None:
         return
     size = by_size(options.repeats)
     factor = by_factor(options.n, options.repeats)
+    targets = by_targets(max(2, options.n // 50), options.repeats)
     threads = by_threads(options.n, options.repeats)
     picture = options.out.with_suffix(".png")
-    draw(size, factor, picture)
+    draw(size, factor, targets, picture)
     more = [
         largest_frame(size),
         "",
-        *sections([("Factor", factor), ("Threads", threads)]),
-        f"![Time against size and factor]({picture.name})",
+        *sections([("Factor", factor), ("Targets", targets), ("Threads", threads)]),
+        f"![Time against size, factor and targets]({picture.name})",
         "",
     ]
     command = f"python -m benchmarks.speed.growth --n {options.n}"

@@ -200,7 +200,7 @@ class Setting:
         Pixels are lit from `least` on, so that in a faint image a target's own may be dark.
         """
         reach = 1.0 if self.prior.cell else self.prior.extent
-        edge = 0.5 + self.psf.width * least / light.max()
+        edge = 0.5 + self._width * least / light.max()
         area = np.array([[at.min() - edge, at.max() + edge] for at in np.nonzero(light)])
         if reach is None:
             return area
@@ -215,7 +215,7 @@ class Setting:
         """Centroid of the light within reach of the targets, from the brightest pixel on."""
         place = np.indices(light.shape).astype(np.float64)
         centre = np.array(np.unravel_index(light.argmax(), light.shape), dtype=np.float64)
-        limit = reach + 3.0 * self.psf.width
+        limit = reach + 3.0 * self._width
         for _ in range(3):
             near = (np.abs(place - centre[:, None, None]) <= limit).all(axis=0)
             weight = np.where(near, light, 0.0)
@@ -228,9 +228,13 @@ class Setting:
         return int(beyond.max()) + 1 if beyond.size else 1
 
     @cached_property
+    def _width(self) -> float:
+        return self.psf.width
+
+    @cached_property
     def _peak(self) -> float:
         """Largest response of a pixel."""
-        d = np.linspace(-3.0, 3.0, 49) * self.psf.width
+        d = np.linspace(-3.0, 3.0, 49) * self._width
         return float(np.abs(self.psf.kernel(d[:, None], d)).max())
 
     @cached_property
