@@ -97,10 +97,8 @@ def grid_unmixer(
     "ista", "fista" and "split-bregman" stop at a relative duality gap of 0.001 (0.003 "fista") at
     `universal_lam` and above, where smaller ones cost more time than they are worth. A correlation
     that is too large by ``d`` shows as a gap of about ``d/lam``: at a smaller `lam` the gap is
-    larger in proportion, up to 0.03. On 40 clipped CSIST-100K images of the tuning seed (lam =
-    0.02 DN, factor 7) all but 3 of "fista" then converge, in 0.07 to 0.34 s an image, and CSO-mAP
-    is 55 to 59, where the exact "active-set" has 60 in 2 ms. At the solvers' own 1e-6 most do not
-    converge in 10,000 iterations. A larger `lam` converges sooner, but at 0.3 DN CSO-mAP is 33.
+    larger in proportion, up to 0.03. At the small `lam` chosen for clipped images the exact
+    "active-set" is the better choice, and the solvers' own 1e-6 mostly out of reach.
 
     Raises
     ------

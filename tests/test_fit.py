@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy import stats
-from scipy.optimize import approx_fprime, lsq_linear
+from scipy.optimize import approx_fprime
 
 import csunmix as cu
 from csunmix._kernels import fit as kernel
@@ -336,26 +336,24 @@ def test_no_fit_is_below_what_the_light_allows(clip: float | None) -> None:
 
 
 def test_a_bounded_step_is_that_of_the_quadratic() -> None:
-    """Newton's where no bound is met; else most of what the best within them gains."""
-    rng, shares = np.random.default_rng(0), []
+    """Newton's where no bound is met; else that of what meets none, the rest being at its bound."""
+    rng, met = np.random.default_rng(0), 0
     for _ in range(20):
         root = rng.normal(size=(5, 5))
         hessian, gradient = root @ root.T + 0.5 * np.eye(5), rng.normal(size=5)
         theta, step = np.zeros(5), np.empty(5)
         space = kernel.Space(*np.zeros((2, 5, 5)), np.empty(5), np.empty(5), np.empty(5, np.int64))
         wide, narrow = np.full(5, 1e6), np.full(5, 0.1)
-        assert kernel.bounded_step(np.tril(hessian), gradient, 0.0, theta, -wide, wide, space, step)
+        lower = np.tril(hessian)
+        assert kernel.bounded_step(lower, gradient, 0.0, theta, -wide, wide, space, step)
         np.testing.assert_allclose(step, np.linalg.solve(hessian, gradient), rtol=1e-9)
-        assert kernel.bounded_step(
-            np.tril(hessian), gradient, 0.0, theta, -narrow, narrow, space, step
-        )
+        assert kernel.bounded_step(lower, gradient, 0.0, theta, -narrow, narrow, space, step)
         assert (np.abs(step) <= 0.1).all()
-        factor = np.linalg.cholesky(hessian)
-        solved = lsq_linear(factor.T, np.linalg.solve(factor, gradient), (-narrow, narrow))
-        gain, best = (x @ gradient - 0.5 * x @ hessian @ x for x in (step, solved.x))
-        shares.append(gain / best)
-    assert min(shares) > 0.1
-    assert np.mean(shares) > 0.8
+        free = np.abs(step) < 0.1
+        np.testing.assert_allclose((hessian @ step)[free], gradient[free], atol=1e-9)
+        assert step @ gradient > 0.5 * step @ hessian @ step  # downhill
+        met += (~free).sum()
+    assert met > 20
 
 
 # --- what the fit says of itself ----------------------------------------------------------------

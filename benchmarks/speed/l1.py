@@ -11,10 +11,10 @@ objective of the median image is within 1e-6 of ours, relatively; LassoLars has 
 whose objective is further than that from ours: SPAMS misses the optimum of a few, with either of
 its variants. Ratios are medians of interleaved rounds of times per image; one thread for all.
 
-`ActiveSet` takes some 20 (c = 3) to 30 (c = 7) steps an image. Each prices the cells of a box
-around the targets from stored inner products and refits about eight atoms: vectors of 50 to 250
-numbers, so that the fixed cost of calls and short loops is most of its time, not flops. At c = 7
-the coefficient maps of 10,000 images fill 474 MB, and writing fresh memory adds to it.
+A step of `ActiveSet` prices the cells of a box around the targets from stored inner products and
+refits the atoms found: short vectors, so that the fixed cost of calls and loops seems to be most of
+its time, not flops. At c = 7 the coefficient maps of 10,000 images fill 474 MB, and writing fresh
+memory adds to it.
 """
 
 from __future__ import annotations
