@@ -28,6 +28,7 @@ from .psf import AiryPSF as AiryPSF
 from .psf import GaussianPSF as GaussianPSF
 from .psf import SampledPSF as SampledPSF
 from .psf import SeparablePSF as SeparablePSF
+from .report import Report as Report
 from .sensor import Sensor as Sensor
 from .simulate import Simulation as Simulation
 from .simulate import render as render
