@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from csunmix import __version__
+from csunmix._validation import FloatArray
 from csunmix.metrics import THRESHOLDS
 from csunmix.plots import (
     COLOURS,
@@ -23,9 +24,8 @@ from csunmix.plots import (
     plot_errors,
     plot_precision_recall,
     styled,
-    target_window,
 )
-from csunmix.report import COLUMNS, Report
+from csunmix.report import COLUMNS, Report, count_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,6 +35,7 @@ _ON_DARK = (
     *("#a4dcff", "#f0f2f5", "#d97a9e", "#9aa4ae"),
 )
 """The colours of `COLOURS` as they are legible on a dark page."""
+_AROUND = 1.0  # px around the true targets in a picture
 _INK = "#010203"  # stands for the colour of the page's text in a plot
 _DASH_ARRAYS = {"-": "", "--": "7 3", "-.": "8 2 2 2", ":": "2 2"}
 _HEADINGS = {
@@ -120,7 +121,7 @@ def _head(name: str, unit: str, about: str, sort: str) -> str:
 
 
 def _name_cell(name: str, swatch: str) -> str:
-    return f'<th scope="row" data-value="{escape(name)}">{swatch}{escape(name)}</th>'
+    return f'<th scope="row" data-value="{escape(name)}"><span>{swatch}{escape(name)}</span></th>'
 
 
 def _cell(value: float, text: str, best: bool) -> str:
@@ -186,20 +187,20 @@ def _cases(report: Report) -> Iterator[str]:
             name: report.runs[name][report.runs[name]["frame"] == frame]
             for name in report.table.index
         }
-        window = target_window(image, [truth, *answers.values()])
+        window = _square(image, truth)
         panels = [
             _panel(
                 _picture(image, targets, truth, window),
                 str(name),
-                f"{len(targets)} of {len(truth)} targets, GOSPA {report.gospa[name][frame]:.3f} px",
+                f"{count_text(len(targets), 'target')} found",
+                f"GOSPA {report.gospa[name][frame]:.3f} px",
             )
             for name, targets in answers.items()
         ]
         heading = f"Frame {frame}" if report.names is None else f"{report.names[frame]}"
-        plural = "" if len(truth) == 1 else "s"
         cases.append(
             f'<article class="card case" id="case-{number}">'
-            f"<h3>{escape(heading)}: {len(truth)} target{plural}</h3>"
+            f"<h3>{escape(heading)}: {count_text(len(truth), 'target')}</h3>"
             f"{_grid('panels', panels)}</article>"
         )
     yield _section("cases", "".join(cases), {})
@@ -222,11 +223,12 @@ def _chart(caption: str, draw: Callable[..., Any]) -> str:
     return f'<figure class="card"><figcaption>{text}</figcaption>{_svg(caption, draw)}</figure>'
 
 
-def _panel(picture: str, name: str, text: str) -> str:
+def _panel(picture: str, name: str, *lines: str) -> str:
     alt = escape(f"answer of {name}")
+    text = "".join(f"<span>{escape(line)}</span>" for line in lines)
     return (
         f'<figure><img alt="{alt}" src="{picture}">'
-        f"<figcaption>{escape(name)}<span>{escape(text)}</span></figcaption></figure>"
+        f"<figcaption>{escape(name)}{text}</figcaption></figure>"
     )
 
 
@@ -261,19 +263,29 @@ def _svg(caption: str, draw: Callable[..., Any]) -> str:
     return svg.replace(_INK, "currentColor")
 
 
+def _square(image: FloatArray, truth: pd.DataFrame) -> tuple[float, ...]:
+    """A square around the true targets of an image, or its brightest pixel, and inside of it."""
+    n = np.array(image.shape)
+    if len(truth):
+        positions = truth[["y", "x"]].to_numpy(np.float64)
+    else:
+        brightest = np.argmax(np.nan_to_num(image, nan=-np.inf))
+        positions = np.array([np.unravel_index(brightest, image.shape)], np.float64)
+    low, high = positions.min(axis=0), positions.max(axis=0)
+    size = min(float((high - low).max()) + 2 * _AROUND, *n)
+    top, left = np.clip((low + high - size) / 2, -0.5, n - 0.5 - size).tolist()
+    return top, top + size, left, left + size
+
+
 def _picture(
-    image: Any, targets: pd.DataFrame, truth: pd.DataFrame, window: tuple[float, ...]
+    image: FloatArray, targets: pd.DataFrame, truth: pd.DataFrame, window: tuple[float, ...]
 ) -> str:
-    """A PNG image, as a link that holds it, of the part of an image with truth and answer."""
+    """A PNG image, as a link that holds it, of a part of an image with truth and answer."""
     from matplotlib.figure import Figure
 
-    top, bottom, left, right = window
-    size = max(bottom - top, right - left)
-    y, x = (top + bottom - size) / 2, (left + right - size) / 2  # square, so that panels align
     figure = Figure(figsize=(2.0, 2.0))
     ax = figure.add_axes((0.0, 0.0, 1.0, 1.0))
-    square = (y, y + size, x, x + size)
-    plot_answer(image, targets=targets, truth=truth, window=square, ax=ax)
+    plot_answer(image, targets=targets, truth=truth, window=window, ax=ax)
     ax.set_axis_off()
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150, transparent=True, metadata={"Software": None})

@@ -257,7 +257,7 @@ def plot_unmixing(
     else:
         plot_map(coefficients, grid, ax=middle)
         middle.set_title("flux map")
-    _zoom(axes, target_window(image, list(tables.values())))
+    _zoom(axes, _window(image, list(tables.values())))
     return axes
 
 
@@ -522,7 +522,7 @@ def plot_errors(
     ax = _current(ax)
     for (name, each), style in styled(errors):
         count, _ = np.histogram(np.clip(each, low, high), edges)
-        ax.stairs(100 * count / max(len(truth), 1), edges, label=name, **style)
+        ax.stairs(100 * count / max(len(truth), 1), edges, label=name, linewidth=1.5, **style)
     ax.set_xlim(low, high)
     ax.set_ylim(bottom=0.0)
     ax.set_xlabel("position error [px]" if quantity == "position" else "flux error [%]")
@@ -552,7 +552,7 @@ def plot_answer(
     frame : int, optional
         The image's frame in the tables; may be left out where they speak of one frame only.
     window : tuple of float, optional
-        What to show, see `target_window`; the whole image by default.
+        What to show: edges ``(top, bottom, left, right)``, px; the whole image by default.
     ax : matplotlib.axes.Axes, optional
         Where to draw; the current axes by default.
 
@@ -704,21 +704,8 @@ def _halo() -> list[Any]:
 # The window of a zoom: (top, bottom, left, right), edges of pixels
 
 
-def target_window(image: FloatArray, tables: Sequence[pd.DataFrame]) -> tuple[float, ...]:
-    """Find the pixels that hold targets of a frame, or the brightest one, and one more around.
-
-    Parameters
-    ----------
-    image : ndarray, shape (n_y, n_x)
-        Image, DN.
-    tables : sequence of pandas.DataFrame
-        Target tables of that frame.
-
-    Returns
-    -------
-    tuple of float
-        Edges ``(top, bottom, left, right)``, px.
-    """
+def _window(image: FloatArray, tables: Sequence[pd.DataFrame]) -> tuple[float, ...]:
+    """Pixels that hold targets, or the brightest one, and one more on each side."""
     positions = [table[["y", "x"]].to_numpy(dtype=np.float64) for table in tables]
     found = np.concatenate([np.empty((0, 2)), *positions])
     if not len(found):

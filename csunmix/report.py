@@ -224,8 +224,8 @@ class Report:
     def summary(self) -> str:
         """What was compared, in one line."""
         return (
-            f"{_count(len(self.runs), 'method')}, {_count(self.n_frames, 'image')}, "
-            f"{_count(len(self.truth), 'true target')}; ranked by {self.rank_by}"
+            f"{count_text(len(self.runs), 'method')}, {count_text(self.n_frames, 'image')}, "
+            f"{count_text(len(self.truth), 'true target')}; ranked by {self.rank_by}"
         )
 
     def to_text(self) -> str:
@@ -290,7 +290,8 @@ class Report:
         return paths
 
 
-def _count(n: int, noun: str) -> str:
+def count_text(n: int, noun: str) -> str:
+    """A number of things in words."""
     return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 

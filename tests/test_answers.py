@@ -311,12 +311,6 @@ def test_bad_maps(tmp_path, name):
     assert str(caught.value).startswith(str(path))
 
 
-def test_another_number_of_maps(tmp_path):
-    np.save(tmp_path / "net.npy", np.zeros((10, 1089)))
-    with pytest.raises(ValueError, match=r"net.npy: has maps of 10 images, but there are 12"):
-        read_answer(tmp_path / "net.npy", names=NAMES)
-
-
 @pytest.mark.parametrize("suffix", ["npy", "npz", "mat"])
 def test_truncated_and_foreign_files(tmp_path, suffix):
     path = tmp_path / f"net.{suffix}"

@@ -82,7 +82,7 @@ def read_answer(
     factor, shape, array, peaks
         As in `read_maps`.
     first, origin, names
-        As in `read_points`.
+        As in `read_points`; the order of maps is that of the images, whatever their `names`.
 
     Returns
     -------
@@ -101,7 +101,7 @@ def read_answer(
     suffix = path.suffix.lower()
     if suffix in _MAPS:
         about: dict[str, Any] = {"factor": factor, "shape": shape, "array": array, "peaks": peaks}
-        return read_maps(path, first=first or "row", names=names, **about)
+        return read_maps(path, first=first or "row", **about)
     if suffix in _TEXT or path.is_dir():
         return read_points(path, first=first or "row", origin=origin, names=names)
     if suffix == ".json":
@@ -124,7 +124,6 @@ def read_maps(
     array: str | None = None,
     peaks: PeakRule | None = None,
     first: First = "row",
-    names: Sequence[str] | None = None,
 ) -> pd.DataFrame:
     """Read the sub-pixel maps of a network from an NPY, NPZ or MAT file.
 
@@ -145,8 +144,6 @@ def read_maps(
     first : {"row", "column"}
         What the first axis of a map is, which changes slowest in a flat one. ``"column"`` is for
         maps that MATLAB made flat with ``map(:)``.
-    names : sequence of str, optional
-        File name of each image; there must be as many maps.
 
     Returns
     -------
@@ -158,9 +155,8 @@ def read_maps(
     FileNotFoundError
         If there is no such file.
     ValueError
-        If the file cannot be read, holds objects, complex or non-finite values, or maps that do
-        not fit `factor` and `shape`, or has another number of maps than there are `names`; the
-        message names the file.
+        If the file cannot be read, or holds objects, complex or non-finite values, or maps that
+        do not fit `factor` and `shape`; the message names the file.
 
     Examples
     --------
@@ -188,9 +184,6 @@ def read_maps(
         raise ValueError(f"{path}: {error}") from None
     if first == "column":
         table[["y", "x"]] = table[["x", "y"]].to_numpy()
-    n = table.attrs["n_frames"]
-    if names is not None and n != len(names):
-        raise ValueError(f"{path}: has maps of {n} images, but there are {len(names)} images")
     table.attrs["source"] = str(path)
     return table
 
