@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
-from csunmix._validation import Array, as_images, as_integer, as_number
+from csunmix._validation import Array, as_images, as_instance, as_integer, as_number
 from csunmix.io import atomic_write
 from csunmix.metrics import RankBy, compare, frame_gospa
 from csunmix.targets import n_frames
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 FILES = ("leaderboard.txt", "leaderboard.csv", "leaderboard.md", "leaderboard.html")
 """What `Report.write` writes."""
+
+_USED = ("n_frames", "seconds", "parameters", "flux_known")  # of a table's attributes
 
 
 class Column(NamedTuple):
@@ -105,11 +107,10 @@ class Report:
     >>> truth = cu.targets.make_table([0, 0, 1], [5.0, 5.3, 4.0], [6.0, 6.5, 4.0], [230, 240, 225])
     >>> runs = {"network": truth.assign(x=truth["x"] + 0.12), "ours": truth[:2]}
     >>> report = cu.Report(runs, truth, seconds={"ours": 0.5})
-    >>> report.table[["CSO-mAP", "AP10", "AP15", "count accuracy", "images/s"]].round(1)
-             CSO-mAP  AP10   AP15  count accuracy  images/s
-    method
-    ours        66.7  66.7   66.7            50.0       4.0
-    network     60.0   0.0  100.0           100.0       NaN
+    >>> report.table[["CSO-mAP", "count accuracy", "images/s"]].loc["ours"].round(1).to_dict()
+    {'CSO-mAP': 66.7, 'count accuracy': 50.0, 'images/s': 4.0}
+    >>> print(report.to_text().splitlines()[0])
+    2 methods, 2 images, 3 true targets; ranked by flux
     """
 
     runs: Mapping[str, pd.DataFrame]
@@ -127,6 +128,11 @@ class Report:
 
     def __post_init__(self) -> None:
         as_integer(self.n_cases, "n_cases", minimum=0)
+        if not isinstance(self.runs, Mapping):
+            raise TypeError(f"runs must be a mapping of name to table, got {self.runs!r}")
+        light = {name: _light(run, f"runs[{name!r}]") for name, run in self.runs.items()}
+        object.__setattr__(self, "runs", light)
+        object.__setattr__(self, "truth", _light(self.truth, "truth"))
         self._metrics  # noqa: B018  (refuses bad tables)
         for what, values in (("seconds", self.seconds), ("parameters", self.parameters)):
             for name, value in values.items():
@@ -288,6 +294,15 @@ class Report:
             with atomic_write(path) as temporary:
                 temporary.write_text(content, encoding="utf-8", newline="\n")
         return paths
+
+
+def _light(table: pd.DataFrame, name: str) -> pd.DataFrame:
+    """`table` with what is used of its attributes: pandas copies them at every step."""
+    import pandas as pd
+
+    part = as_instance(table, pd.DataFrame, name).copy(deep=False)
+    part.attrs = {key: table.attrs[key] for key in _USED if key in table.attrs}
+    return part
 
 
 def count_text(n: int, noun: str) -> str:

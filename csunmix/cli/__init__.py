@@ -193,7 +193,7 @@ def evaluate(options: argparse.Namespace) -> None:
 
 def compare(options: argparse.Namespace) -> None:
     """Compare the answers of several methods; print and write the leaderboard."""
-    from csunmix.cli.compare import make_report, swapped_axes
+    from csunmix.cli.leaderboard import make_report, swapped_axes
 
     report = make_report(options, progress=_on_terminal())
     for hint in swapped_axes(report):
