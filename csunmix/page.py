@@ -132,17 +132,15 @@ def _cell(value: float, text: str, best: bool) -> str:
 
 def _published(table: pd.DataFrame) -> str:
     heads = "".join(f'<th scope="col">{escape(str(name))}</th>' for name in table.columns)
-    rows = "".join(
-        "<tr>"
-        + "".join(
-            f"<{tag}>{escape(str(value))}</{tag}>"
-            for tag, value in zip(["th", *["td"] * (len(row) - 1)], row, strict=True)
-        )
-        + "</tr>"
-        for row in table.fillna("").itertuples(index=False)
+    rows = []
+    for name, *values in table.fillna("").itertuples(index=False):
+        cells = "".join(f"<td>{escape(str(value))}</td>" for value in values)
+        rows.append(f'<tr><th scope="row">{escape(str(name))}</th>{cells}</tr>')
+    return _section(
+        "published",
+        f'<div class="card scroll"><table><thead><tr>{heads}</tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table></div>",
     )
-    return _section("published", f'<div class="card scroll"><table><thead><tr>{heads}</tr></thead>'
-                    f"<tbody>{rows}</tbody></table></div>", {})  # fmt: skip
 
 
 # Plots
@@ -171,8 +169,8 @@ def _charts(report: Report) -> Iterator[str]:
         )
         for limit in THRESHOLDS
     ]
-    yield _section("errors", legend + _grid("charts", errors), about)
-    yield _section("precision", legend + _grid("charts", curves), about)
+    yield _section("errors", legend + _grid("charts", errors), **about)
+    yield _section("precision", legend + _grid("charts", curves), **about)
 
 
 def _cases(report: Report) -> Iterator[str]:
@@ -203,10 +201,10 @@ def _cases(report: Report) -> Iterator[str]:
             f"<h3>{escape(heading)}: {count_text(len(truth), 'target')}</h3>"
             f"{_grid('panels', panels)}</article>"
         )
-    yield _section("cases", "".join(cases), {})
+    yield _section("cases", "".join(cases))
 
 
-def _section(key: str, content: str, about: dict[str, Any]) -> str:
+def _section(key: str, content: str, **about: Any) -> str:
     heading, text = _HEADINGS[key]
     return (
         f'<section id="{key}"><h2>{escape(heading)}</h2>'

@@ -211,6 +211,15 @@ def test_truth_without_targets_in_some_frames():
     assert "0 targets" in report.to_html()
 
 
+def test_images_that_are_not_finite_may_be_the_hardest():
+    truth = make_table([0, 1], [4.0, 5.0], [5.0, 5.0], [230.0, 240.0], n_frames=3)
+    images = np.full((3, 11, 11), np.nan)
+    images[0] = np.inf
+    report = Report({"none": truth[:0]}, truth, images=images)
+    assert report.hardest == [0, 1]
+    assert report.to_html().count("<img") == 2
+
+
 def test_no_truth_at_all():
     empty = make_table([], [], [], [], n_frames=3)
     report = Report({"a": empty, "b": empty}, empty, images=np.zeros((3, 11, 11)))

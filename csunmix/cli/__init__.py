@@ -210,7 +210,7 @@ def info(options: argparse.Namespace) -> None:
     from importlib.metadata import PackageNotFoundError, version
 
     packages = "numpy scipy numba pandas PyWavelets cvxpy pillow matplotlib astropy"
-    packages += " pyarrow zarr distributed"
+    packages += " pyarrow zarr distributed torch"
     lines = {"csunmix": __version__, "python": platform.python_version()}
     for name in packages.split():
         try:
