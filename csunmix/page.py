@@ -45,8 +45,8 @@ _HEADINGS = {
     ),
     "errors": (
         "Accuracy",
-        "On the left the average precision against the distance that counts as a hit; CSO-mAP is "
-        "the mean over the five. Histograms count the true targets that are found within "
+        "Average precision depends on the distance that counts as a hit; CSO-mAP is the mean over "
+        "the five. Histograms count the true targets that are found within "
         "{max_distance:g} px; flux errors beyond 50 % stand at the ends.",
     ),
     "cases": (
@@ -201,7 +201,8 @@ def _cases(report: Report) -> Iterator[str]:
             f"<h3>{escape(heading)}: {count_text(len(truth), 'target')}</h3>"
             f"{_grid('panels', panels)}</article>"
         )
-    yield _section("cases", "".join(cases))
+    many = f'<div class="cases" style="--methods: {len(report.runs)}">{"".join(cases)}</div>'
+    yield _section("cases", many)
 
 
 def _section(key: str, content: str, **about: Any) -> str:
