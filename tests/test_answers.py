@@ -209,6 +209,13 @@ def test_files_called_otherwise_are_in_natural_order(tmp_path):
         read_points(folder, names=NAMES)
 
 
+def test_two_files_of_one_image_are_refused(tmp_path):
+    for name in ("image_3.txt", "image_3.dat", "image_4.txt"):
+        (tmp_path / name).write_text("1 2 200")
+    with pytest.raises(ValueError, match="speaks twice of one image"):
+        read_points(tmp_path, names=NAMES)
+
+
 def test_a_single_file_names_or_numbers_its_images(tmp_path):
     path = tmp_path / "found.txt"
     path.write_text("11 1 2 200\n3 4 5 210\n")
@@ -219,6 +226,8 @@ def test_a_single_file_names_or_numbers_its_images(tmp_path):
     assert read_points(path, names=NAMES).attrs["n_frames"] == 12
     with pytest.raises(ValueError, match="image '11' is not one of the 11 images"):
         read_points(path, names=NAMES[:11])
+    path.write_text("0000000011 1 2 200\n")
+    assert read_points(path)["frame"].tolist() == [11]
     path.write_text("image_11.png 1 2 200\nimage_3 4 5 210\n")
     assert read_points(path, names=NAMES)["frame"].tolist() == [3, 11]
     with pytest.raises(ValueError, match=r"found.txt: calls an image 'image_11.png': the order"):

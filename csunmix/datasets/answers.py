@@ -397,7 +397,10 @@ def _frames(
     if known is not None:
         called = {image: image if image in known else Path(image).stem for image in images}
         if all(name in known for name in called.values()):
-            return {image: known[name] for image, name in called.items()}, len(names or ())
+            frames: dict[str | int, int] = {image: known[name] for image, name in called.items()}
+            if len(set(frames.values())) < len(frames):
+                raise ValueError(f"{path}: speaks twice of one image, under two names")
+            return frames, len(names or ())
         if len(images) != len(names or ()):
             odd = next(image for image, name in called.items() if name not in known)
             raise ValueError(
@@ -405,7 +408,7 @@ def _frames(
                 f"and none is called {Path(odd).stem!r}"
             )
     ordered = sorted(images, key=natural_key)
-    return {image: frame for frame, image in enumerate(ordered)}, len(images)
+    return dict(zip(ordered, range(len(ordered)), strict=True)), len(images)
 
 
 def _by_index(
@@ -420,9 +423,9 @@ def _by_index(
                 f"{path}: calls an image {_short(image)}: the order of the images must be given "
                 "with names"
             )
-        frame = int(image) if is_index and len(str(image)) < 10 else -1
+        frame = int(image) if is_index and len(str(image).lstrip("0")) < 8 else -1
         if frame < 0 or (names is not None and frame >= len(names)):
-            there = "an index below 10^9" if names is None else f"one of the {len(names)} images"
+            there = "an index below 10^7" if names is None else f"one of the {len(names)} images"
             raise ValueError(f"{path}: image {_short(image)} is not {there}")
         frames[image] = frame
     return frames
