@@ -507,7 +507,7 @@ def test_answer_shows_truth_and_targets_in_a_window(ax):
     found = make_table([0, 0], [4.1, 4.5], [5.2, 5.0], [100.0, 50.0])
     window = (2.5, 5.5, 3.5, 6.5)
     plots.plot_answer(np.ones(SHAPE), targets=found, truth=truth, frame=0, window=window, ax=ax)
-    circles, crosses = (c for c in ax.collections if len(c.get_sizes()))
+    circles, crosses = (c for c in ax.collections if hasattr(c, "get_sizes"))
     np.testing.assert_allclose(circles.get_offsets(), [[5.0, 4.0]])
     np.testing.assert_allclose(crosses.get_offsets(), [[5.2, 4.1], [5.0, 4.5]])
     assert crosses.get_sizes()[0] == pytest.approx(circles.get_sizes()[0] / 2)  # one scale
