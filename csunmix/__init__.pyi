@@ -18,6 +18,7 @@ from .dictionary import dot_test as dot_test
 from .grid import SubpixelGrid as SubpixelGrid
 from .methods import grid_unmixer as grid_unmixer
 from .metrics import compare as compare
+from .network import NetworkUnmixer as NetworkUnmixer
 from .peaks import EveryCell as EveryCell
 from .peaks import LocalMaxima as LocalMaxima
 from .peaks import MassMerging as MassMerging
@@ -27,6 +28,7 @@ from .psf import AiryPSF as AiryPSF
 from .psf import GaussianPSF as GaussianPSF
 from .psf import SampledPSF as SampledPSF
 from .psf import SeparablePSF as SeparablePSF
+from .report import Report as Report
 from .sensor import Sensor as Sensor
 from .simulate import Simulation as Simulation
 from .simulate import render as render

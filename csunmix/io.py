@@ -28,8 +28,15 @@ if TYPE_CHECKING:
 _RASTER = (".png", ".tif", ".tiff")
 _PNG_END = b"IEND\xaeB`\x82"  # name and checksum of the chunk that ends a PNG file
 _FITS = (".fits", ".fit", ".fts", ".fits.gz")
+_HDF5 = b"\x89HDF\r\n\x1a\n"  # begins such a file, after the 512 bytes that MATLAB puts in front
+_MAT_NUMBERS = (
+    "double",
+    "single",
+    *(f"{sign}int{n}" for sign in ("", "u") for n in (8, 16, 32, 64)),
+)
 _ZARR = ("zarr.json", ".zarray", ".zgroup")  # one of them lies in a Zarr folder
-_SUFFIXES = (*_RASTER, *_FITS, ".npy", ".npz")
+_SUFFIXES = (*_RASTER, *_FITS, ".npy", ".npz", ".mat")
+_AXES = {2: "two axes (y, x)", 3: "three (n, y, x)", 4: "four (n, 1, y, x)"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,14 +86,14 @@ def read_images(path: str | os.PathLike[str], *, array: str | None = None) -> Im
     Parameters
     ----------
     path : path-like
-        A PNG, TIFF (one page or many), FITS, NPY or NPZ file, a Zarr array or group, or a folder.
-        Of a folder the PNG, TIFF and FITS files are read, in natural order (``image_2`` before
-        ``image_10``). ``"FILE:NAME"`` is ``FILE`` with ``array="NAME"``. NPY files are mapped and
-        Zarr stacks opened, not loaded, unless their byte order is not the machine's.
+        A PNG, TIFF (one page or many), FITS, NPY, NPZ or MAT file, a Zarr array or group, or a
+        folder. Of a folder the PNG, TIFF and FITS files are read, in natural order (``image_2``
+        before ``image_10``). ``"FILE:NAME"`` is ``FILE`` with ``array="NAME"``. NPY files are
+        mapped and Zarr stacks opened, not loaded, unless their byte order is not the machine's.
     array : str, optional
-        Which array of an NPZ file or Zarr group, or extension of a FITS file (its name, or its
-        index where it has none or not its own), to take; not needed where only one of them has
-        two axes ``(y, x)`` or three ``(n, y, x)``.
+        Which array of an NPZ or MAT file or Zarr group, or extension of a FITS file (its name, or
+        its index where it has none or not its own), to take; not needed where only one of them
+        has two axes ``(y, x)`` or three ``(n, y, x)``.
 
     Returns
     -------
@@ -105,10 +112,10 @@ def read_images(path: str | os.PathLike[str], *, array: str | None = None) -> Im
         differ in shape, or if FITS is read without astropy or Zarr without zarr. The message
         names the file.
     """
-    path, array = _split_name(path, array)
+    path, array = split_name(path, array)
     if path.is_dir() and not _is_zarr(path):
         return stack_files(_image_files(path), array=array)
-    images = _read_array(path, array, ndim=(2, 3))
+    images = read_array(path, array, ndim=(2, 3))
     if images.ndim == 2:
         images = images[:][np.newaxis]
     if type(images) is np.ndarray:
@@ -123,10 +130,11 @@ def read_psf(path: str | os.PathLike[str], *, array: str | None = None) -> Float
     Parameters
     ----------
     path : path-like
-        An NPY, NPZ, FITS, TIFF or PNG file; ``"FILE:NAME"`` is ``FILE`` with ``array="NAME"``.
+        An NPY, NPZ, MAT, FITS, TIFF or PNG file; ``"FILE:NAME"`` is ``FILE`` with
+        ``array="NAME"``.
     array : str, optional
-        Which array of an NPZ or extension of a FITS file to take; not needed where only one of
-        them has two axes, or only one of these has a name that begins with ``psf``.
+        Which array of an NPZ or MAT or extension of a FITS file to take; not needed where only one
+        of them has two axes, or only one of these has a name that begins with ``psf``.
 
     Returns
     -------
@@ -141,8 +149,8 @@ def read_psf(path: str | os.PathLike[str], *, array: str | None = None) -> Float
         If the file cannot be read, if several arrays may be meant, or if the array has not two
         axes; the message names the file.
     """
-    path, array = _split_name(path, array)
-    return np.array(as_real(_read_array(path, array, ndim=(2,), prefix="psf"), "psf"))
+    path, array = split_name(path, array)
+    return np.array(as_real(read_array(path, array, ndim=(2,), prefix="psf"), "psf"))
 
 
 def stack_files(
@@ -171,7 +179,7 @@ def stack_files(
     parts: list[Array] = []
     names: list[str] = []
     for file in tqdm(files, desc="images", unit="file", disable=not progress):
-        part = _read_array(file, array, ndim=(2, 3))
+        part = read_array(file, array, ndim=(2, 3))
         part = part.reshape(-1, *part.shape[-2:])
         if parts and part.shape[1:] != parts[0].shape[1:]:
             raise ValueError(
@@ -357,8 +365,8 @@ def as_uint8(images: npt.ArrayLike, name: str = "images") -> npt.NDArray[np.uint
     return values.astype(np.uint8)
 
 
-def _split_name(path: str | os.PathLike[str], array: str | None) -> tuple[Path, str | None]:
-    """An existing path and the array meant; reads ``FILE:NAME`` where no file is called so."""
+def split_name(path: str | os.PathLike[str], array: str | None) -> tuple[Path, str | None]:
+    """Return an existing path and the array meant: ``FILE:NAME`` where no file is called so."""
     text = os.fspath(path)
     if not os.path.exists(text) and array is None:
         file, _, name = text.rpartition(":")
@@ -387,18 +395,25 @@ def _image_files(folder: Path) -> list[Path]:
     return [folder / name for name in sorted(names, key=natural_key)]
 
 
-def _read_array(path: Path, array: str | None, *, ndim: tuple[int, ...], prefix: str = "") -> Array:
-    """The one array of a file that can be meant, in native byte order."""
+def read_array(path: Path, array: str | None, *, ndim: tuple[int, ...], prefix: str = "") -> Array:
+    """Read the one array of a file that can be meant, in native byte order.
+
+    It is the one called `array`, or that has one of the numbers of axes `ndim`, or of several
+    such the one whose name begins with `prefix`. Raises ValueError as `read_images`.
+    """
     name = path.name.lower()
     if name.endswith(".npz"):
         values = _read_npz(path, array, ndim, prefix)
+    elif name.endswith(".mat"):
+        values = _read_mat(path, array, ndim, prefix)
     elif name.endswith(_FITS):
         values = _read_fits(path, array, ndim, prefix)
     elif _is_zarr(path):
         values = _open_zarr(path, array, ndim, prefix)
     elif array is not None:
         raise ValueError(
-            f"{path}: array={array!r} is given, but this is no NPZ or FITS file and no Zarr group"
+            f"{path}: array={array!r} is given, but this is no NPZ, MAT or FITS file "
+            "and no Zarr group"
         )
     elif name.endswith(".npy"):
         values = _read_npy(path)
@@ -410,7 +425,7 @@ def _read_array(path: Path, array: str | None, *, ndim: tuple[int, ...], prefix:
     if values.dtype.kind not in "iuf":
         raise ValueError(f"{what}: must hold real numbers, got dtype {values.dtype}")
     if values.ndim not in ndim:
-        axes = " or ".join({2: "two axes (y, x)", 3: "three (n, y, x)"}[n] for n in ndim)
+        axes = " or ".join(_AXES[n] for n in ndim)
         raise ValueError(f"{what}: must have {axes}, got shape {values.shape}")
     if 0 in values.shape:
         raise ValueError(f"{what}: must not be empty, got shape {values.shape}")
@@ -448,6 +463,26 @@ def _npy_header(archive: zipfile.ZipFile, name: str) -> tuple[tuple[int, ...], n
         else:
             shape, _, dtype = np.lib.format.read_array_header_2_0(file)
     return shape, dtype
+
+
+def _read_mat(path: Path, array: str | None, ndim: tuple[int, ...], prefix: str) -> Array:
+    from scipy.io import loadmat, whosmat
+
+    with path.open("rb") as file:
+        head = file.read(1024)
+    if _HDF5 in head:
+        raise ValueError(
+            f"{path}: is a MATLAB v7.3 (HDF5) file, which is not read: "
+            "save it anew in MATLAB with save(..., '-v7'), or as .npy"
+        )
+    # by the headers, so that only the array that is meant is loaded
+    with _decoding(path, "MAT file"):
+        found = {name: (shape, kind) for name, shape, kind in whosmat(path, appendmat=False)}
+    shapes = {name: shape for name, (shape, kind) in found.items() if kind in _MAT_NUMBERS}
+    name = _choose(path, array, list(found), shapes, ndim, prefix)
+    with _decoding(path, f"MAT file: {name}"):
+        loaded = loadmat(path, appendmat=False, variable_names=[name])
+        return np.asarray(loaded[name])
 
 
 def _read_fits(path: Path, array: str | None, ndim: tuple[int, ...], prefix: str) -> Array:

@@ -352,6 +352,35 @@ def gospa(
 ) -> float:
     """Generalised optimal sub-pattern assignment (GOSPA) metric, mean over frames.
 
+    Parameters
+    ----------
+    detections, truth, cutoff, p, alpha
+        As in `frame_gospa`.
+
+    Returns
+    -------
+    float
+        Mean of `frame_gospa`, px. NaN without any frame.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As in `frame_gospa`.
+    """
+    each = frame_gospa(detections, truth, cutoff=cutoff, p=p, alpha=alpha)
+    return float(each.mean()) if each.size else np.nan
+
+
+def frame_gospa(
+    detections: pd.DataFrame,
+    truth: pd.DataFrame,
+    *,
+    cutoff: float = 0.5,
+    p: float = 2,
+    alpha: float = 2,
+) -> FloatArray:
+    """Generalised optimal sub-pattern assignment (GOSPA) metric of each frame.
+
     In a frame of ``n`` detections and ``m >= n`` truths (else with the two exchanged)::
 
         GOSPA = (min_pi sum_{i=1}^{n} min(d(x_i, y_pi(i)), c)^p + c^p/alpha (m - n))^(1/p)
@@ -372,9 +401,9 @@ def gospa(
 
     Returns
     -------
-    float
-        Mean over all frames that either table speaks of (`csunmix.targets.n_frames`), px; a frame
-        with neither truths nor detections has 0. NaN without any frame.
+    ndarray, shape (n_frames,)
+        In px, of all frames that either table speaks of (`csunmix.targets.n_frames`); a frame
+        with neither truths nor detections has 0.
 
     Raises
     ------
@@ -395,8 +424,6 @@ def gospa(
         raise ValueError(f"alpha must be at most 2, got {alpha!r}")
     found, true = _points(detections, "detections"), _points(truth, "truth")
     n_true, n_found = _counts(found, true)
-    if n_true.size == 0:
-        return np.nan
     # In units of the cutoff; pairs beyond it cost 1, so a pair within gains 1 - d^p.
     i, j, distance = _neighbours(found, true, cutoff)
     loss = (distance / cutoff) ** p
@@ -405,7 +432,8 @@ def gospa(
     n_paired = np.bincount(frame, minlength=n_true.size)
     paired = np.bincount(frame, weights=loss[chosen], minlength=n_true.size)
     unpaired = np.minimum(n_true, n_found) - n_paired + np.abs(n_true - n_found) / alpha
-    return float(cutoff * np.mean((paired + unpaired) ** (1 / p)))
+    each: FloatArray = cutoff * (paired + unpaired) ** (1 / p)
+    return each
 
 
 def compare(

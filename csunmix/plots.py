@@ -24,7 +24,7 @@ from csunmix._validation import (
     as_number,
 )
 from csunmix.grid import SubpixelGrid
-from csunmix.metrics import THRESHOLDS, cso_map, precision_recall
+from csunmix.metrics import THRESHOLDS, RankBy, cso_map, match, precision_recall
 from csunmix.psf import PSF
 from csunmix.sensor import Sensor
 from csunmix.simulate import render
@@ -39,10 +39,11 @@ if TYPE_CHECKING:
 # these apart.
 _BLUE, _VERMILION = "#0072B2", "#D55E00"
 _OTHERS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#882255", "#999999")
-_COLOURS = (_BLUE, _VERMILION, *_OTHERS)
-_DASHES = ("-", "--", "-.", ":")  # lines on top of each other stay visible
+COLOURS = (_BLUE, _VERMILION, *_OTHERS)
+DASHES = ("-", "--", "-.", ":")  # lines on top of each other stay visible
 
 _FULL_AREA = 110.0  # of a marker at full flux, points^2
+_FLUX_LIMIT = 50.0  # percent, where histograms of flux errors end
 _MARGIN = 1  # pixels around those that hold targets
 _SMALLEST_EXCESS = 1e-15  # objectives agree no better than this
 
@@ -247,19 +248,7 @@ def plot_unmixing(
     left, middle, right = axes = _three(axes)
     plot_image(image, ax=left)
     left.set_title("image")
-    plot_image(image, ax=right)
-    full_flux = max(map(_largest_flux, tables.values()), default=1.0)
-    for name, marker, color in (("truth", "o", _BLUE), ("targets", "x", _VERMILION)):
-        if name in tables:
-            plot_targets(
-                tables[name],
-                ax=right,
-                marker=marker,
-                color=color,
-                label=name,
-                full_flux=full_flux,
-                errors="ellipses",
-            )
+    plot_answer(image, targets=tables.get("targets"), truth=tables.get("truth"), ax=right)
     right.set_title(" and ".join(tables) or "image")
     if len(tables) > 1:
         right.legend(loc="upper right", fontsize="small", framealpha=0.9)
@@ -379,7 +368,7 @@ def plot_convergence(
     best = best.ravel()
     scale = np.where(best > 0, best, 1.0)
     ax = _current(ax)
-    for (name, result), style in _styled(results):
+    for (name, result), style in styled(results):
         steps = [stats for stats in result.history if stats.iteration > 0]
         excess = [np.median((stats.objective - best) / scale) for stats in steps]
         ax.loglog(
@@ -401,9 +390,10 @@ def plot_precision_recall(
     truth: pd.DataFrame,
     threshold: float,
     *,
+    rank_by: RankBy = "flux",
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw precision against recall of each method, detections ranked by flux.
+    """Draw precision against recall of each method.
 
     Parameters
     ----------
@@ -413,6 +403,8 @@ def plot_precision_recall(
         The true targets.
     threshold : float
         Largest distance of a hit, px.
+    rank_by : {"flux", "score"}
+        The column that ranks the detections.
     ax : matplotlib.axes.Axes, optional
         Where to draw; the current axes by default.
 
@@ -426,9 +418,11 @@ def plot_precision_recall(
         As in `csunmix.metrics.precision_recall`, or if `runs` is empty.
     """
     _require_entries(runs, "runs")
-    curves = {name: precision_recall(run, truth, threshold) for name, run in runs.items()}
+    curves = {
+        name: precision_recall(run, truth, threshold, rank_by=rank_by) for name, run in runs.items()
+    }
     ax = _current(ax)
-    for (name, (recall, precision)), style in _styled(curves):
+    for (name, (recall, precision)), style in styled(curves):
         ax.plot(recall, precision, label=name, **style)
     ax.set_xlim(0.0, 1.0)
     ax.set_ylim(0.0, 1.05)
@@ -439,7 +433,11 @@ def plot_precision_recall(
 
 
 def plot_ap(
-    runs: Mapping[str, pd.DataFrame], truth: pd.DataFrame, *, ax: Axes | None = None
+    runs: Mapping[str, pd.DataFrame],
+    truth: pd.DataFrame,
+    *,
+    rank_by: RankBy = "flux",
+    ax: Axes | None = None,
 ) -> Axes:
     """Draw the average precision of each method against the distance that counts as a hit.
 
@@ -452,6 +450,8 @@ def plot_ap(
         The target table of each method.
     truth : pandas.DataFrame
         The true targets.
+    rank_by : {"flux", "score"}
+        The column that ranks the detections.
     ax : matplotlib.axes.Axes, optional
         Where to draw; the current axes by default.
 
@@ -465,9 +465,9 @@ def plot_ap(
         As in `csunmix.metrics.cso_map`, or if `runs` is empty.
     """
     _require_entries(runs, "runs")
-    scores = {name: cso_map(run, truth) for name, run in runs.items()}
+    scores = {name: cso_map(run, truth, rank_by=rank_by) for name, run in runs.items()}
     ax = _current(ax)
-    for (name, score), style in _styled(scores):
+    for (name, score), style in styled(scores):
         label = f"{name} ({100 * score.mean:.1f})"
         ax.plot(score.thresholds, 100 * score.ap, marker="o", markersize=4, label=label, **style)
     ax.set_xticks(THRESHOLDS)
@@ -475,6 +475,126 @@ def plot_ap(
     ax.set_xlabel("distance of a hit [px]")
     ax.set_ylabel("average precision [%]")
     return _legend(ax, title="method (CSO-mAP)")
+
+
+def plot_errors(
+    runs: Mapping[str, pd.DataFrame],
+    truth: pd.DataFrame,
+    *,
+    quantity: Literal["position", "flux"] = "position",
+    max_distance: float = 0.5,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw how many of the true targets are found with which error, as a histogram of each method.
+
+    Pairs are those of the optimal `csunmix.metrics.match`; heights are shares of all true
+    targets, so that what a method misses is missing in its histogram.
+
+    Parameters
+    ----------
+    runs : mapping of str to pandas.DataFrame
+        The target table of each method.
+    truth : pandas.DataFrame
+        The true targets.
+    quantity : {"position", "flux"}
+        The Euclidean distance of a pair, px; or ``flux/true flux - 1`` in percent, where what
+        lies beyond +-50 % is counted at the ends.
+    max_distance : float
+        Largest distance of a pair, px.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw; the current axes by default.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+
+    Raises
+    ------
+    TypeError, ValueError
+        As in `csunmix.metrics.match`, or if `runs` is empty or `quantity` unknown.
+    """
+    _require_entries(runs, "runs")
+    if quantity not in ("position", "flux"):
+        raise ValueError(f"quantity must be 'position' or 'flux', got {quantity!r}")
+    errors = {name: _pair_errors(run, truth, quantity, max_distance) for name, run in runs.items()}
+    low, high = (0.0, max_distance) if quantity == "position" else (-_FLUX_LIMIT, _FLUX_LIMIT)
+    edges = np.linspace(low, high, 41)
+    ax = _current(ax)
+    for (name, each), style in styled(errors):
+        count, _ = np.histogram(np.clip(each, low, high), edges)
+        ax.stairs(100 * count / max(len(truth), 1), edges, label=name, linewidth=1.5, **style)
+    ax.set_xlim(low, high)
+    ax.set_ylim(bottom=0.0)
+    ax.set_xlabel("position error [px]" if quantity == "position" else "flux error [%]")
+    ax.set_ylabel("share of the targets [%]")
+    return _legend(ax)
+
+
+def plot_answer(
+    image: npt.ArrayLike,
+    *,
+    targets: pd.DataFrame | None = None,
+    truth: pd.DataFrame | None = None,
+    frame: int | None = None,
+    window: tuple[float, ...] | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw an image with the truth (open circles) and the targets found (crosses).
+
+    Ellipses are the standard errors of the positions, where the tables know them.
+
+    Parameters
+    ----------
+    image : array_like, shape (n_y, n_x)
+        Image, DN.
+    targets, truth : pandas.DataFrame, optional
+        Target tables: what was found, and what is there.
+    frame : int, optional
+        The image's frame in the tables; may be left out where they speak of one frame only.
+    window : tuple of float, optional
+        What to show: edges ``(top, bottom, left, right)``, px; the whole image by default.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw; the current axes by default.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an input is malformed, or a table has several frames and `frame` is not given.
+    """
+    tables = {
+        name: _one_frame(table, frame, name)
+        for name, table in (("truth", truth), ("targets", targets))
+        if table is not None
+    }
+    ax = plot_image(image, ax=ax)
+    full_flux = max(map(_largest_flux, tables.values()), default=1.0)
+    for name, marker, color in (("truth", "o", _BLUE), ("targets", "x", _VERMILION)):
+        if name in tables:
+            plot_targets(
+                tables[name],
+                ax=ax,
+                marker=marker,
+                color=color,
+                label=name,
+                full_flux=full_flux,
+                errors="ellipses",
+            )
+    if window is not None:
+        _show(ax, window)
+    return ax
+
+
+# Style
+
+
+def styled(items: Mapping[str, Any]) -> Iterator[tuple[tuple[str, Any], dict[str, Any]]]:
+    """Items with a line style each; colours and dashes come round again, not together."""
+    styles = ({"color": c, "linestyle": d} for c, d in zip(cycle(COLOURS), cycle(DASHES)))
+    return zip(items.items(), styles, strict=False)
 
 
 # Axes
@@ -581,12 +701,6 @@ def _halo() -> list[Any]:
     return [withStroke(linewidth=3.4, foreground="white")]
 
 
-def _styled(items: Mapping[str, Any]) -> Iterator[tuple[tuple[str, Any], dict[str, Any]]]:
-    """Items with a line style each; colours and dashes come round again, not together."""
-    styles = ({"color": c, "linestyle": d} for c, d in zip(cycle(_COLOURS), cycle(_DASHES)))
-    return zip(items.items(), styles, strict=False)
-
-
 # The window of a zoom: (top, bottom, left, right), edges of pixels
 
 
@@ -604,14 +718,19 @@ def _window(image: FloatArray, tables: Sequence[pd.DataFrame]) -> tuple[float, .
     return float(low[0]), float(high[0]), float(low[1]), float(high[1])
 
 
+def _show(ax: Axes, window: tuple[float, ...]) -> None:
+    top, bottom, left, right = window
+    ax.set_xlim(left, right)
+    ax.set_ylim(bottom, top)
+
+
 def _zoom(axes: npt.NDArray[Any], window: tuple[float, ...]) -> None:
     """Show `window` in the last two panels and frame it in the first."""
     from matplotlib.patches import Rectangle
 
     top, bottom, left, right = window
     for ax in axes[1:]:
-        ax.set_xlim(left, right)
-        ax.set_ylim(bottom, top)
+        _show(ax, window)
     axes[0].add_patch(
         Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor="white", ls="--")
     )
@@ -651,6 +770,19 @@ def _largest_flux(rows: pd.DataFrame) -> float:
     """Flux of the brightest target; 1 where none has a positive flux."""
     largest = float(rows["flux"].max()) if len(rows) else 0.0
     return largest if largest > 0 else 1.0
+
+
+def _pair_errors(
+    run: pd.DataFrame, truth: pd.DataFrame, quantity: str, max_distance: float
+) -> FloatArray:
+    """Errors of the pairs: px, or percent of the true flux where that is positive."""
+    pairs = match(run, truth, max_distance=max_distance)
+    if quantity == "position":
+        return pairs.distance
+    found = run["flux"].to_numpy(np.float64)[pairs.detection]
+    true = truth["flux"].to_numpy(np.float64)[pairs.truth]
+    error: FloatArray = 100 * (found[true > 0] / true[true > 0] - 1)
+    return error
 
 
 def _require_entries(items: Mapping[str, Any], name: str) -> None:

@@ -23,6 +23,8 @@ from csunmix.grid import SubpixelGrid
 if TYPE_CHECKING:
     import pandas as pd
 
+    from csunmix.peaks import PeakRule
+
 COLUMNS = ("frame", "y", "x", "flux", "y_err", "x_err", "flux_err", "score", "flags")
 _REQUIRED = COLUMNS[:4]
 _WHOLE = ("frame", "flags")
@@ -275,7 +277,8 @@ def from_grid(
     maps: npt.ArrayLike,
     *,
     factor: int,
-    threshold: float,
+    threshold: float | None = None,
+    peaks: PeakRule | None = None,
     shape: tuple[int, int] | None = None,
 ) -> pd.DataFrame:
     """Read the sub-pixel maps of a network: every cell at or above `threshold` is a target.
@@ -286,12 +289,14 @@ def from_grid(
 
     Parameters
     ----------
-    maps : array_like, shape (n, m_y * m_x), (n, m_y, m_x) or (m_y, m_x)
+    maps : array_like, shape (n, m_y * m_x), (n, m_y, m_x), (n, 1, m_y, m_x) or (m_y, m_x)
         Network output, row-major, ``m = factor * n_pixels`` along each axis.
     factor : int
         Cells per pixel along each axis.
-    threshold : float
-        Smallest value that counts as a target, DN.
+    threshold : float, optional
+        Smallest value that counts as a target, DN. Either this or `peaks` must be given.
+    peaks : PeakRule, optional
+        Another rule that turns maps into targets.
     shape : tuple of int, optional
         Image shape ``(n_y, n_x)``. Without it, two axes are taken for flat maps of square images
         where the last one has such a length, else for one map.
@@ -304,7 +309,7 @@ def from_grid(
     Raises
     ------
     TypeError
-        If an argument is of the wrong type.
+        If an argument is of the wrong type, or not one of `threshold` and `peaks` is given.
     ValueError
         If the maps do not fit `factor` and `shape`, can be read in two ways, are empty, or hold
         NaN or infinite values.
@@ -320,17 +325,23 @@ def from_grid(
     0      0  5.0  5.667  231.0
     """
     factor = as_integer(factor, "factor", minimum=1)
-    threshold = as_number(threshold, "threshold")
+    if (threshold is None) == (peaks is None):
+        raise TypeError("either threshold or peaks must be given, and not both")
     array = as_finite(maps, "maps")
     grid = _grid_of(array.shape, factor, None if shape is None else as_shape(shape))
     stack = array.reshape(-1, *grid.map_shape)
-    frame, i, j = np.nonzero(stack >= threshold)
+    if peaks is not None:
+        return make_table(*peaks.find(stack, grid), n_frames=len(stack))
+    frame, i, j = np.nonzero(stack >= as_number(threshold, "threshold"))
     y, x = grid.position(i, j)
     return make_table(frame, y, x, stack[frame, i, j], n_frames=len(stack))
 
 
 def _grid_of(layout: tuple[int, ...], factor: int, shape: tuple[int, int] | None) -> SubpixelGrid:
     """Find the grid of maps in an array of shape `layout`, for images of `shape` where given."""
+    given = layout
+    if len(layout) == 4 and layout[1] == 1:  # one channel
+        layout = (layout[0], *layout[2:])
     if len(layout) in (2, 3) and 0 not in layout:
         n_y, n_x = shape or (size // factor for size in _map_sizes(layout, factor))
         m_y, m_x = n_y * factor, n_x * factor
@@ -339,8 +350,8 @@ def _grid_of(layout: tuple[int, ...], factor: int, shape: tuple[int, int] | None
             return SubpixelGrid((n_y, n_x), factor)
     images = "" if shape is None else f" and image shape {shape}"
     raise ValueError(
-        f"maps of shape {layout} do not fit factor {factor}{images}: "
-        "expected (n, m_y * m_x), (n, m_y, m_x) or (m_y, m_x) with m = factor * pixels"
+        f"maps of shape {given} do not fit factor {factor}{images}: expected "
+        "(n, m_y * m_x), (n, m_y, m_x), (n, 1, m_y, m_x) or (m_y, m_x) with m = factor * pixels"
     )
 
 

@@ -47,8 +47,9 @@ def complaints(notebook):
     ]
 
 
-def test_there_are_two_examples():
-    assert [path.stem for path in notebooks.SCRIPTS] == ["01_one_image", "02_compare_solvers"]
+def test_there_are_three_examples():
+    stems = [path.stem for path in notebooks.SCRIPTS]
+    assert stems == ["01_one_image", "02_compare_solvers", "03_your_network"]
 
 
 @every_script

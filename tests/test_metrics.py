@@ -496,6 +496,9 @@ def test_gospa_equals_brute_force(seed, cutoff, p, alpha):
     )
     got = metrics.gospa(detections, truth, cutoff=cutoff, p=p, alpha=alpha)
     assert got == pytest.approx(expected, rel=1e-12)
+    each = metrics.frame_gospa(detections, truth, cutoff=cutoff, p=p, alpha=alpha)
+    brute = [brute_gospa(found.get(k, []), true.get(k, []), cutoff, p, alpha) for k in range(30)]
+    np.testing.assert_allclose(each, brute, rtol=1e-12)
     swapped = metrics.gospa(truth, detections, cutoff=cutoff, p=p, alpha=alpha)
     assert swapped == pytest.approx(got, rel=1e-12)
 

@@ -5,6 +5,7 @@ import sys
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import csunmix as cu
@@ -463,6 +464,56 @@ def test_precision_recall_is_that_of_the_metric(ax, runs):
     assert "0.1 px" in ax.get_title()
 
 
+def test_curves_ranked_by_score_are_those_of_the_metric(ax, runs):
+    tables, truth = runs
+    wrong = make_table([0], [9.0], [9.0], [1.0], score=[0.95])
+    scored = pd.concat([tables["exact"].assign(score=[0.9, 0.8, 0.7]), wrong], ignore_index=True)
+    plots.plot_precision_recall({"scored": scored}, truth, 0.1, rank_by="score", ax=ax)
+    np.testing.assert_allclose(ax.get_lines()[0].get_ydata(), [0, 1 / 2, 2 / 3, 3 / 4])
+    plots.plot_ap({"scored": scored}, truth, rank_by="score", ax=ax)
+    expected = cso_map(scored, truth, rank_by="score").ap
+    np.testing.assert_allclose(ax.get_lines()[1].get_ydata(), 100 * expected)
+
+
+def test_error_histograms_count_the_targets_found(ax, runs):
+    tables, truth = runs
+    tables["shifted"]["flux"] *= [1.1, 0.9, 3.0]
+    tables["few"] = tables["exact"][:1]
+    assert plots.plot_errors(tables, truth, ax=ax) is ax
+    exact, shifted, few = (patch.get_data() for patch in ax.patches)
+    for heights, edges, _ in (exact, shifted, few):
+        assert (edges[0], edges[-1], len(heights)) == (0.0, 0.5, 40)
+    assert exact.values[0] == pytest.approx(100)
+    assert few.values.sum() == pytest.approx(100 / 3)  # what is missed is missing
+    (k,) = np.flatnonzero(shifted.values)
+    assert shifted.edges[k] <= 0.12 <= shifted.edges[k + 1]
+    ax.clear()
+    plots.plot_errors({"shifted": tables["shifted"]}, truth, quantity="flux", ax=ax)
+    heights, edges, _ = ax.patches[0].get_data()
+    found = [edges[k] for k in np.flatnonzero(heights)]
+    np.testing.assert_allclose(found, [-10.0, 10.0, 47.5])  # 200 % stands at the end
+    assert heights.sum() == pytest.approx(100)
+
+
+def test_errors_without_truth_or_pairs(ax):
+    empty = make_table([], [], [], [], n_frames=1)
+    for quantity in ("position", "flux"):
+        plots.plot_errors({"none": empty}, empty, quantity=quantity, ax=ax)
+    ax.figure.canvas.draw()
+
+
+def test_answer_shows_truth_and_targets_in_a_window(ax):
+    truth = make_table([0, 1], [4.0, 1.0], [5.0, 1.0], [200.0, 100.0])
+    found = make_table([0, 0], [4.1, 4.5], [5.2, 5.0], [100.0, 50.0])
+    window = (2.5, 5.5, 3.5, 6.5)
+    plots.plot_answer(np.ones(SHAPE), targets=found, truth=truth, frame=0, window=window, ax=ax)
+    circles, crosses = (c for c in ax.collections if hasattr(c, "get_sizes"))
+    np.testing.assert_allclose(circles.get_offsets(), [[5.0, 4.0]])
+    np.testing.assert_allclose(crosses.get_offsets(), [[5.2, 4.1], [5.0, 4.5]])
+    assert crosses.get_sizes()[0] == pytest.approx(circles.get_sizes()[0] / 2)  # one scale
+    assert (ax.get_xlim(), ax.get_ylim()) == ((3.5, 6.5), (5.5, 2.5))
+
+
 def test_lines_differ_in_style_for_many_methods(ax):
     truth = make_table([0], [1.0], [1.0], [1.0])
     plots.plot_ap({str(k): truth for k in range(36)}, truth, ax=ax)
@@ -551,6 +602,13 @@ GRID = cu.SubpixelGrid(SHAPE, 2)
         (lambda: plots.plot_convergence({}), ValueError, "results must name at least one"),
         (lambda: plots.plot_ap({}, TABLE), ValueError, "runs must name at least one"),
         (lambda: plots.plot_precision_recall({}, TABLE, 0.1), ValueError, "runs must name"),
+        (lambda: plots.plot_errors({}, TABLE), ValueError, "runs must name"),
+        (
+            lambda: plots.plot_errors({"a": TABLE}, TABLE, quantity="count"),
+            ValueError,
+            "quantity must be 'position' or 'flux', got 'count'",
+        ),
+        (lambda: plots.plot_answer(np.ones(SHAPE), targets=3), TypeError, "targets must be"),
         (lambda: plots.plot_convergence({}, x="y"), ValueError, "x must be 'iteration' or 'time'"),
     ],
 )

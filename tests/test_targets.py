@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from pandas.testing import assert_frame_equal
 
+from csunmix.peaks import EveryCell, MassMerging
 from csunmix.targets import (
     COLUMNS,
     Flag,
@@ -411,7 +413,8 @@ def test_maps_are_left_alone() -> None:
         ((), {}),
         ((4, 1088), {}),
         ((4, 34, 33), {}),
-        ((4, 1, 33, 33), {}),
+        ((4, 2, 33, 33), {}),
+        ((4, 1, 1, 33, 33), {}),
         ((2, 4, 1089), {}),
         ((0, 1089), {}),
         ((4, 0), {}),
@@ -444,3 +447,20 @@ def test_bad_options(change: dict[str, Any], error: type[Exception], message: st
     good = {"maps": np.zeros((1, 1089)), "factor": 3, "threshold": 50}
     with pytest.raises(error, match=f"^{message}"):
         from_grid(**(good | change))
+
+
+def test_maps_with_one_channel_and_another_peak_rule() -> None:
+    maps = np.zeros((2, 33, 33))
+    maps[1, 4, 5:7] = 100.0, 120.0
+    expected = from_grid(maps, factor=3, threshold=50)
+    assert_frame_equal(from_grid(maps[:, None], factor=3, threshold=50), expected)
+    assert_frame_equal(from_grid(maps, factor=3, peaks=EveryCell(threshold=50)), expected)
+    (merged,) = from_grid(maps, factor=3, peaks=MassMerging(radius=0.5)).itertuples()
+    assert (merged.frame, merged.flux) == (1, 220.0)
+    assert merged.x == pytest.approx((100 * 4 / 3 + 120 * 5 / 3) / 220)
+
+
+@pytest.mark.parametrize("options", [{}, {"threshold": 50, "peaks": EveryCell()}])
+def test_maps_need_one_rule(options: dict[str, Any]) -> None:
+    with pytest.raises(TypeError, match="either threshold or peaks must be given"):
+        from_grid(np.zeros((1, 1089)), factor=3, **options)

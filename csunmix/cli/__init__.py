@@ -1,4 +1,4 @@
-"""The command line: ``csunmix demo | unmix | simulate | evaluate | info``.
+"""The command line: ``csunmix demo | unmix | simulate | evaluate | compare | info``.
 
 Exit code 0 on success, 2 with one line on standard error on bad input, 130 on Ctrl-C. Output files
 appear whole or not at all. Heavy modules are imported by the commands that need them, so that
@@ -41,7 +41,7 @@ _FLAG_TEXT = {
 }
 # What the library calls arguments, and what they are here.
 _OPTIONS = (
-    "background|count|extent|factor|flux|lam|min_separation|min_share|n_nonzero|psf_error|"
+    "background|count|extent|factor|flux|lam|min_separation|min_share|n_nonzero|origin|psf_error|"
     "read_noise|saturation|seed|threshold"
 )
 _ARGUMENTS: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
@@ -53,6 +53,8 @@ _ARGUMENTS: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     ),
     (r"\b(array|rank_by)='(\w+)'", lambda m: f"--{m[1].replace('_', '-')} {m[2]}"),
     (r"\bwith array:", "with --array:"),
+    (r"\bmust be given with names\b", "must be given with --images"),
+    (r"\bn_cases(?= must )", "--cases"),
     (r"\bruns\[(['\"])(.*)\1\]", r"\2"),
 )
 _INTERRUPTED, _BROKEN_PIPE = 130, 141  # what shells report for SIGINT and SIGPIPE
@@ -73,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         output stopped reading.
     """
     try:
-        options = make_parser((demo, unmix, simulate, evaluate, info)).parse_args(argv)
+        options = make_parser((demo, unmix, simulate, evaluate, compare, info)).parse_args(argv)
         options.command(options)
         sys.stdout.flush()
     except BrokenPipeError:
@@ -158,10 +160,10 @@ def simulate(options: argparse.Namespace) -> None:
 
 def evaluate(options: argparse.Namespace) -> None:
     """Score a target table against the truth."""
-    from csunmix import compare
     from csunmix.cli.output import output_file
     from csunmix.cli.truth import check_images, count_images, read_truth
     from csunmix.io import atomic_write, read_targets
+    from csunmix.metrics import compare
 
     inputs = (options.targets, options.truth)
     report = output_file(options.json, "--json", inputs=inputs) if options.json else None
@@ -189,13 +191,26 @@ def evaluate(options: argparse.Namespace) -> None:
             temporary.write_text(json.dumps(content, indent=2) + "\n")
 
 
+def compare(options: argparse.Namespace) -> None:
+    """Compare the answers of several methods; print and write the leaderboard."""
+    from csunmix.cli.leaderboard import make_report, swapped_axes
+
+    report = make_report(options, progress=_on_terminal())
+    for hint in swapped_axes(report):
+        _say(f"warning: {hint}")
+    print(report.to_text(), end="")
+    if options.out is not None:
+        for path in report.write(options.out):
+            print(f"-> {path}")
+
+
 def info(options: argparse.Namespace) -> None:
     """Print versions, for bug reports."""
     import platform
     from importlib.metadata import PackageNotFoundError, version
 
     packages = "numpy scipy numba pandas PyWavelets cvxpy pillow matplotlib astropy"
-    packages += " pyarrow zarr distributed"
+    packages += " pyarrow zarr distributed torch"
     lines = {"csunmix": __version__, "python": platform.python_version()}
     for name in packages.split():
         try:

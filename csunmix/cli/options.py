@@ -240,6 +240,91 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _compare_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "runs",
+        nargs="+",
+        metavar="NAME=FILE",
+        help="a method and its answer: maps (NPY, NPZ, MAT), text 'x y brightness' (a folder, one "
+        "file an image; or one file with the image in front), COCO-like JSON, or a target table",
+    )
+    parser.add_argument(
+        "--truth", required=True, metavar="DIR_OR_CSV", help="data set folder, or target table"
+    )
+    parser.add_argument(
+        "--out", metavar="DIR", help="write the leaderboard here, as text, CSV, Markdown and HTML"
+    )
+    parser.add_argument(
+        "--images",
+        metavar="FILE_OR_DIR",
+        help="the images, where the truth is a table: for pictures, names and shape",
+    )
+    parser.add_argument(
+        "--n-images",
+        type=int,
+        metavar="N",
+        help="number of images: of a table of truth whose last ones have no targets, or, if "
+        "fewer than the truth has, the first N of it",
+    )
+    parser.add_argument(
+        "--rank-by",
+        choices=("flux", "score"),
+        default="flux",
+        help="what ranks the targets in CSO-mAP (%(default)s)",
+    )
+    parser.add_argument("--title", default="Comparison of methods", help="heading of the page")
+    parser.add_argument(
+        "--cases", type=int, default=6, metavar="N", help="hardest images shown (%(default)s)"
+    )
+    parser.add_argument(
+        "--published", metavar="CSV", help="table of published figures to show on the page, as is"
+    )
+    about = parser.add_argument_group("about a method, may be given for each")
+    about.add_argument(
+        "--time", action="append", default=[], metavar="NAME=SECONDS", help="for all images"
+    )
+    about.add_argument(
+        "--parameters", action="append", default=[], metavar="NAME=N", help="of a network"
+    )
+    answers = parser.add_argument_group("how answers are read")
+    answers.add_argument(
+        "--factor",
+        type=int,
+        metavar="C",
+        help="cells per pixel of maps; fits the images where these are known, else 3",
+    )
+    answers.add_argument(
+        "--peaks",
+        choices=PEAK_RULES,
+        default="every-cell",
+        metavar="RULE",
+        help=f"from map to targets: {', '.join(PEAK_RULES)} (%(default)s, the published protocol)",
+    )
+    answers.add_argument(
+        "--threshold",
+        type=float,
+        default=50.0,
+        metavar="V",
+        help="smallest flux of a target in a map, DN (%(default)g; for SeqCSIST 70)",
+    )
+    answers.add_argument(
+        "--first",
+        action="append",
+        default=[],
+        metavar="[NAME=]row|column",
+        help="what the first axis of maps, or the x of a file, is (of JSON the column, as in "
+        "COCO; of all else the row, as xc in the data sets); may be given for each method",
+    )
+    answers.add_argument(
+        "--origin",
+        type=float,
+        default=0.0,
+        metavar="V",
+        help="coordinate of the first pixel's centre in text and JSON (%(default)g; MATLAB: 1; "
+        "boxes that count from the image's corner: 0.5)",
+    )
+
+
 def _no_arguments(parser: argparse.ArgumentParser) -> None:
     pass
 
@@ -249,6 +334,7 @@ _ARGUMENTS = {
     "unmix": _unmix_arguments,
     "simulate": _simulate_arguments,
     "evaluate": _evaluate_arguments,
+    "compare": _compare_arguments,
     "info": _no_arguments,
 }
 

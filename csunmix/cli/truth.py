@@ -1,4 +1,4 @@
-"""The truth behind ``csunmix evaluate``, and whether a target table speaks of the same images."""
+"""The truth behind ``evaluate`` and ``compare``, and whether a table speaks of its images."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from csunmix._validation import as_integer
+from csunmix._validation import Array, as_integer
 from csunmix.datasets import read_csist, read_seq_csist
 from csunmix.io import read_targets
 from csunmix.targets import n_frames
@@ -29,11 +29,14 @@ class Truth:
         Frame by file name, as far as names are known and stand for one frame.
     is_complete : bool
         Whether `frame_of` knows every image, those without targets too.
+    images : ndarray, shape (n, n_y, n_x), optional
+        The images, DN, of a data set.
     """
 
     table: pd.DataFrame
     frame_of: dict[str, int]
     is_complete: bool
+    images: Array | None = None
 
 
 def read_truth(text: str, *, progress: bool = False) -> Truth:
@@ -44,7 +47,8 @@ def read_truth(text: str, *, progress: bool = False) -> Truth:
         return Truth(table, _frame_by_name(table), is_complete=False)
     folder, name = _data_set(path)
     data = _READERS[name](folder, progress=progress)
-    return Truth(data.truth, {name: i for i, name in enumerate(data.names)}, is_complete=True)
+    frame_of = {name: i for i, name in enumerate(data.names)}
+    return Truth(data.truth, frame_of, is_complete=True, images=data.images)
 
 
 def check_images(targets: pd.DataFrame, truth: Truth, name: str) -> None:
