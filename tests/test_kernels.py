@@ -11,7 +11,7 @@ from scipy.optimize import lsq_linear, nnls
 
 import csunmix as cu
 from csunmix._kernels import active_set as active
-from csunmix._kernels import atoms, banded, linalg, merging, proximal, pursuit
+from csunmix._kernels import atoms, banded, claims, linalg, merging, proximal, pursuit
 
 RNG_SEEDS = pytest.mark.parametrize("seed", range(3))
 
@@ -722,3 +722,40 @@ def test_merging_does_not_depend_on_the_order_of_rows(merge_closest: Any) -> Non
     assert 2 < len(answers[0]) < 15
     np.testing.assert_allclose(answers[1], answers[0], atol=1e-12)
     np.testing.assert_allclose(answers[2], answers[0], atol=1e-12)
+
+
+# --- metrics ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@both(claims.find_nearest)
+def test_nearest_truths(find_nearest: Any, dtype: Any) -> None:
+    rng = np.random.default_rng(4)
+    frame, true_frame = rng.integers(0, 6, 40), rng.integers(0, 5, 30)  # frame 5 has no truth
+    (y, x), (true_y, true_x) = (rng.integers(0, 4, (2, n)).astype(dtype) for n in (40, 30))
+    by_frame = np.argsort(true_frame, kind="stable")
+    first = np.searchsorted(true_frame[by_frame], np.arange(7))
+    nearest, distance = np.empty(40, np.int64), np.empty(40, dtype)
+    find_nearest(frame, y, x, first, by_frame, true_y, true_x, nearest, distance)
+    apart = np.hypot(y[:, None] - true_y, x[:, None] - true_x)
+    apart[frame[:, None] != true_frame] = np.inf
+    none = np.isinf(apart).all(axis=1)
+    assert 0 < none.sum() < 40
+    np.testing.assert_array_equal(nearest, np.where(none, -1, apart.argmin(axis=1)))
+    np.testing.assert_allclose(distance, apart.min(axis=1), rtol=1e-6)
+
+
+@both(claims.claim, claims.envelope)
+def test_claims_and_the_envelope_of_precision(claim: Any, envelope: Any) -> None:
+    nearest = np.array([2, 2, 0, -1, 2, 0])
+    distance = np.array([0.3, 0.1, 0.2, np.inf, 0.05, 0.1])
+    hit = np.empty((3, 6), bool)
+    claim(nearest, distance, np.array([0.1, 0.25, 1.0]), np.empty(3, bool), hit)
+    assert [np.flatnonzero(row).tolist() for row in hit] == [[1, 5], [1, 2], [0, 2]]
+    precision = np.empty(6)
+    assert envelope(hit[2], precision) == 2
+    np.testing.assert_allclose(precision[:2], [1.0, 2 / 3])
+    assert envelope(np.array([False, True, True]), precision) == 2
+    np.testing.assert_allclose(precision[:2], [2 / 3, 2 / 3])
+    claim(nearest[3:4], distance[3:4], np.array([1.0]), np.empty(0, bool), hit[:1, :1])
+    assert not hit[0, 0]

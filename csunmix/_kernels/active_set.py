@@ -83,6 +83,7 @@ def active_set(
     residual_norm: FloatArray,
 ) -> None:
     """Solve each image; `x` (b, k l) holds the start and then the answer; counts `n_iter` up.
+
     Where it is `fresh`, all 0, memory that was never written to is not looked at.
 
     `price` is the weight of the l1 norm that each image is at, at least `lam`. It falls to `lam`
