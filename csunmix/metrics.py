@@ -598,7 +598,7 @@ def _ranks(detections: pd.DataFrame, rank_by: RankBy, name: str) -> FloatArray:
         raise ValueError(
             f"{name} has no column {rank_by!r}: this method reports no scores, use rank_by='flux'"
         )
-    ranks = detections[rank_by].to_numpy(dtype=np.float64)
+    ranks = np.asarray(pd.DataFrame(detections)[rank_by], dtype=np.float64)
     missing = np.flatnonzero(np.isnan(ranks))
     if missing.size:
         raise ValueError(

@@ -213,7 +213,7 @@ def n_frames(table: pd.DataFrame) -> int:
     return n_frames_of(table, np.asarray(table["frame"]))
 
 
-def n_frames_of(table: pd.DataFrame, frame: FloatArray) -> int:
+def n_frames_of(table: pd.DataFrame, frame: npt.NDArray[Any]) -> int:
     """`n_frames` of a table with this column of frames."""
     return max(int(table.attrs.get("n_frames", 0)), int(frame.max(initial=-1)) + 1)
 

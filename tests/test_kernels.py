@@ -685,6 +685,23 @@ def merge_twin(points: Any, radius: float) -> Any:
         points = [p for p in points if p not in (a, b)] + [(*merged, flux)]
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@both(merging.count_cells, merging.list_cells)
+def test_cells_are_counted_and_listed(count_cells: Any, list_cells: Any, dtype: Any) -> None:
+    maps = np.random.default_rng(8).normal(size=(5, 37)).astype(dtype)
+    maps[2] = -1.0
+    maps[4, 3], count = 0.5, np.empty(5, np.int64)
+    assert count_cells(maps, 0.5, count)
+    image, cell = np.nonzero(maps >= 0.5)
+    np.testing.assert_array_equal(count, np.bincount(image, minlength=5))
+    cells = np.empty(cell.size, np.int64)
+    list_cells(maps, 0.5, np.concatenate([[0], np.cumsum(count)]), cells)
+    np.testing.assert_array_equal(cells, cell)
+    for value in (np.nan, np.inf, -np.inf):
+        maps[1, 36] = value
+        assert not count_cells(maps, 0.5, count)
+
+
 @pytest.mark.parametrize("radius", [0.2, 0.35, 1.0])
 @pytest.mark.parametrize("factor", [3, 4, 5])
 @both(merging.merge_closest)
