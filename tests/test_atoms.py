@@ -38,9 +38,9 @@ def test_products_of_parts_of_matrices(n: int, height: int, width: int, plain: b
     multiply, sum_rows = atoms.multiply, atoms.sum_rows
     if plain:
         multiply, sum_rows = multiply.py_func, sum_rows.py_func
-    multiply(a, 2, b, 3, out)
+    multiply(a, b, atoms.Box(2, 2 + height, 3, 3 + width), out)
     np.testing.assert_allclose(out, a[:, 2 : 2 + height].T @ b[:, 3 : 3 + width], atol=1e-13)
-    sum_rows(a[:, 2], b, 3, out[0])
+    sum_rows(a, b, atoms.Box(2, 3, 3, 3 + width), out[0])
     np.testing.assert_allclose(out[0], a[:, 2] @ b[:, 3 : 3 + width], atol=1e-13)
 
 

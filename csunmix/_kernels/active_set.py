@@ -99,7 +99,8 @@ def active_set(
         np.empty(a_y.shape[1]),
         np.empty(a_x.shape[1]),
     )
-    chosen, near = new_chosen(0, n_pixels), _new_near(a_y, a_x, 0)
+    most = min(n_pixels, 16)  # to begin with
+    chosen, near = new_chosen(most, n_pixels), _new_near(a_y, a_x, most)
     view = new_view(a_y, a_x, y[0], weights[0])
     for b in range(len(y)):
         view = look(view, y[b], weights[b])
@@ -173,6 +174,7 @@ def _load(
     """Start from `x`, and from the pixels whose bound it exceeds, with at most `most` atoms."""
     number, n_atoms = chosen.number, x.size
     number[0] = 0
+    n_sound = number[0]  # no literal, for which numba would compile what takes it once more
     if n_start == 0:
         return
     for pixel in range(room.excess.size):
@@ -181,7 +183,7 @@ def _load(
     for atom in range(n_atoms):
         if x[atom] > 0.0 and number[0] < most:
             append(view, chosen, atom, x[atom], lam)
-    _refit(chosen, 0, room.fit)
+    _refit(chosen, n_sound, room.fit)
 
 
 @leaf()
@@ -403,7 +405,7 @@ def _strongest(
     best, most, highest = -1, floor, -np.inf
     if width == 1:  # a dense dictionary: all its atoms stand in a_y
         cells = room.bounds[: box.bottom - box.top]
-        sum_rows(along_x[:, 0], view.a_y, box.top, cells)
+        sum_rows(along_x, view.a_y, Box(0, 1, box.top, box.bottom), cells)
         best, most = _strongest_of(cells, box.top, most, chosen, room.blocked)
         return best, extremes(cells)[1]
     bounds, cells = room.bounds[: box.bottom - box.top], room.cells[: box.right - box.left]
@@ -416,7 +418,7 @@ def _strongest(
             return best, max(highest, bounds[row])
         bounds[row] = -np.inf
         i = box.top + row
-        sum_rows(view.a_y[:, i], along_x, 0, cells)
+        sum_rows(view.a_y, along_x, Box(i, i + 1, 0, n_x), cells)
         here = extremes(cells)[1]
         highest = max(highest, here)
         if here > most:

@@ -236,9 +236,10 @@ def correlate_box(view: View, r: FloatArray, box: Box, out: FloatArray) -> None:
     along_x = view.along_x[: len(view.root) * width].reshape(len(view.root), width)
     correlate_rows(view, r, box, along_x)
     if view.a_x.shape[1] == 1:  # a dense dictionary: all its atoms stand in a_y
-        sum_rows(along_x[:, 0], view.a_y, box.top, out[:height])
+        sum_rows(along_x, view.a_y, Box(0, 1, box.top, box.bottom), out[:height])
     else:
-        multiply(view.a_y, box.top, along_x, 0, out[: height * width].reshape(height, width))
+        cells = out[: height * width].reshape(height, width)
+        multiply(view.a_y, along_x, Box(box.top, box.bottom, 0, width), cells)
 
 
 @leaf()
@@ -262,8 +263,8 @@ def correlate_atom(view: View, atom: int, column: FloatArray, box: Box, out: Flo
             along_x[j] = view.a_x[q, box.left + j]
     else:
         i, j = atom // view.a_x.shape[1], atom % view.a_x.shape[1]
-        sum_rows(view.a_y[:, i], view.a_y, box.top, along_y)
-        sum_rows(view.a_x[:, j], view.a_x, box.left, along_x)
+        sum_rows(view.a_y, view.a_y, Box(i, i + 1, box.top, box.bottom), along_y)
+        sum_rows(view.a_x, view.a_x, Box(j, j + 1, box.left, box.right), along_x)
     for i in range(height):
         factor = view.even * along_y[i]
         for j in range(width):
@@ -281,7 +282,7 @@ def correlate_rows(view: View, r: FloatArray, box: Box, out: FloatArray) -> None
     for p in range(n_p):
         for q in range(n_q):
             weighted[q, p] = root[p, q] * r[p * n_q + q]
-    multiply(weighted, 0, view.a_x, box.left, out)
+    multiply(weighted, view.a_x, Box(0, n_p, box.left, box.right), out)
 
 
 @leaf()
@@ -294,23 +295,24 @@ def write_rays(view: View, atom: int, out: FloatArray) -> None:
     height, width = view.a_y.shape[1], view.a_x.shape[1]
     if width == 1:
         out[0] = 1.0
-        sum_rows(view.a_y[:, atom], view.a_y, 0, out[1:])
+        sum_rows(view.a_y, view.a_y, Box(atom, atom + 1, 0, height), out[1:])
         return
-    sum_rows(view.a_y[:, atom // width], view.a_y, 0, out[:height])
-    sum_rows(view.a_x[:, atom % width], view.a_x, 0, out[height:])
+    i, j = atom // width, atom % width
+    sum_rows(view.a_y, view.a_y, Box(i, i + 1, 0, height), out[:height])
+    sum_rows(view.a_x, view.a_x, Box(j, j + 1, 0, width), out[height:])
 
 
 @leaf(fastmath={"reassoc", "contract"})
-def multiply(a: FloatArray, first: int, b: FloatArray, left: int, out: FloatArray) -> None:
-    """``out = a^T b``, of the columns of `a` from `first` and those of `b` from `left` on."""
-    n, (height, width) = len(a), out.shape
+def multiply(a: FloatArray, b: FloatArray, box: Box, out: FloatArray) -> None:
+    """The box of ``a^T b`` into `out`: from columns ``top`` on of `a` and ``left`` on of `b`."""
+    n, height, width = len(a), box.bottom - box.top, box.right - box.left
     if height == 1:
-        sum_rows(a[:, first], b, left, out[0])
+        sum_rows(a, b, box, out[0])
         return
     if n == 0:
         out[:] = 0.0
     # Indices that may be negative keep loops from being vectorised, and slices count references.
-    last, start, stop = n - 1, np.uint64(left), np.uint64(width)
+    first, last, start, stop = box.top, n - 1, np.uint64(box.left), np.uint64(width)
     for pair in range(0, height, 2):  # two rows and four terms at a time, to load and store less
         i = min(pair, height - 2)
         u, v, top, bottom = first + i, first + i + 1, np.uint64(i), np.uint64(i + 1)
@@ -346,20 +348,21 @@ def multiply(a: FloatArray, first: int, b: FloatArray, left: int, out: FloatArra
 
 
 @leaf(fastmath={"reassoc", "contract"})
-def sum_rows(factors: FloatArray, rows: FloatArray, left: int, out: FloatArray) -> None:
-    """``out = sum_p factors_p rows_p``, of the rows from column `left` on."""
-    last, start, stop = factors.size - 1, np.uint64(left), np.uint64(out.size)
+def sum_rows(a: FloatArray, b: FloatArray, box: Box, out: FloatArray) -> None:
+    """The first row of the box of ``a^T b``: a sum of rows of `b`, from column ``left`` on."""
+    i, last = np.uint64(box.top), len(a) - 1
+    start, stop = np.uint64(box.left), np.uint64(box.right - box.left)
     out[:] = 0.0
-    for term in range(0, factors.size, 4):  # four at a time, to load and store less
+    for term in range(0, len(a), 4):  # four at a time, to load and store less
         p, q = np.uint64(term), np.uint64(min(term + 1, last))
         r, s = np.uint64(min(term + 2, last)), np.uint64(min(term + 3, last))
-        u0 = factors[p]
-        u1 = factors[q] if term < last else 0.0
-        u2 = factors[r] if term + 1 < last else 0.0
-        u3 = factors[s] if term + 2 < last else 0.0
+        u0 = a[p, i]
+        u1 = a[q, i] if term < last else 0.0
+        u2 = a[r, i] if term + 1 < last else 0.0
+        u3 = a[s, i] if term + 2 < last else 0.0
         for j in range(stop):
-            b0, b1 = rows[p, start + j], rows[q, start + j]
-            b2, b3 = rows[r, start + j], rows[s, start + j]
+            b0, b1 = b[p, start + j], b[q, start + j]
+            b2, b3 = b[r, start + j], b[s, start + j]
             out[j] += (u0 * b0 + u1 * b1) + (u2 * b2 + u3 * b3)
 
 

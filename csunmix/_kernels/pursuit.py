@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from csunmix._kernels.atoms import (
+    Box,
     Chosen,
     View,
     append,
@@ -238,7 +239,7 @@ def _write_products(view: View, chosen: Chosen, factors: FloatArray, room: _Room
     """Inner products of all atoms with the sum of the first chosen ones, times `factors`."""
     k, out, even = factors.size, room.fit, view.even
     if np.isnan(even):
-        sum_rows(factors, chosen.columns, 0, room.r)
+        sum_rows(factors.reshape(k, 1), chosen.columns[:k], Box(0, 1, 0, room.r.size), room.r)
         correlate(view, room.r, out)
         return
     rays, along_y, ray_of, atoms = room.rays, room.along_y, room.ray_of, chosen.atoms
@@ -249,7 +250,8 @@ def _write_products(view: View, chosen: Chosen, factors: FloatArray, room: _Room
             write_rays(view, atoms[m], rays[m])
         for i in range(height):
             along_y[m, i] = even * factors[m] * rays[m, i]
-    multiply(along_y[:k], 0, rays[:k], height, out.reshape(height, out.size // height))
+    box = Box(0, height, height, rays.shape[1])
+    multiply(along_y[:k], rays[:k], box, out.reshape(height, out.size // height))
 
 
 @leaf()
@@ -312,7 +314,7 @@ def _select(rules: Rules, room: _Room, chosen: Chosen) -> tuple[int, float]:
         largest[block] = _largest_in(gain, block)
     while True:
         block = 0
-        for other in range(1, largest.size):
+        for other in range(largest.size):
             block = other if largest[other] > largest[block] else block
         if largest[block] == -np.inf:
             return -1, 0.0
@@ -451,7 +453,7 @@ def _improve(view: View, rules: Rules, chosen: Chosen) -> None:
             break
         for m in range(chosen.number[0]):
             update_equations(view, chosen, m)
-        _fit(rules, chosen, 0)
+        _fit(rules, chosen, min(0, chosen.number[0]))  # a literal would compile it once more
 
 
 @leaf()

@@ -241,13 +241,13 @@ class Problem:
 
     @property
     def a_y(self) -> FloatArray:
-        """First factor of the dictionary, dense."""
-        return self.dictionary.factors[0]
+        """First factor of the dictionary, dense: a copy, as kernels compile for writable arrays."""
+        return self.dictionary.factors[0].copy()
 
     @property
     def a_x(self) -> FloatArray:
-        """Second factor of the dictionary, dense."""
-        return self.dictionary.factors[1]
+        """Second factor of the dictionary, dense: a copy too."""
+        return self.dictionary.factors[1].copy()
 
     @property
     def lipschitz(self) -> FloatArray:
