@@ -28,7 +28,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from csunmix._validation import BoolArray, FloatArray, as_number, as_real
-from csunmix.targets import check_table, n_frames
+from csunmix.targets import checked_columns, n_frames, n_frames_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -228,9 +228,9 @@ def match(
     found = _points(detections, "detections")
     if method == "nearest":
         order = _descending(_ranks(detections, "flux", "detections"), found.frame)
-        nearest, distance = _nearest(found.take(order), true)
-        visited, j = _first_claims(nearest, distance <= max_distance, len(truth))
-        i = order[visited]
+        nearest, distance = _nearest(found, true, order)
+        (hit,) = _first_claims(nearest, distance, np.array([max_distance]), len(truth))
+        i, j = order[hit], nearest[hit]
     else:
         rows, others, distance = _neighbours(found, true, max_distance)
         i, j = _most_pairs(rows, others, distance, max_distance)
@@ -557,26 +557,20 @@ def _hits(
     true = _points(truth, "truth").astype(np.float32)
     found = _points(detections, "detections")
     order = _descending(_ranks(detections, rank_by, "detections"), found.frame)
-    found = found.take(order).astype(np.float32)
+    found = found.astype(np.float32)
     limits = limits.astype(precision)
 
-    def as_hits(rows: IntArray) -> BoolArray:
-        hit = np.zeros(len(found), dtype=np.bool_)
-        hit[rows] = True
-        return hit
-
     if matching == "nearest":
-        nearest, distance = _nearest(found, true)
-        distance = distance.astype(precision)
-        for limit in limits:
-            yield as_hits(_first_claims(nearest, distance <= limit, len(true))[0])
+        yield from _first_claims(*_nearest(found, true, order), limits, len(true))
     else:
+        found = found.take(order)
         # A Python float compares in float32 here: never fewer pairs than the loop lets through.
         i, j, distance = _neighbours(found, true, float(limits.max()))
         distance = distance.astype(precision)
         for limit in limits:
-            near = distance <= limit
-            yield as_hits(_most_pairs(i[near], j[near], distance[near], float(limit))[0])
+            near, hit = distance <= limit, np.zeros(len(found), dtype=np.bool_)
+            hit[_most_pairs(i[near], j[near], distance[near], float(limit))[0]] = True
+            yield hit
 
 
 def _curve(hit: BoolArray, n_truth: int) -> tuple[FloatArray, FloatArray]:
@@ -590,10 +584,11 @@ def _average_precision(hit: BoolArray, n_truth: int) -> float:
     """Area under the monotone envelope of the precision-recall curve."""
     if n_truth == 0:
         return np.nan
+    from csunmix._kernels.claims import envelope
+
     # Recall rises by 1/n_truth at each hit, and nowhere else does precision have a peak.
-    rank = np.flatnonzero(hit) + 1
-    precision = np.arange(1, rank.size + 1) / rank
-    return float(np.maximum.accumulate(precision[::-1])[::-1].sum() / n_truth)
+    precision = np.empty(hit.size)
+    return float(precision[: envelope(hit, precision)].sum() / n_truth)
 
 
 # Points: the frames and positions of a table as arrays
@@ -619,17 +614,19 @@ class _Points:
 
 
 def _points(table: pd.DataFrame, name: str) -> _Points:
-    check_table(table, name)
-    frame, y, x = (table[column].to_numpy(dtype=np.float64) for column in ("frame", "y", "x"))
-    return _Points(frame.astype(np.int64), y, x, n_frames(table))
+    columns = checked_columns(table, name)
+    frame = columns["frame"].astype(np.int64)
+    return _Points(frame, columns["y"], columns["x"], n_frames_of(table, frame))
 
 
 def _ranks(detections: pd.DataFrame, rank_by: RankBy, name: str) -> FloatArray:
+    import pandas as pd
+
     if rank_by not in detections.columns:
         raise ValueError(
             f"{name} has no column {rank_by!r}: this method reports no scores, use rank_by='flux'"
         )
-    ranks = detections[rank_by].to_numpy(dtype=np.float64)
+    ranks = np.asarray(pd.DataFrame(detections)[rank_by], dtype=np.float64)
     missing = np.flatnonzero(np.isnan(ranks))
     if missing.size:
         raise ValueError(
@@ -667,7 +664,7 @@ def _rounds(found: _Points, true: _Points) -> Iterator[tuple[IntArray, IntArray,
     Yields rows of detections, the row of the truth beside each, and their distance. The only
     loop is over the truths of the fullest frame; memory stays that of the tables.
     """
-    by_frame = np.argsort(true.frame, kind="stable")
+    by_frame = _by_frame(true)
     in_frame, _ = _counts(found, true)
     count = in_frame[found.frame]
     first = (np.cumsum(in_frame) - in_frame)[found.frame]
@@ -679,24 +676,38 @@ def _rounds(found: _Points, true: _Points) -> Iterator[tuple[IntArray, IntArray,
         i = i[count[i] > k]
 
 
-def _nearest(found: _Points, true: _Points) -> tuple[IntArray, FloatArray]:
-    """Nearest truth in the frame of each detection (-1: none), the first of equals; distance."""
-    nearest = np.full(len(found), -1, dtype=np.intp)
-    distance = np.full(len(found), np.inf, dtype=found.x.dtype)
-    for i, j, d in _rounds(found, true):
-        closer = d < distance[i]
-        nearest[i[closer]] = j[closer]
-        distance[i[closer]] = d[closer]
-    return nearest, distance
+def _nearest(found: _Points, true: _Points, order: IntArray) -> tuple[IntArray, FloatArray]:
+    """Nearest truth in the frame of each detection (-1: none), the first of equals; distance.
+
+    The answer is in `order`, which the search is not: a table's own order is kinder to the cache.
+    """
+    from csunmix._kernels.claims import find_nearest
+
+    in_frame = _counts(found, true)[0]
+    first = np.concatenate([[0], np.cumsum(in_frame)])
+    nearest = np.empty(len(found), dtype=np.intp)
+    distance = np.empty(len(found), dtype=found.x.dtype)
+    points = (found.frame, found.y, found.x, first, _by_frame(true), true.y, true.x)
+    find_nearest(*points, nearest, distance)
+    return nearest[order], distance[order]
 
 
-def _first_claims(nearest: IntArray, near: BoolArray, n_truth: int) -> Pairs:
-    """Pair each truth with the first of the `near` detections that it is `nearest` to."""
-    claim = np.full(n_truth, -1, dtype=np.intp)
-    last_to_first = np.flatnonzero(near)[::-1]
-    claim[nearest[last_to_first]] = last_to_first  # the last value written stays
-    j = np.flatnonzero(claim >= 0)
-    return claim[j], j
+def _first_claims(
+    nearest: IntArray, distance: FloatArray, limits: FloatArray, n_truth: int
+) -> BoolArray:
+    """Whether each detection is the first within each limit to claim its truth, (limits, n)."""
+    from csunmix._kernels.claims import claim
+
+    hit = np.empty((limits.size, nearest.size), dtype=np.bool_)
+    claim(nearest, distance, limits, np.empty(n_truth, dtype=np.bool_), hit)
+    return hit
+
+
+def _by_frame(points: _Points) -> IntArray:
+    """Rows ordered by frame, and then as they are."""
+    if (points.frame[1:] >= points.frame[:-1]).all():
+        return np.arange(len(points))
+    return np.argsort(points.frame, kind="stable")
 
 
 def _neighbours(

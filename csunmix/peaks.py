@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -64,8 +65,7 @@ class EveryCell:
 
     def find(self, maps: npt.ArrayLike, grid: SubpixelGrid) -> Candidates:
         """Read the targets of flux maps (n, m_y, m_x) or (m_y, m_x)."""
-        stack = _stack(maps, grid)
-        cells = _at_cells(stack, stack >= self.threshold, grid)
+        cells = _cells_above(maps, self.threshold, grid)[0]
         return _bright(cells, self.threshold, self.min_share)
 
 
@@ -141,12 +141,9 @@ class MassMerging:
         """Read the targets of flux maps (n, m_y, m_x) or (m_y, m_x)."""
         from csunmix._kernels.merging import merge_closest
 
-        stack = _stack(maps, grid)
-        cells = _at_cells(stack, stack > 0, grid)
+        cells, starts = _cells_above(maps, np.finfo(np.float64).tiny, grid)
         mass = np.column_stack([cells.y, cells.x, cells.flux])
-        starts = np.flatnonzero(np.diff(cells.frame, prepend=-1, append=-1))
-        if cells.frame.size:
-            merge_closest(mass, starts, self.radius)
+        merge_closest(mass, starts, self.radius)
         y, x, flux = mass.T
         return _bright(Candidates(cells.frame, y, x, flux), self.threshold, self.min_share)
 
@@ -178,6 +175,25 @@ def _first_of_plateaus(cells: npt.NDArray[np.int64], reach: int) -> npt.NDArray[
     first = np.zeros(len(cells), bool)
     first[np.unique(connected_components(graph)[1], return_index=True)[1]] = True
     return first
+
+
+def _cells_above(
+    maps: npt.ArrayLike, least: float, grid: SubpixelGrid
+) -> tuple[Candidates, npt.NDArray[np.int64]]:
+    """Every cell of at least `least` (DN), and where the cells of each map start among them."""
+    from csunmix._kernels.merging import count_cells, list_cells
+
+    maps = as_images(maps, "maps", shape=grid.map_shape, finite=False)
+    stack = np.require(maps.reshape(-1, math.prod(grid.map_shape)), None, ["C", "W"])
+    count = np.empty(len(stack), np.int64)
+    if not count_cells(stack, least, count):
+        as_images(maps, "maps")  # says where it is not finite
+    starts = np.concatenate([[0], np.cumsum(count)])
+    cells = np.empty(starts[-1], np.int64)
+    list_cells(stack, least, starts, cells)
+    frame = np.repeat(np.arange(len(stack)), count)
+    y, x = grid.position(*np.divmod(cells, grid.map_shape[1]))
+    return Candidates(frame, y, x, stack[frame, cells].astype(np.float64)), starts
 
 
 def _at_cells(stack: FloatArray, chosen: npt.NDArray[np.bool_], grid: SubpixelGrid) -> Candidates:

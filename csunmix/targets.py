@@ -158,6 +158,12 @@ def check_table(table: pd.DataFrame, name: str = "targets") -> pd.DataFrame:
         If ``frame``, ``y``, ``x`` or ``flux`` is missing, a column is not numeric, or a value is
         not what it must be; the message names the column and the row (by its index label).
     """
+    checked_columns(table, name)
+    return table
+
+
+def checked_columns(table: pd.DataFrame, name: str) -> dict[str, FloatArray]:
+    """The columns of `COLUMNS` that `table` has, after the checks of `check_table`."""
     import pandas as pd
 
     if not isinstance(table, pd.DataFrame):
@@ -165,22 +171,33 @@ def check_table(table: pd.DataFrame, name: str = "targets") -> pd.DataFrame:
     missing = [column for column in _REQUIRED if column not in table.columns]
     if missing:
         raise ValueError(f"{name} lacks the column(s) {missing}; it has {list(table.columns)}")
-    for column in COLUMNS:
-        if column in table.columns:
-            _check_column(table[column], f"{name}: column {column!r}")
-    return table
+    bare = pd.DataFrame(table)  # without attributes, which pandas would copy with each column
+    return {
+        str(column): _check_column(values, f"{name}: column {column!r}")
+        for column, values in bare.items()
+        if column in COLUMNS
+    }
 
 
-def _check_column(column: pd.Series[Any], name: str) -> None:
+def _check_column(column: pd.Series[Any], name: str) -> FloatArray:
     import pandas as pd
 
-    values = pd.to_numeric(column, errors="coerce").to_numpy(np.float64, na_value=np.nan)
+    plain = isinstance(column.dtype, np.dtype) and column.dtype.kind in "iuf"
+    values = (
+        np.asarray(column, dtype=np.float64)
+        if plain
+        else np.asarray(
+            pd.to_numeric(column, errors="coerce").to_numpy(np.float64, na_value=np.nan)
+        )
+    )
     if column.name in _WHOLE:
         wanted = "whole numbers from 0"
         good = np.isfinite(values) & (values >= 0) & (values == np.floor(values))
     elif column.name in _REQUIRED:
         wanted = "finite numbers"
         good = np.isfinite(values)
+    elif plain:
+        return values
     else:
         wanted = "numbers or NaN"
         good = ~np.isnan(values) | column.isna().to_numpy()
@@ -190,12 +207,17 @@ def _check_column(column: pd.Series[Any], name: str) -> None:
         raise ValueError(f"{name} must be {wanted}, {where} has {column.iloc[k]}")
     if len(column) and not pd.api.types.is_numeric_dtype(column):
         raise ValueError(f"{name} must be {wanted}, got dtype {column.dtype}")
+    return values
 
 
 def n_frames(table: pd.DataFrame) -> int:
     """Number of images that `table` speaks of, those without targets included where known."""
-    known = int(table.attrs.get("n_frames", 0))
-    return max(known, int(table["frame"].max()) + 1 if len(table) else 0)
+    return n_frames_of(table, np.asarray(table["frame"]))
+
+
+def n_frames_of(table: pd.DataFrame, frame: npt.NDArray[Any]) -> int:
+    """`n_frames` of a table with this column of frames."""
+    return max(int(table.attrs.get("n_frames", 0)), int(frame.max(initial=-1)) + 1)
 
 
 def read_csv(path: str | os.PathLike[str], *, n_frames: int | None = None) -> pd.DataFrame:

@@ -9,6 +9,7 @@ import pytest
 
 import csunmix as cu
 from csunmix._kernels import active_set, atoms, pursuit
+from csunmix._kernels.linalg import cholesky_append
 
 
 def view(*, even: bool = True, dense: bool = False) -> tuple[atoms.View, Any]:
@@ -37,9 +38,9 @@ def test_products_of_parts_of_matrices(n: int, height: int, width: int, plain: b
     multiply, sum_rows = atoms.multiply, atoms.sum_rows
     if plain:
         multiply, sum_rows = multiply.py_func, sum_rows.py_func
-    multiply(a, 2, b, 3, out)
+    multiply(a, b, atoms.Box(2, 2 + height, 3, 3 + width), out)
     np.testing.assert_allclose(out, a[:, 2 : 2 + height].T @ b[:, 3 : 3 + width], atol=1e-13)
-    sum_rows(a[:, 2], b, 3, out[0])
+    sum_rows(a, b, atoms.Box(2, 3, 3, 3 + width), out[0])
     np.testing.assert_allclose(out[0], a[:, 2] @ b[:, 3 : 3 + width], atol=1e-13)
 
 
@@ -113,19 +114,23 @@ def test_bounds_of_rows_hide_no_atom(even: bool, plain: bool) -> None:
 def test_what_the_chosen_atoms_leave_of_the_others(plain: bool) -> None:
     seen, matrix = view(even=False)
     project_out = pursuit._project_out.py_func if plain else pursuit._project_out
-    chosen, spanned, share = atoms.new_chosen(4, 30), np.full(3, -1), np.empty(3)
-    q, g, energies = np.empty(30), np.empty(270), (matrix**2).sum(axis=0)
-    free = energies.copy()
-    for atom in (50, 52, 200):
+    chosen = atoms.new_chosen(4, 30)
+    room = pursuit._new_room(seen.a_y, seen.a_x, 3, 30)
+    pursuit._renew((matrix**2).sum(axis=0), room)
+    for k, atom in enumerate((50, 52, 200)):
         atoms.append(seen, chosen, atom, 1.0, 0.0)
-        pursuit.cholesky(chosen.gram, chosen.number[0], chosen.lower)
-        assert project_out(seen, chosen, spanned, share, q, g, free)
-        basis = np.linalg.qr(matrix[:, chosen.atoms[: chosen.number[0]]])[0]
+        assert cholesky_append(chosen.gram, k, chosen.lower)
+        assert project_out(seen, chosen, room)
+        basis = np.linalg.qr(matrix[:, chosen.atoms[: k + 1]])[0]
         left = ((matrix - basis @ (basis.T @ matrix)) ** 2).sum(axis=0)
-        np.testing.assert_allclose(free, left, atol=1e-12)
+        np.testing.assert_allclose(room.free, left, atol=1e-12)
+        wanted = left > 1e-9
+        np.testing.assert_allclose(room.inverse[wanted], 1 / left[wanted], rtol=1e-6)
+        assert (room.inverse[chosen.atoms[: k + 1]] == 0).all()
     atoms.drop(chosen, 0)
-    assert not project_out(seen, chosen, spanned, share, q, g, free)
-    assert (spanned == -1).all()
+    assert not project_out(seen, chosen, room)
+    pursuit._renew((matrix**2).sum(axis=0), room)
+    assert (room.spanned == -1).all()
 
 
 @pytest.mark.parametrize("watched", [False, True])

@@ -11,7 +11,7 @@ from scipy.optimize import lsq_linear, nnls
 
 import csunmix as cu
 from csunmix._kernels import active_set as active
-from csunmix._kernels import atoms, banded, linalg, merging, proximal, pursuit
+from csunmix._kernels import atoms, banded, claims, linalg, merging, proximal, pursuit
 
 RNG_SEEDS = pytest.mark.parametrize("seed", range(3))
 
@@ -121,9 +121,8 @@ def test_views_equal_the_weighted_matrix(
     np.testing.assert_allclose(column, np.where(np.arange(20) == 7, -view.root.ravel(), 0))
 
     g = np.empty(matrix.shape[1])
-    largest = correlate(view, target, g)
+    correlate(view, target, g)
     np.testing.assert_allclose(g, matrix.T @ target, rtol=1e-12, atol=1e-12)
-    assert largest == g.max()
 
     x = rng.normal(size=matrix.shape[1]) * (rng.random(matrix.shape[1]) < 0.2)
     image = np.empty(view.root.shape)
@@ -363,7 +362,7 @@ def test_active_set_equals_nnls(active_set: Any, seed: int, lam: float) -> None:
     prices = np.array([lam, lam + 1.0])  # at once, and by stages
     lams, (objective, gap, norm) = np.full(2, lam), np.empty((3, 2))
     told = (n_iter, optimal, objective, gap, norm)
-    active_set(a_y, a_x, y, w, censored, lams, 1000, 0.0, prices, x, *told)
+    active_set(a_y, a_x, y, w, censored, lams, 1000, 0.0, prices, True, x, *told)
     assert (prices == lam).all()
     assert optimal.all()
     for b in range(2):
@@ -384,7 +383,7 @@ def test_refitting_the_answer_changes_nothing(active_set: Any, refit: Any) -> No
     lams, x, told = np.full(1, 0.2), np.zeros((1, matrix.shape[1])), np.empty((3, 1))
     n_iter, optimal = np.zeros(1, np.int64), np.zeros(1, bool)
     a = (view.a_y, view.a_x, y, view.root[None] ** 2, np.zeros(y.shape, bool))
-    active_set(*a, lams, 100, 0.0, lams.copy(), x, n_iter, optimal, *told)
+    active_set(*a, lams, 100, 0.0, lams.copy(), False, x, n_iter, optimal, *told)
     x = x[0]
     assert optimal[0]
     assert n_iter[0] >= np.count_nonzero(x)
@@ -457,7 +456,7 @@ def test_fit_drops_dependent_and_negative_atoms(fit: Any) -> None:
         chosen = atoms.new_chosen(4, target.size)
         for atom in (22, 45, 22):
             atoms.append(view, chosen, atom, 1.0, 0.0)
-        fit(rules(low), chosen)
+        fit(rules(low), chosen, 0)
         k = chosen.number[0]
         assert sorted(chosen.atoms[:k]) == expected
         twin = np.linalg.lstsq(matrix[:, chosen.atoms[:k]], target, rcond=None)[0]
@@ -564,8 +563,10 @@ def test_two_atoms_move_together_to_the_best_neighbours(move_two: Any, seed: int
         np.testing.assert_allclose(r, target - matrix[:, best] @ chosen.x[:2], atol=1e-10)
 
 
-@both(pursuit._select, pursuit._near)
-def test_select_takes_the_largest_gain_outside_the_bands(select: Any, near: Any) -> None:
+@both(pursuit._select, pursuit._near, pursuit._invert)
+def test_select_takes_the_largest_gain_outside_the_bands(
+    select: Any, near: Any, invert: Any
+) -> None:
     view, matrix, target, _ = random_view(6)
     energies = (matrix**2).sum(axis=0)
     chosen = atoms.new_chosen(3, target.size)
@@ -577,11 +578,44 @@ def test_select_takes_the_largest_gain_outside_the_bands(select: Any, near: Any)
     assert not near(banned, 33, chosen, 0, 0)  # the atom itself is left out
     gain = np.where(energies > 1e-12 * energies.max(), np.maximum(g, 0) ** 2, 0)
     gain[energies > 0] /= energies[energies > 0]
-    best, value = select(banned, g, energies, chosen)
+    room = pursuit._new_room(view.a_y, view.a_x, 3, target.size)
+    invert(energies, 1e-12 * energies.max(), room.free, room.inverse)
+    room.image[:], room.fit[:] = g + 1.0, 1.0
+    best, value = select(banned, room, chosen)
     assert best == max(far, key=lambda j: float(gain[j]))
     assert value == pytest.approx(g[best] / energies[best])
-    assert select(banned, -np.abs(g), energies, chosen)[0] == -1
-    assert select(banned, g, np.zeros(80), chosen)[0] == -1
+    room.image[:] = 1.0 - np.abs(g)
+    assert select(banned, room, chosen)[0] == -1
+    room.image[:] = g + 1.0
+    invert(np.zeros(80), 0.0, room.free, room.inverse)
+    assert select(banned, room, chosen)[0] == -1
+
+
+@pytest.mark.parametrize("dense", [False, True], ids=["separable", "dense"])
+@pytest.mark.parametrize("even", [False, True], ids=["weights", "even"])
+@both(pursuit._write_products, atoms.write_rays)
+def test_products_of_all_atoms_with_a_sum_of_chosen_ones(
+    write_products: Any, write_rays: Any, even: bool, dense: bool
+) -> None:
+    a_y, a_x = factors(dense=dense)
+    rng = np.random.default_rng(2)
+    sizes = (len(a_y), len(a_x))
+    w = np.full(sizes, 1.7) if even else rng.uniform(0.3, 2, sizes)
+    view, matrix, target = view_of(rng.normal(size=sizes), w, a_y, a_x)
+    chosen = atoms.new_chosen(6, target.size)
+    room = pursuit._new_room(a_y, a_x, 6, target.size)
+    for atom in (3, 11, 20, 8, 30):
+        atoms.append(view, chosen, atom, 1.0, 0.0)
+        k = chosen.number[0]
+        x = rng.normal(size=k)
+        write_products(view, chosen, x, room)
+        fitted = matrix[:, chosen.atoms[:k]] @ x
+        np.testing.assert_allclose(room.fit, matrix.T @ fitted, atol=1e-12)
+    rays = np.empty(81 if dense else 18)
+    write_rays(view, 33, rays)
+    gram = np.outer(rays[:1], rays[1:]) if dense else np.outer(rays[:8], rays[8:])
+    unweighted = np.kron(a_y, a_x)
+    np.testing.assert_allclose(gram.ravel(), unweighted.T @ unweighted[:, 33], atol=1e-14)
 
 
 def pursuit_arguments(seed: int) -> tuple[Any, ...]:
@@ -600,17 +634,34 @@ def test_compiled_pursuits_equal_plain_ones(seed: int) -> None:
         omp, mp = pursuit.orthogonal_matching_pursuit, pursuit.matching_pursuit
         if plain:
             omp, mp = omp.py_func, mp.py_func
-        for rule in (rules(width=8), rules(width=8, reach=2.0), rules(0.5, 4.0, width=8)):
-            x, n_iter = np.zeros((2, 48)), np.zeros(2, np.int64)
-            omp(a_y, a_x, y, w, energies, 4, 0.0, rule, x, n_iter)
-            answers.append((x, n_iter))
-        x, n_iter = np.zeros((2, 48)), np.zeros(2, np.int64)
-        mp(a_y, a_x, y, w, energies, 3, 0.0, 20, rules(width=8), x, n_iter)
-        answers.append((x, n_iter))
-    for (x, n_iter), (plain_x, plain_n) in zip(answers[:4], answers[4:], strict=True):
-        assert np.count_nonzero(x) > 0
-        np.testing.assert_allclose(x, plain_x, rtol=1e-10)
+        for rule in (
+            rules(width=8),
+            rules(width=8, reach=2.0),
+            rules(0.5, 4.0, width=8),
+            rules(width=8)._replace(refitted=True),
+        ):
+            found = pursuit.Picks(
+                np.zeros(2, np.int64), np.zeros((2, 4), np.int64), np.ones((2, 4))
+            )
+            n_iter, energy = np.zeros(2, np.int64), np.empty(2)
+            omp(a_y, a_x, y, w, energies, 4, 0.0, rule, found, n_iter, energy)
+            answers.append((found, n_iter, energy))
+        found = pursuit.Picks(np.zeros(2, np.int64), np.zeros((2, 4), np.int64), np.ones((2, 4)))
+        n_iter, energy = np.zeros(2, np.int64), np.empty(2)
+        mp(a_y, a_x, y, w, energies, 3, 0.0, 20, rules(width=8), found, n_iter, energy)
+        answers.append((found, n_iter, energy))
+    matrix = np.kron(a_y, a_x)
+    for answer, twin in zip(answers[:5], answers[5:], strict=True):
+        (found, n_iter, energy), (plain, plain_n, plain_energy) = answer, twin
+        np.testing.assert_array_equal(found.number, plain.number)
         np.testing.assert_array_equal(n_iter, plain_n)
+        np.testing.assert_allclose(energy, plain_energy, rtol=1e-9)
+        for b, k in enumerate(found.number):
+            assert 0 < k <= 4
+            np.testing.assert_array_equal(found.atoms[b, :k], plain.atoms[b, :k])
+            np.testing.assert_allclose(found.x[b, :k], plain.x[b, :k], rtol=1e-9)
+            r = y[b].ravel() - matrix[:, found.atoms[b, :k]] @ found.x[b, :k]
+            assert energy[b] == pytest.approx(w[b].ravel() @ r**2)
 
 
 # --- merging ------------------------------------------------------------------------------------
@@ -632,6 +683,23 @@ def merge_twin(points: Any, radius: float) -> Any:
         flux = a[2] + b[2]
         merged = tuple((a[2] * a[i] + b[2] * b[i]) / flux for i in range(2))
         points = [p for p in points if p not in (a, b)] + [(*merged, flux)]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@both(merging.count_cells, merging.list_cells)
+def test_cells_are_counted_and_listed(count_cells: Any, list_cells: Any, dtype: Any) -> None:
+    maps = np.random.default_rng(8).normal(size=(5, 37)).astype(dtype)
+    maps[2] = -1.0
+    maps[4, 3], count = 0.5, np.empty(5, np.int64)
+    assert count_cells(maps, 0.5, count)
+    image, cell = np.nonzero(maps >= 0.5)
+    np.testing.assert_array_equal(count, np.bincount(image, minlength=5))
+    cells = np.empty(cell.size, np.int64)
+    list_cells(maps, 0.5, np.concatenate([[0], np.cumsum(count)]), cells)
+    np.testing.assert_array_equal(cells, cell)
+    for value in (np.nan, np.inf, -np.inf):
+        maps[1, 36] = value
+        assert not count_cells(maps, 0.5, count)
 
 
 @pytest.mark.parametrize("radius", [0.2, 0.35, 1.0])
@@ -671,3 +739,40 @@ def test_merging_does_not_depend_on_the_order_of_rows(merge_closest: Any) -> Non
     assert 2 < len(answers[0]) < 15
     np.testing.assert_allclose(answers[1], answers[0], atol=1e-12)
     np.testing.assert_allclose(answers[2], answers[0], atol=1e-12)
+
+
+# --- metrics ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@both(claims.find_nearest)
+def test_nearest_truths(find_nearest: Any, dtype: Any) -> None:
+    rng = np.random.default_rng(4)
+    frame, true_frame = rng.integers(0, 6, 40), rng.integers(0, 5, 30)  # frame 5 has no truth
+    (y, x), (true_y, true_x) = (rng.integers(0, 4, (2, n)).astype(dtype) for n in (40, 30))
+    by_frame = np.argsort(true_frame, kind="stable")
+    first = np.searchsorted(true_frame[by_frame], np.arange(7))
+    nearest, distance = np.empty(40, np.int64), np.empty(40, dtype)
+    find_nearest(frame, y, x, first, by_frame, true_y, true_x, nearest, distance)
+    apart = np.hypot(y[:, None] - true_y, x[:, None] - true_x)
+    apart[frame[:, None] != true_frame] = np.inf
+    none = np.isinf(apart).all(axis=1)
+    assert 0 < none.sum() < 40
+    np.testing.assert_array_equal(nearest, np.where(none, -1, apart.argmin(axis=1)))
+    np.testing.assert_allclose(distance, apart.min(axis=1), rtol=1e-6)
+
+
+@both(claims.claim, claims.envelope)
+def test_claims_and_the_envelope_of_precision(claim: Any, envelope: Any) -> None:
+    nearest = np.array([2, 2, 0, -1, 2, 0])
+    distance = np.array([0.3, 0.1, 0.2, np.inf, 0.05, 0.1])
+    hit = np.empty((3, 6), bool)
+    claim(nearest, distance, np.array([0.1, 0.25, 1.0]), np.empty(3, bool), hit)
+    assert [np.flatnonzero(row).tolist() for row in hit] == [[1, 5], [1, 2], [0, 2]]
+    precision = np.empty(6)
+    assert envelope(hit[2], precision) == 2
+    np.testing.assert_allclose(precision[:2], [1.0, 2 / 3])
+    assert envelope(np.array([False, True, True]), precision) == 2
+    np.testing.assert_allclose(precision[:2], [2 / 3, 2 / 3])
+    claim(nearest[3:4], distance[3:4], np.array([1.0]), np.empty(0, bool), hit[:1, :1])
+    assert not hit[0, 0]

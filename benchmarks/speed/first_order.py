@@ -18,10 +18,8 @@ vectors badly; a step of FISTA works in the cells around a blob only.
 
 from __future__ import annotations
 
-import argparse
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,6 +28,7 @@ import pandas as pd
 import csunmix as cu
 from benchmarks.accuracy.protocol import REPORT_SEED
 from benchmarks.report import to_markdown, write_report
+from benchmarks.speed.options import command, parser
 from benchmarks.speed.pairs import compare
 
 LAM, GAP = 1.0, 1e-4
@@ -132,12 +131,9 @@ def celer_tolerance(images: np.ndarray) -> float:
 
 def main() -> None:
     """Run the comparisons and write their table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--n", type=int, default=10_000)
-    parser.add_argument("--block", type=int, default=256, help="images that PyLops has at once")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".md"))
-    options = parser.parse_args()
+    given = parser(__file__, __doc__, n=10_000)
+    given.add_argument("--block", type=int, default=256, help="images that PyLops has at once")
+    options = given.parse_args()
     warnings.simplefilter("ignore")  # celer's, of a tolerance that is not reached
     scenes = cu.simulate(
         SETUP.psf, SETUP.sensor, SETUP.scene, shape=SETUP.shape, n=options.n, rng=REPORT_SEED
@@ -180,8 +176,7 @@ def main() -> None:
         wanted={name: 50.0},
     )
     table = pd.concat([first, second])
-    command = f"python -m benchmarks.speed.first_order --n {options.n}"
-    write_report(options.out, "First-order l1 solvers", command, __doc__, table)
+    write_report(options.out, "First-order l1 solvers", command(__file__, options), __doc__, table)
     print(to_markdown(table))
 
 

@@ -12,18 +12,17 @@ whose objective is further than that from ours: SPAMS misses the optimum of a fe
 its variants. Ratios are medians of interleaved rounds of times per image; one thread for all.
 
 A step of `ActiveSet` prices the cells of a box around the targets from stored inner products and
-refits the atoms found: short vectors, so that the fixed cost of calls and loops seems to be most of
-its time, not flops. At c = 7 the coefficient maps of 10,000 images fill 474 MB, and writing fresh
-memory adds to it.
+refits the atoms found. By a profiler, no part has most of the time: triangular solves and updates
+of a factor of some ten rows, which wait for one number after the other; pricing; products with new
+atoms; looks at the whole map. At c = 7 the coefficient maps of 10,000 images fill 474 MB, and
+fresh memory that the system has to clear adds to it.
 """
 
 from __future__ import annotations
 
-import argparse
 import warnings
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,6 +35,7 @@ from sklearn.linear_model import LassoLars
 import csunmix as cu
 from benchmarks.accuracy.protocol import REPORT_SEED, simulate
 from benchmarks.report import to_markdown, write_report
+from benchmarks.speed.options import command, parser
 from benchmarks.speed.pairs import compare
 from csunmix.solvers import objective
 
@@ -126,16 +126,13 @@ def rows(factor: int, images: np.ndarray, repeats: int) -> pd.DataFrame:
 
 def main() -> None:
     """Run the comparison and write its table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--n", type=int, default=10_000)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".md"))
-    options = parser.parse_args()
+    options = parser(__file__, __doc__, n=10_000).parse_args()
     images = simulate(options.n, REPORT_SEED)[1][1].images
     warnings.simplefilter("ignore")  # LassoLars warns of atoms that are almost alike
     table = pd.concat([rows(c, images, options.repeats) for c in WANTED])
-    command = f"python -m benchmarks.speed.l1 --n {options.n} --repeats {options.repeats}"
-    write_report(options.out, "Speed of the exact l1 optimum", command, __doc__, table)
+    write_report(
+        options.out, "Speed of the exact l1 optimum", command(__file__, options), __doc__, table
+    )
     print(to_markdown(table))
 
 

@@ -10,15 +10,14 @@ gets the tables.
 
 from __future__ import annotations
 
-import argparse
 import math
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from benchmarks.accuracy.protocol import REPORT_SEED, simulate
 from benchmarks.report import to_markdown, write_report
+from benchmarks.speed.options import command, parser
 from benchmarks.speed.pairs import compare
 from csunmix.metrics import THRESHOLDS, cso_map
 from csunmix.targets import make_table
@@ -79,11 +78,7 @@ def average_precision(found: Points, true: Points, limit: float) -> float:
 
 def main() -> None:
     """Run the comparison and write its table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--n", type=int, default=10_000)
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".md"))
-    options = parser.parse_args()
+    options = parser(__file__, __doc__, n=10_000, repeats=7).parse_args()
     truth = simulate(options.n, REPORT_SEED)[0].truth
     found = detect(truth, options.n, REPORT_SEED)
     lists = as_lists(found, options.n), as_lists(truth, options.n)
@@ -96,8 +91,7 @@ def main() -> None:
         runs, np.arange(options.n), repeats=options.repeats, wanted={"plain Python": 100.0}
     )
     table["CSO-mAP"] = [f"{100 * value:.6f}" for value in values]
-    command = f"python -m benchmarks.speed.metrics --n {options.n} --repeats {options.repeats}"
-    write_report(options.out, "Speed of CSO-mAP", command, __doc__, table)
+    write_report(options.out, "Speed of CSO-mAP", command(__file__, options), __doc__, table)
     print(to_markdown(table))
 
 

@@ -13,10 +13,8 @@ times per image; one thread for all. Each row is compared with the first row of 
 
 from __future__ import annotations
 
-import argparse
 import warnings
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -26,6 +24,7 @@ from sklearn.linear_model import orthogonal_mp_gram
 import csunmix as cu
 from benchmarks.accuracy.protocol import REPORT_SEED, simulate
 from benchmarks.report import to_markdown, write_report
+from benchmarks.speed.options import command, parser
 from benchmarks.speed.pairs import compare
 
 N_ATOMS = 5
@@ -44,11 +43,7 @@ def gram_omp(matrix: np.ndarray, gram: np.ndarray, images: np.ndarray) -> np.nda
 
 def main() -> None:
     """Run the comparison and write its table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--n", type=int, default=10_000)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".md"))
-    options = parser.parse_args()
+    options = parser(__file__, __doc__, n=10_000).parse_args()
     images = simulate(options.n, REPORT_SEED)[1][1].images
     dictionary = cu.Dictionary(cu.presets.csist_100k().psf, images.shape[-2:], 3)
     dense = dictionary.to_dense()
@@ -79,8 +74,7 @@ def main() -> None:
         table["mean residual"] = [float(np.mean(norm)) for norm in fitted]
         parts.append(table)
     table = pd.concat(parts)
-    command = f"python -m benchmarks.speed.pursuits --n {options.n} --repeats {options.repeats}"
-    write_report(options.out, "Speed of the pursuits", command, __doc__, table)
+    write_report(options.out, "Speed of the pursuits", command(__file__, options), __doc__, table)
     print(to_markdown(table))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numba
 import numpy as np
 
 from csunmix._kernels.atoms import (
@@ -21,6 +20,7 @@ from csunmix._kernels.atoms import (
     forward,
     largest_box,
     long_inner,
+    look,
     new_chosen,
     new_view,
     residual,
@@ -30,6 +30,7 @@ from csunmix._kernels.atoms import (
     write_atom,
     write_coefficients,
 )
+from csunmix._kernels.jit import kernel, leaf
 from csunmix._kernels.linalg import cholesky_append, cholesky_drop, cholesky_solve, inner
 from csunmix._validation import BoolArray, FloatArray, IntArray
 
@@ -62,7 +63,7 @@ class _Near(NamedTuple):
     n_known: IntArray  # (1,)
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel()
 def active_set(
     a_y: FloatArray,
     a_x: FloatArray,
@@ -73,6 +74,7 @@ def active_set(
     max_iter: int,
     tol: float,
     price: FloatArray,
+    fresh: bool,
     x: FloatArray,
     n_iter: IntArray,
     optimal: BoolArray,
@@ -81,6 +83,8 @@ def active_set(
     residual_norm: FloatArray,
 ) -> None:
     """Solve each image; `x` (b, k l) holds the start and then the answer; counts `n_iter` up.
+
+    Where it is `fresh`, all 0, memory that was never written to is not looked at.
 
     `price` is the weight of the l1 norm that each image is at, at least `lam`. It falls to `lam`
     in stages, each starting from the answer of the one before. `objective`, relative `gap` and
@@ -95,13 +99,15 @@ def active_set(
         np.empty(a_y.shape[1]),
         np.empty(a_x.shape[1]),
     )
-    chosen, near = new_chosen(0, n_pixels), _new_near(a_y, a_x, 0)
+    most = min(n_pixels, 16)  # to begin with
+    chosen, near = new_chosen(most, n_pixels), _new_near(a_y, a_x, most)
+    view = new_view(a_y, a_x, y[0], weights[0])
     for b in range(len(y)):
-        view = new_view(a_y, a_x, y[b], weights[b])
+        view = look(view, y[b], weights[b])
         chosen.number[0], done = 0, 0
         first, highest = _strongest(view, view.target, whole(view), 0.0, chosen, room)
         while True:
-            n_start = _n_positive(x[b])
+            n_start = 0 if fresh and done == 0 else _n_positive(x[b])
             before = _objective(view, y[b], censored[b], price[b], x[b], n_start, room.excess)
             before += _ROUNDING * long_inner(view.target, view.target)
             n_start += _n_positive(room.excess)
@@ -131,7 +137,7 @@ def active_set(
         n_iter[b] += done
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel()
 def _objective(
     view: View,
     y: FloatArray,
@@ -155,7 +161,7 @@ def _objective(
     return value
 
 
-@numba.njit(cache=True, nogil=True)
+@leaf()
 def _load(
     view: View,
     chosen: Chosen,
@@ -168,6 +174,7 @@ def _load(
     """Start from `x`, and from the pixels whose bound it exceeds, with at most `most` atoms."""
     number, n_atoms = chosen.number, x.size
     number[0] = 0
+    n_sound = number[0]  # no literal, for which numba would compile what takes it once more
     if n_start == 0:
         return
     for pixel in range(room.excess.size):
@@ -176,10 +183,10 @@ def _load(
     for atom in range(n_atoms):
         if x[atom] > 0.0 and number[0] < most:
             append(view, chosen, atom, x[atom], lam)
-    _refit(chosen, 0, room.fit)
+    _refit(chosen, n_sound, room.fit)
 
 
-@numba.njit(cache=True, nogil=True)
+@leaf()
 def _lasso(
     view: View,
     chosen: Chosen,
@@ -201,7 +208,7 @@ def _lasso(
     number, r, excess, blocked = chosen.number, room.r, room.excess, room.blocked
     n_atoms, scale = blocked.size - r.size, abs(highest)
     norm = np.sqrt(long_inner(view.target, view.target))
-    bounded = excess.max() >= 0.0
+    bounded = extremes(excess)[1] >= 0.0
     # Where products of atoms are cheap and pixels need no look, columns can wait.
     lean = not bounded and not np.isnan(view.even) and view.a_x.shape[1] > 1
     box, gap = Box(0, 0, 0, 0), np.inf
@@ -247,7 +254,7 @@ def _lasso(
     return steps, optimal, gap
 
 
-@numba.njit(cache=True, nogil=True)
+@leaf()
 def _leave_residual(view: View, chosen: Chosen, lean: bool, r: FloatArray) -> None:
     """Write the residual, and before it the columns if they are owing."""
     if lean:
@@ -256,7 +263,7 @@ def _leave_residual(view: View, chosen: Chosen, lean: bool, r: FloatArray) -> No
     residual(view, chosen, r)
 
 
-@numba.njit(cache=True, nogil=True)
+@leaf()
 def _take(view: View, box: Box, near: _Near, chosen: Chosen, atom: int, price: float) -> None:
     """Append an atom of the box; its column stays owing."""
     k, row_length = chosen.number[0], view.a_x.shape[1]
@@ -271,7 +278,7 @@ def _take(view: View, box: Box, near: _Near, chosen: Chosen, atom: int, price: f
         chosen.gram[m, k] = product
 
 
-@numba.njit(cache=True, nogil=True)
+@leaf()
 def _n_positive(a: FloatArray) -> int:
     n = 0
     for k in range(a.size):
@@ -279,7 +286,7 @@ def _n_positive(a: FloatArray) -> int:
     return n
 
 
-@numba.njit(cache=True, nogil=True)
+@leaf()
 def _largest_part(chosen: Chosen) -> float:
     """Norm of the largest term in the sum of the chosen atoms."""
     largest = 0.0
@@ -288,7 +295,7 @@ def _largest_part(chosen: Chosen) -> float:
     return largest
 
 
-@numba.njit(cache=True, nogil=True)
+@leaf()
 def _most_exceeded(
     r: FloatArray,
     excess: FloatArray,
@@ -308,7 +315,7 @@ def _most_exceeded(
     return best
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel()
 def _new_near(a_y: FloatArray, a_x: FloatArray, capacity: int) -> _Near:
     """Room for the products of `capacity` atoms with the largest box."""
     n_atoms = a_y.shape[1] * a_x.shape[1] + a_y.shape[0] * a_x.shape[0]
@@ -323,7 +330,7 @@ def _new_near(a_y: FloatArray, a_x: FloatArray, capacity: int) -> _Near:
     )
 
 
-@numba.njit(cache=True, nogil=True)
+@leaf()
 def _forget(near: _Near) -> None:
     """Know no atom."""
     for row in range(near.n_known[0]):
@@ -331,14 +338,14 @@ def _forget(near: _Near) -> None:
     near.n_known[0] = 0
 
 
-@numba.njit(cache=True, nogil=True)
+@leaf()
 def _look_around(view: View, box: Box, near: _Near) -> None:
     """Begin with a new box."""
     _forget(near)
     correlate_box(view, view.target, box, near.image)
 
 
-@numba.njit(cache=True, nogil=True)
+@leaf()
 def _know(view: View, box: Box, near: _Near, atom: int, column: FloatArray) -> None:
     """Write the products of an atom with the box's atoms."""
     n_cells = (box.bottom - box.top) * (box.right - box.left)
@@ -350,7 +357,7 @@ def _know(view: View, box: Box, near: _Near, atom: int, column: FloatArray) -> N
     correlate_atom(view, atom, column, box, products)
 
 
-@numba.njit(cache=True, nogil=True)
+@leaf()
 def _strongest_near(
     view: View, box: Box, near: _Near, floor: float, chosen: Chosen, room: _Room
 ) -> int:
@@ -376,7 +383,7 @@ def _strongest_near(
     return best
 
 
-@numba.njit(cache=True, nogil=True)
+@leaf()
 def _strongest(
     view: View,
     r: FloatArray,
@@ -392,11 +399,13 @@ def _strongest(
     ``sum_p a_pi C_pj <= sum_p a_pi max_j C_pj`` (the least for a negative ``a_pi``): the rows are
     looked at in the order of this bound, and those left out that can not have the largest.
     """
-    along_x, width = correlate_rows(view, r, box), view.a_x.shape[1]
+    n_p, width, n_x = len(view.root), view.a_x.shape[1], box.right - box.left
+    along_x = view.along_x[: n_p * n_x].reshape(n_p, n_x)
+    correlate_rows(view, r, box, along_x)
     best, most, highest = -1, floor, -np.inf
     if width == 1:  # a dense dictionary: all its atoms stand in a_y
         cells = room.bounds[: box.bottom - box.top]
-        sum_rows(along_x[:, 0], view.a_y, box.top, cells)
+        sum_rows(along_x, view.a_y, Box(0, 1, box.top, box.bottom), cells)
         best, most = _strongest_of(cells, box.top, most, chosen, room.blocked)
         return best, extremes(cells)[1]
     bounds, cells = room.bounds[: box.bottom - box.top], room.cells[: box.right - box.left]
@@ -409,7 +418,7 @@ def _strongest(
             return best, max(highest, bounds[row])
         bounds[row] = -np.inf
         i = box.top + row
-        sum_rows(view.a_y[:, i], along_x, 0, cells)
+        sum_rows(view.a_y, along_x, Box(i, i + 1, 0, n_x), cells)
         here = extremes(cells)[1]
         highest = max(highest, here)
         if here > most:
@@ -419,7 +428,7 @@ def _strongest(
     return best, highest
 
 
-@numba.njit(cache=True, nogil=True, fastmath={"contract"})
+@leaf(fastmath={"contract"})
 def _row_bounds(view: View, along_x: FloatArray, top: int, bounds: FloatArray) -> None:
     """What no correlation in each row of cells from `top` on exceeds."""
     bounds[:] = 0.0
@@ -431,7 +440,7 @@ def _row_bounds(view: View, along_x: FloatArray, top: int, bounds: FloatArray) -
             bounds[i] += a * middle + abs(a) * half
 
 
-@numba.njit(cache=True, nogil=True)
+@leaf()
 def _strongest_of(
     cells: FloatArray, first: int, floor: float, chosen: Chosen, blocked: BoolArray
 ) -> tuple[int, float]:
@@ -443,7 +452,7 @@ def _strongest_of(
     return best, most
 
 
-@numba.njit(cache=True, nogil=True)
+@leaf()
 def _refit(chosen: Chosen, sound: int, fit: FloatArray) -> None:
     """Minimise over the chosen atoms, dropping each that reaches 0 on the way.
 
@@ -474,7 +483,7 @@ def _refit(chosen: Chosen, sound: int, fit: FloatArray) -> None:
         sound = _drop(chosen, first, sound)
 
 
-@numba.njit(cache=True, nogil=True)
+@leaf()
 def _drop(chosen: Chosen, position: int, sound: int) -> int:
     """Drop an atom, from the factor too if it is there; returns how many are there."""
     if position < sound:
@@ -484,7 +493,7 @@ def _drop(chosen: Chosen, position: int, sound: int) -> int:
     return sound
 
 
-@numba.njit(cache=True, nogil=True)
+@leaf()
 def _exchange(chosen: Chosen, k: int, share: FloatArray) -> int:
     """Slide to where one of atoms 0 to k, of which the last is a sum of the others, is 0.
 
@@ -505,7 +514,7 @@ def _exchange(chosen: Chosen, k: int, share: FloatArray) -> int:
     return first
 
 
-@numba.njit(cache=True, nogil=True)
+@leaf()
 def _primal(chosen: Chosen, r: FloatArray, lam: float, n_atoms: int) -> float:
     """Objective of the chosen atoms, whose residual is `r`."""
     value = 0.5 * long_inner(r, r)
@@ -515,7 +524,7 @@ def _primal(chosen: Chosen, r: FloatArray, lam: float, n_atoms: int) -> float:
     return value
 
 
-@numba.njit(cache=True, nogil=True)
+@leaf()
 def _gap(
     view: View, r: FloatArray, largest: float, lam: float, chosen: Chosen, n_atoms: int
 ) -> float:

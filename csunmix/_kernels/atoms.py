@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numba
 import numpy as np
 
-from csunmix._kernels.linalg import add
+from csunmix._kernels.jit import kernel, leaf
 from csunmix._validation import FloatArray, IntArray
 
 _LARGE_BOX = 1024  # cells; what is known of a box should stay in the cache
@@ -53,20 +52,28 @@ class Chosen(NamedTuple):
     lower: FloatArray  # room for the Cholesky factor of gram
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel()
 def new_view(a_y: FloatArray, a_x: FloatArray, y: FloatArray, weights: FloatArray) -> View:
     """See an image through its weights."""
-    root, target, even = np.sqrt(weights), np.empty(y.size), weights[0, 0]
+    room = y.shape[0] * a_x.shape[1] + a_y.shape[1]
+    new = np.empty(y.shape), np.empty(y.size), np.nan, np.empty(y.shape[::-1]), np.empty(room)
+    return look(View(a_y, a_x, *new), y, weights)
+
+
+@kernel()
+def look(view: View, y: FloatArray, weights: FloatArray) -> View:
+    """See another image, in the memory of a view."""
+    a_y, a_x, root, target, _, weighted, along_x = view
+    even = weights[0, 0]
     for p in range(y.shape[0]):
         for q in range(y.shape[1]):
+            root[p, q] = np.sqrt(weights[p, q])
             target[p * y.shape[1] + q] = root[p, q] * y[p, q]
-            if weights[p, q] != even:
-                even = np.nan
-    room = y.shape[0] * a_x.shape[1] + a_y.shape[1]
-    return View(a_y, a_x, root, target, even, np.empty(y.shape[::-1]), np.empty(room))
+            even = even if weights[p, q] == even else np.nan
+    return View(a_y, a_x, root, target, even, weighted, along_x)
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel()
 def new_chosen(capacity: int, n_pixels: int) -> Chosen:
     """Room for `capacity` atoms."""
     return Chosen(
@@ -80,7 +87,7 @@ def new_chosen(capacity: int, n_pixels: int) -> Chosen:
     )
 
 
-@numba.njit(cache=True, nogil=True, fastmath={"reassoc", "nsz", "contract"})
+@leaf(fastmath={"reassoc", "nsz", "contract"})
 def long_inner(a: FloatArray, b: FloatArray) -> float:
     """``sum a b`` of two vectors as long as an image, in the order that is fastest."""
     s = 0.0
@@ -89,22 +96,24 @@ def long_inner(a: FloatArray, b: FloatArray) -> float:
     return s
 
 
-@numba.njit(cache=True, nogil=True)
+@leaf()
 def write_atom(view: View, atom: int, out: FloatArray) -> None:
     """Weighted column of one atom."""
-    n_p, n_q = view.root.shape
-    pixel = atom - view.a_y.shape[1] * view.a_x.shape[1]
+    a_y, a_x, root = view.a_y, view.a_x, view.root
+    n_p, n_q = root.shape
+    pixel = atom - a_y.shape[1] * a_x.shape[1]
     if pixel >= 0:
-        for p in range(out.size):
-            out[p] = -view.root[p // n_q, p % n_q] if p == pixel else 0.0
+        out[:] = 0.0
+        out[pixel] = -root[pixel // n_q, pixel % n_q]
         return
-    i, j = atom // view.a_x.shape[1], atom % view.a_x.shape[1]
+    i, j = atom // a_x.shape[1], atom % a_x.shape[1]
     for p in range(n_p):
+        factor = a_y[p, i]
         for q in range(n_q):
-            out[p * n_q + q] = view.a_y[p, i] * view.a_x[q, j] * view.root[p, q]
+            out[p * n_q + q] = factor * a_x[q, j] * root[p, q]
 
 
-@numba.njit(cache=True, nogil=True)
+@leaf()
 def append(view: View, chosen: Chosen, atom: int, value: float, price: float) -> None:
     """Take an atom in, at the end; `price` is what a unit of its coefficient costs."""
     k = chosen.number[0]
@@ -115,34 +124,37 @@ def append(view: View, chosen: Chosen, atom: int, value: float, price: float) ->
     chosen.number[0] = k + 1
 
 
-@numba.njit(cache=True, nogil=True)
+@leaf()
 def update_equations(view: View, chosen: Chosen, k: int) -> None:
     """Row, column and right-hand side of atom k in the normal equations of atoms 0 to k."""
+    column, columns, gram = chosen.columns[k], chosen.columns, chosen.gram
     for m in range(k + 1):
-        product = long_inner(chosen.columns[k], chosen.columns[m])
-        chosen.gram[k, m] = product
-        chosen.gram[m, k] = product
-    chosen.rhs[k] = long_inner(chosen.columns[k], view.target)
+        product = long_inner(column, columns[m])
+        gram[k, m] = product
+        gram[m, k] = product
+    chosen.rhs[k] = long_inner(column, view.target)
 
 
-@numba.njit(cache=True, nogil=True)
+@leaf()
 def drop(chosen: Chosen, position: int) -> None:
     """Take the atom at `position` out."""
     k = chosen.number[0] - 1
+    atoms, x, rhs, columns, gram = chosen.atoms, chosen.x, chosen.rhs, chosen.columns, chosen.gram
+    n_pixels, n_kept = np.uint64(columns.shape[1]), np.uint64(k)
     for m in range(position, k):
-        chosen.atoms[m], chosen.x[m] = chosen.atoms[m + 1], chosen.x[m + 1]
-        chosen.rhs[m] = chosen.rhs[m + 1]
-        for p in range(chosen.columns.shape[1]):
-            chosen.columns[m, p] = chosen.columns[m + 1, p]
-        for n in range(k + 1):
-            chosen.gram[m, n] = chosen.gram[m + 1, n]
-    for m in range(position, k):
-        for n in range(k):
-            chosen.gram[n, m] = chosen.gram[n, m + 1]
+        atoms[m], x[m], rhs[m] = atoms[m + 1], x[m + 1], rhs[m + 1]
+        here, behind = np.uint64(m), np.uint64(m + 1)
+        for p in range(n_pixels):
+            columns[here, p] = columns[behind, p]
+        for n in range(n_kept + np.uint64(1)):
+            gram[here, n] = gram[behind, n]
+    for n in range(n_kept):
+        for m in range(np.uint64(position), n_kept):
+            gram[n, m] = gram[n, m + np.uint64(1)]
     chosen.number[0] = k
 
 
-@numba.njit(cache=True, nogil=True)
+@leaf()
 def contains(chosen: Chosen, atom: int) -> bool:
     """Whether an atom is among those chosen."""
     found = False
@@ -151,16 +163,19 @@ def contains(chosen: Chosen, atom: int) -> bool:
     return found
 
 
-@numba.njit(cache=True, nogil=True)
+@leaf()
 def residual(view: View, chosen: Chosen, out: FloatArray) -> None:
     """Weighted image less the chosen atoms."""
+    target, columns, x = view.target, chosen.columns, chosen.x
     for p in range(out.size):
-        out[p] = view.target[p]
+        out[p] = target[p]
     for m in range(chosen.number[0]):
-        add(-chosen.x[m], chosen.columns[m], out)
+        row, factor = np.uint64(m), x[m]
+        for p in range(np.uint64(out.size)):
+            out[p] -= factor * columns[row, p]
 
 
-@numba.njit(cache=True, nogil=True)
+@leaf()
 def write_coefficients(chosen: Chosen, out: FloatArray) -> None:
     """Coefficients of the dictionary's atoms, into an `out` of zeros."""
     for m in range(chosen.number[0]):
@@ -168,13 +183,13 @@ def write_coefficients(chosen: Chosen, out: FloatArray) -> None:
             out[chosen.atoms[m]] = chosen.x[m]
 
 
-@numba.njit(cache=True, nogil=True)
+@leaf()
 def whole(view: View) -> Box:
     """Every cell of the map."""
     return Box(0, view.a_y.shape[1], 0, view.a_x.shape[1])
 
 
-@numba.njit(cache=True, nogil=True)
+@leaf()
 def widen(view: View, box: Box, atom: int) -> Box:
     """Box that holds an atom too, with a pixel's width of cells around it.
 
@@ -196,7 +211,7 @@ def widen(view: View, box: Box, atom: int) -> Box:
     return Box(top, bottom, left, right)
 
 
-@numba.njit(cache=True, nogil=True)
+@leaf()
 def largest_box(a_y: FloatArray, a_x: FloatArray) -> int:
     """Most cells that a box of `widen` can have."""
     height, width = a_y.shape[1], a_x.shape[1]
@@ -206,28 +221,28 @@ def largest_box(a_y: FloatArray, a_x: FloatArray) -> int:
     return int(min(max(around, _LARGE_BOX), height * width))
 
 
-@numba.njit(cache=True, nogil=True)
-def correlate(view: View, r: FloatArray, out: FloatArray) -> float:
-    """Inner products of all weighted atoms with `r`; returns the largest."""
+@leaf()
+def correlate(view: View, r: FloatArray, out: FloatArray) -> None:
+    """Inner products of all weighted atoms with `r`."""
     correlate_box(view, r, whole(view), out)
-    return extremes(out)[1]
 
 
-@numba.njit(cache=True, nogil=True)
+@leaf()
 def correlate_box(view: View, r: FloatArray, box: Box, out: FloatArray) -> None:
     """Inner products of the weighted atoms in a box with `r`, row after row of cells."""
     # Plain loops: BLAS would use threads of its own for these small products, and with other
     # processes at work it then waits more than it computes.
-    along_x, width = correlate_rows(view, r, box), box.right - box.left
+    height, width = box.bottom - box.top, box.right - box.left
+    along_x = view.along_x[: len(view.root) * width].reshape(len(view.root), width)
+    correlate_rows(view, r, box, along_x)
     if view.a_x.shape[1] == 1:  # a dense dictionary: all its atoms stand in a_y
-        sum_rows(along_x[:, 0], view.a_y, box.top, out[: box.bottom - box.top])
+        sum_rows(along_x, view.a_y, Box(0, 1, box.top, box.bottom), out[:height])
     else:
-        height = box.bottom - box.top
         cells = out[: height * width].reshape(height, width)
-        multiply(view.a_y, box.top, along_x, 0, cells)
+        multiply(view.a_y, along_x, Box(box.top, box.bottom, 0, width), cells)
 
 
-@numba.njit(cache=True, nogil=True)
+@leaf()
 def correlate_atom(view: View, atom: int, column: FloatArray, box: Box, out: FloatArray) -> None:
     """Inner products of the weighted atoms in a box with the atom whose column is given.
 
@@ -242,81 +257,116 @@ def correlate_atom(view: View, atom: int, column: FloatArray, box: Box, out: Flo
     pixel = atom - view.a_y.shape[1] * view.a_x.shape[1]
     if pixel >= 0:
         p, q = pixel // view.a_x.shape[0], pixel % view.a_x.shape[0]
-        along_y[:] = -view.a_y[p, box.top : box.bottom]
-        along_x[:] = view.a_x[q, box.left : box.right]
+        for i in range(height):
+            along_y[i] = -view.a_y[p, box.top + i]
+        for j in range(width):
+            along_x[j] = view.a_x[q, box.left + j]
     else:
         i, j = atom // view.a_x.shape[1], atom % view.a_x.shape[1]
-        sum_rows(view.a_y[:, i], view.a_y, box.top, along_y)
-        sum_rows(view.a_x[:, j], view.a_x, box.left, along_x)
+        sum_rows(view.a_y, view.a_y, Box(i, i + 1, box.top, box.bottom), along_y)
+        sum_rows(view.a_x, view.a_x, Box(j, j + 1, box.left, box.right), along_x)
     for i in range(height):
         factor = view.even * along_y[i]
         for j in range(width):
             out[i * width + j] = factor * along_x[j]
 
 
-@numba.njit(cache=True, nogil=True)
-def correlate_rows(view: View, r: FloatArray, box: Box) -> FloatArray:
+@leaf()
+def correlate_rows(view: View, r: FloatArray, box: Box, out: FloatArray) -> None:
     """Inner products along x of the weighted `r` with a box's columns of cells, (p, right - left).
 
-    Along y a column of `a_y` sums them up. It is scratch of the view.
+    Along y a column of `a_y` sums them up.
     """
-    n_p, n_q = view.root.shape
-    width = box.right - box.left
-    out = view.along_x[: n_p * width].reshape(n_p, width)
+    root, weighted = view.root, view.weighted
+    n_p, n_q = root.shape
     for p in range(n_p):
         for q in range(n_q):
-            view.weighted[q, p] = view.root[p, q] * r[p * n_q + q]
-    multiply(view.weighted, 0, view.a_x, box.left, out)
-    return out
+            weighted[q, p] = root[p, q] * r[p * n_q + q]
+    multiply(weighted, view.a_x, Box(0, n_p, box.left, box.right), out)
 
 
-@numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})
-def multiply(a: FloatArray, first: int, b: FloatArray, left: int, out: FloatArray) -> None:
-    """``out = a^T b``, of the columns of `a` from `first` and those of `b` from `left` on."""
-    n, (height, width) = len(a), out.shape
-    if height == 1:
-        sum_rows(a[:, first], b, left, out[0])
+@leaf()
+def write_rays(view: View, atom: int, out: FloatArray) -> None:
+    """Inner products of an atom with all others along y, and behind them along x.
+
+    Without weights the product with an atom is that of two of them. A dense dictionary is a single
+    row of cells.
+    """
+    height, width = view.a_y.shape[1], view.a_x.shape[1]
+    if width == 1:
+        out[0] = 1.0
+        sum_rows(view.a_y, view.a_y, Box(atom, atom + 1, 0, height), out[1:])
         return
-    right = left + width
+    i, j = atom // width, atom % width
+    sum_rows(view.a_y, view.a_y, Box(i, i + 1, 0, height), out[:height])
+    sum_rows(view.a_x, view.a_x, Box(j, j + 1, 0, width), out[height:])
+
+
+@leaf(fastmath={"reassoc", "contract"})
+def multiply(a: FloatArray, b: FloatArray, box: Box, out: FloatArray) -> None:
+    """The box of ``a^T b`` into `out`: from columns ``top`` on of `a` and ``left`` on of `b`."""
+    n, height, width = len(a), box.bottom - box.top, box.right - box.left
+    if height == 1:
+        sum_rows(a, b, box, out[0])
+        return
+    if n == 0:
+        out[:] = 0.0
+    # Indices that may be negative keep loops from being vectorised, and slices count references.
+    first, last, start, stop = box.top, n - 1, np.uint64(box.left), np.uint64(width)
     for pair in range(0, height, 2):  # two rows and four terms at a time, to load and store less
         i = min(pair, height - 2)
-        u, v, top, bottom = first + i, first + i + 1, out[i], out[i + 1]
-        for j in range(width):
-            top[j] = bottom[j] = 0.0
-        for p in range(n % 4):
-            # Slices, as indices that may be negative keep the loop from being vectorised.
-            u0, v0, b0 = a[p, u], a[p, v], b[p, left:right]
-            for j in range(width):
-                top[j] += u0 * b0[j]
-                bottom[j] += v0 * b0[j]
-        for p in range(n % 4, n, 4):
-            u0, u1, u2, u3 = a[p, u], a[p + 1, u], a[p + 2, u], a[p + 3, u]
-            v0, v1, v2, v3 = a[p, v], a[p + 1, v], a[p + 2, v], a[p + 3, v]
-            b0, b1 = b[p, left:right], b[p + 1, left:right]
-            b2, b3 = b[p + 2, left:right], b[p + 3, left:right]
-            for j in range(width):
-                top[j] += (u0 * b0[j] + u1 * b1[j]) + (u2 * b2[j] + u3 * b3[j])
-                bottom[j] += (v0 * b0[j] + v1 * b1[j]) + (v2 * b2[j] + v3 * b3[j])
+        u, v, top, bottom = first + i, first + i + 1, np.uint64(i), np.uint64(i + 1)
+        for term in range(0, n, 4):
+            p, q = np.uint64(term), np.uint64(min(term + 1, last))
+            r, s = np.uint64(min(term + 2, last)), np.uint64(min(term + 3, last))
+            # Beyond the last term there are zeros of it.
+            f = 1.0 if term < last else 0.0
+            g = 1.0 if term + 1 < last else 0.0
+            h = 1.0 if term + 2 < last else 0.0
+            u0, u1, u2, u3 = a[p, u], f * a[q, u], g * a[r, u], h * a[s, u]
+            v0, v1, v2, v3 = a[p, v], f * a[q, v], g * a[r, v], h * a[s, v]
+            if term == 0:
+                for j in range(stop):
+                    b0, b1, b2, b3 = (
+                        b[p, start + j],
+                        b[q, start + j],
+                        b[r, start + j],
+                        b[s, start + j],
+                    )
+                    out[top, j] = (u0 * b0 + u1 * b1) + (u2 * b2 + u3 * b3)
+                    out[bottom, j] = (v0 * b0 + v1 * b1) + (v2 * b2 + v3 * b3)
+            else:
+                for j in range(stop):
+                    b0, b1, b2, b3 = (
+                        b[p, start + j],
+                        b[q, start + j],
+                        b[r, start + j],
+                        b[s, start + j],
+                    )
+                    out[top, j] += (u0 * b0 + u1 * b1) + (u2 * b2 + u3 * b3)
+                    out[bottom, j] += (v0 * b0 + v1 * b1) + (v2 * b2 + v3 * b3)
 
 
-@numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})
-def sum_rows(factors: FloatArray, rows: FloatArray, left: int, out: FloatArray) -> None:
-    """``out = sum_p factors_p rows_p``, of the rows from column `left` on."""
-    n, right = factors.size, left + out.size
+@leaf(fastmath={"reassoc", "contract"})
+def sum_rows(a: FloatArray, b: FloatArray, box: Box, out: FloatArray) -> None:
+    """The first row of the box of ``a^T b``: a sum of rows of `b`, from column ``left`` on."""
+    i, last = np.uint64(box.top), len(a) - 1
+    start, stop = np.uint64(box.left), np.uint64(box.right - box.left)
     out[:] = 0.0
-    for p in range(n % 4):
-        f, a = factors[p], rows[p, left:right]
-        for j in range(out.size):
-            out[j] += f * a[j]
-    for p in range(n % 4, n, 4):  # four at a time, to load and store less
-        f, g, h, k = factors[p], factors[p + 1], factors[p + 2], factors[p + 3]
-        a, b = rows[p, left:right], rows[p + 1, left:right]
-        c, d = rows[p + 2, left:right], rows[p + 3, left:right]
-        for j in range(out.size):
-            out[j] += (f * a[j] + g * b[j]) + (h * c[j] + k * d[j])
+    for term in range(0, len(a), 4):  # four at a time, to load and store less
+        p, q = np.uint64(term), np.uint64(min(term + 1, last))
+        r, s = np.uint64(min(term + 2, last)), np.uint64(min(term + 3, last))
+        u0 = a[p, i]
+        u1 = a[q, i] if term < last else 0.0
+        u2 = a[r, i] if term + 1 < last else 0.0
+        u3 = a[s, i] if term + 2 < last else 0.0
+        for j in range(stop):
+            b0, b1 = b[p, start + j], b[q, start + j]
+            b2, b3 = b[r, start + j], b[s, start + j]
+            out[j] += (u0 * b0 + u1 * b1) + (u2 * b2 + u3 * b3)
 
 
-@numba.njit(cache=True, nogil=True, fastmath={"nnan", "nsz", "reassoc"})
+@leaf(fastmath={"nnan", "nsz", "reassoc"})
 def extremes(a: FloatArray) -> tuple[float, float]:
     """Smallest and largest entry of a vector."""
     least, most = np.inf, -np.inf
@@ -326,7 +376,7 @@ def extremes(a: FloatArray) -> tuple[float, float]:
     return least, most
 
 
-@numba.njit(cache=True, nogil=True)
+@leaf()
 def forward(a_y: FloatArray, a_x: FloatArray, x: FloatArray, out: FloatArray) -> None:
     """``A x`` (p, q) of flat coefficients of which most are zero."""
     for p in range(out.shape[0]):

@@ -38,9 +38,13 @@ def cholesky(gram: FloatArray, k: int, lower: FloatArray) -> int:
 @numba.njit(cache=True, nogil=True)
 def cholesky_append(gram: FloatArray, i: int, lower: FloatArray) -> bool:
     """Row i of the factor, rows 0 to i - 1 being there; False if it depends on them."""
+    pivot = gram[i, i]
     for j in range(i):
-        lower[i, j] = (gram[i, j] - inner(lower[i, :j], lower[j, :j])) / lower[j, j]
-    pivot = gram[i, i] - inner(lower[i, :i], lower[i, :i])
+        s = 0.0  # not by `inner`: slices count references, which costs more than short sums
+        for n in range(j):
+            s += lower[i, n] * lower[j, n]
+        lower[i, j] = (gram[i, j] - s) / lower[j, j]
+        pivot -= lower[i, j] * lower[i, j]
     if pivot <= _DEPENDENT * gram[i, i]:
         return False
     lower[i, i] = np.sqrt(pivot)
@@ -54,7 +58,7 @@ def cholesky_drop(lower: FloatArray, k: int, position: int) -> None:
         for j in range(i + 2):
             lower[i, j] = lower[i + 1, j]
     for j in range(position, k - 1):
-        length = np.hypot(lower[j, j], lower[j, j + 1])
+        length = np.sqrt(lower[j, j] ** 2 + lower[j, j + 1] ** 2)
         c, s = lower[j, j] / length, lower[j, j + 1] / length
         lower[j, j] = length
         for i in range(j + 1, k - 1):
@@ -66,7 +70,11 @@ def cholesky_drop(lower: FloatArray, k: int, position: int) -> None:
 def cholesky_solve(lower: FloatArray, k: int, rhs: FloatArray, out: FloatArray) -> None:
     """Solve ``L L^T out = rhs`` for the leading k unknowns."""
     for i in range(k):
-        out[i] = (rhs[i] - inner(lower[i, :i], out[:i])) / lower[i, i]
+        s = rhs[i]
+        for n in range(i):
+            s -= lower[i, n] * out[n]
+        out[i] = s / lower[i, i]
     for i in range(k - 1, -1, -1):
         out[i] /= lower[i, i]
-        add(-out[i], lower[i, :i], out[:i])
+        for n in range(i):
+            out[n] -= out[i] * lower[i, n]

@@ -1,16 +1,43 @@
-"""Agglomerative merging of point masses."""
+"""Cells that shine in a stack of maps, and the agglomerative merging of point masses."""
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 
+from csunmix._kernels.jit import kernel, leaf
 from csunmix._validation import FloatArray, IntArray
 
 _TIE = 1e-9  # squared distances this close, relatively, count as equal
 
 
-@numba.njit(cache=True, nogil=True)
+@leaf()
+def count_cells(maps: FloatArray, least: float, count: IntArray) -> bool:
+    """Cells of at least `least` in each of the maps (n, cells); False if any is not finite."""
+    finite = True
+    for b in range(len(maps)):
+        n, bad = 0, 0
+        for cell in range(np.uint64(maps.shape[1])):
+            value = maps[np.uint64(b), cell]
+            n += value >= least
+            bad += not abs(value) < np.inf
+        count[b] = n
+        finite &= bad == 0
+    return finite
+
+
+@leaf()
+def list_cells(maps: FloatArray, least: float, starts: IntArray, cells: IntArray) -> None:
+    """Write the cells of at least `least`, those of map b from ``starts[b]`` on."""
+    for b in range(len(maps)):
+        k, cell = starts[b], 0
+        while k < starts[b + 1]:
+            if maps[b, cell] >= least:
+                cells[k] = cell
+                k += 1
+            cell += 1
+
+
+@kernel()
 def merge_closest(mass: FloatArray, starts: IntArray, radius: float) -> None:
     """Merge the closest pair of each group until none is within `radius`.
 
@@ -44,7 +71,7 @@ def merge_closest(mass: FloatArray, starts: IntArray, radius: float) -> None:
                         partner[m], gap2[m] = a, new2
 
 
-@numba.njit(cache=True, nogil=True)
+@leaf()
 def _find_partner(
     mass: FloatArray, m: int, first: int, last: int, reach2: float
 ) -> tuple[int, float]:
@@ -59,7 +86,7 @@ def _find_partner(
     return partner, gap2
 
 
-@numba.njit(cache=True, nogil=True)
+@leaf()
 def _sooner(mass: FloatArray, m: int, n: int, new2: float, partner: int, gap2: float) -> bool:
     """Whether row m merges with row n before its partner."""
     if partner < 0 or abs(new2 - gap2) > _TIE * max(new2, gap2):
@@ -68,7 +95,7 @@ def _sooner(mass: FloatArray, m: int, n: int, new2: float, partner: int, gap2: f
     return new < old or (new == old and n < partner)
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel()
 def _soonest(mass: FloatArray, partner: IntArray, gap2: FloatArray, first: int, last: int) -> int:
     """Row that merges with its partner before all others do."""
     limit = gap2[first:last].min() * (1.0 + _TIE)
@@ -81,12 +108,12 @@ def _soonest(mass: FloatArray, partner: IntArray, gap2: FloatArray, first: int, 
     return soonest
 
 
-@numba.njit(cache=True, nogil=True)
+@leaf()
 def _distance2(mass: FloatArray, a: int, b: int) -> float:
     return float((mass[a, 0] - mass[b, 0]) ** 2 + (mass[a, 1] - mass[b, 1]) ** 2)
 
 
-@numba.njit(cache=True, nogil=True)
+@leaf()
 def _share(mass: FloatArray, a: int, b: int) -> float:
     """Share of the fainter of two."""
     return float(min(mass[a, 2], mass[b, 2]) / (mass[a, 2] + mass[b, 2]))

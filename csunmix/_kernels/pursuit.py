@@ -8,31 +8,35 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numba
 import numpy as np
 
 from csunmix._kernels.atoms import (
+    Box,
     Chosen,
     View,
     append,
     correlate,
     drop,
     extremes,
-    forward,
+    long_inner,
+    look,
+    multiply,
     new_chosen,
     new_view,
     residual,
     sum_rows,
     update_equations,
     write_atom,
-    write_coefficients,
+    write_rays,
 )
-from csunmix._kernels.linalg import add, cholesky, cholesky_solve, inner
+from csunmix._kernels.jit import kernel, leaf
+from csunmix._kernels.linalg import add, cholesky_append, cholesky_solve, inner
 from csunmix._validation import FloatArray, IntArray
 
 _MAX_SWEEPS = 50  # of local optimisation over all chosen atoms
 _MAX_ROUNDS = 500  # of coordinate descent in the box
 _UNSEEN = 1e-12  # energy of an atom not worth taking, relative to the largest
+_BLOCK = 64  # atoms, so that the largest gain is found without branches
 _BETTER = 1.0 + 1e-9  # a move must gain more than rounding
 
 
@@ -47,7 +51,32 @@ class Rules(NamedTuple):
     refitted: bool  # count what the other atoms gain by refitting when an atom is taken
 
 
-@numba.njit(cache=True, nogil=True)
+class _Room(NamedTuple):
+    """Scratch that serves one image after the other; maps are flat."""
+
+    image: FloatArray  # inner products of all atoms with the image
+    fit: FloatArray  # with what the chosen atoms explain of it
+    free: FloatArray  # energies of the atoms, without what the chosen ones span
+    inverse: FloatArray  # of these; 0 for an atom that is not worth taking
+    gain: FloatArray
+    largest: FloatArray  # of the gains in each block of `_BLOCK` atoms
+    rays: FloatArray  # of each chosen atom, see `write_rays`
+    along_y: FloatArray  # rays along y times factors
+    ray_of: IntArray  # the atom of each ray
+    spanned: IntArray  # atoms that `free` is without
+    share: FloatArray
+    r: FloatArray
+
+
+class Picks(NamedTuple):
+    """Atoms and coefficients of each image, from 0 to before `number`."""
+
+    number: IntArray  # (b,)
+    atoms: IntArray  # (b, n)
+    x: FloatArray
+
+
+@kernel()
 def orthogonal_matching_pursuit(
     a_y: FloatArray,
     a_x: FloatArray,
@@ -57,55 +86,53 @@ def orthogonal_matching_pursuit(
     n_nonzero: int,
     residual_tol: float,
     rules: Rules,
-    x: FloatArray,
+    picks: Picks,
     n_iter: IntArray,
+    energy: FloatArray,
 ) -> None:
-    """Pursue each image; `x` (b, k l) holds the start and then the answer.
+    """Pursue each image; `picks` holds the start, has room for the answer, and becomes it.
 
-    `energies` (b or 1, k l) are the squared norms of the weighted atoms.
+    `energies` (b or 1, k l) are the squared norms of the weighted atoms; `energy` (b,) becomes
+    the squared norm of the weighted residual.
     """
-    n_pixels, n_atoms = y[0].size, x.shape[1]
-    most = min(n_nonzero, n_pixels, n_atoms)
-    chosen = new_chosen(most + 1, n_pixels)
-    number = chosen.number
-    r, g, free = np.empty(n_pixels), np.empty(n_atoms), np.empty(n_atoms)
-    spanned, share = np.empty(most, np.int64), np.empty(most)
+    n_pixels, most = y[0].size, min(n_nonzero, picks.atoms.shape[1], y[0].size)
+    view, chosen = new_view(a_y, a_x, y[0], weights[0]), new_chosen(most + 1, n_pixels)
+    number, room = chosen.number, _new_room(a_y, a_x, most, n_pixels)
     for b in range(len(y)):
-        view = new_view(a_y, a_x, y[b], weights[b])
-        number[0], spanned[:] = 0, -1
-        free[:] = energies[min(b, len(energies) - 1)]
-        for atom in range(n_atoms):
-            if x[b, atom] != 0.0 and number[0] < most:
-                append(view, chosen, atom, x[b, atom], 0.0)
-        before, least = -1, np.inf
+        view = look(view, y[b], weights[b])
+        own = energies[min(b, len(energies) - 1)]
+        if b == 0 or rules.refitted or len(energies) > 1:
+            _renew(own, room)
+        correlate(view, view.target, room.image)
+        number[0] = 0
+        for m in range(min(picks.number[b], most)):
+            append(view, chosen, picks.atoms[b, m], picks.x[b, m], 0.0)
+        before, energy[b] = -1, np.inf
         while True:
-            _fit(rules, chosen)
+            _fit(rules, chosen, max(before, 0))
             if rules.reach > 0.0:
                 _improve(view, rules, chosen)
-            residual(view, chosen, r)
-            energy = inner(r, r)
-            if energy < least:
-                least = energy
-                x[b] = 0.0
-                write_coefficients(chosen, x[b])
+            residual(view, chosen, room.r)
+            left, k = long_inner(room.r, room.r), number[0]
+            if left < energy[b]:
+                energy[b] = left
+                _keep(chosen, picks, b)
             # An atom that found no place ends the pursuit too.
-            if number[0] == most or number[0] <= before or energy <= residual_tol * residual_tol:
+            if k == most or k <= before or left <= residual_tol * residual_tol:
                 break
-            before = number[0]
-            if rules.refitted and not _project_out(view, chosen, spanned, share, r, g, free):
-                free[:] = energies[min(b, len(energies) - 1)]
-                _project_out(view, chosen, spanned, share, r, g, free)
-            if rules.refitted:  # which was scratch
-                residual(view, chosen, r)
-            correlate(view, r, g)
-            best, value = _select(rules, g, free, chosen)
+            before = k
+            if rules.refitted and not _project_out(view, chosen, room):
+                _renew(own, room)
+                _project_out(view, chosen, room)
+            _write_products(view, chosen, chosen.x[:k], room)
+            best, value = _select(rules, room, chosen)
             if best < 0:
                 break
             append(view, chosen, best, value, 0.0)
             n_iter[b] += 1
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel()
 def matching_pursuit(
     a_y: FloatArray,
     a_x: FloatArray,
@@ -116,46 +143,123 @@ def matching_pursuit(
     residual_tol: float,
     max_iter: int,
     rules: Rules,
-    x: FloatArray,
+    picks: Picks,
     n_iter: IntArray,
+    energy: FloatArray,
 ) -> None:
-    """Pursue each image; `x` (b, k l) holds the start and then the answer.
+    """Pursue each image; `picks` holds the start, has room for the answer, and becomes it.
 
-    `energies` (b or 1, k l) are the squared norms of the weighted atoms.
+    `energies` (b or 1, k l) are the squared norms of the weighted atoms; `energy` (b,) becomes
+    the squared norm of the weighted residual.
     """
-    n_pixels, n_atoms = y[0].size, x.shape[1]
-    fitted = np.empty(y.shape[1:])
-    column, g = np.empty(n_pixels), np.empty(n_atoms)
-    none_chosen = new_chosen(0, 0)
+    n_pixels = y[0].size
+    view, room = new_view(a_y, a_x, y[0], weights[0]), _new_room(a_y, a_x, 0, n_pixels)
+    r, column, none = room.r, np.empty(n_pixels), new_chosen(0, 0)
     for b in range(len(y)):
-        forward(a_y, a_x, x[b], fitted)
-        view = new_view(a_y, a_x, y[b] - fitted, weights[b])
-        r = view.target
-        for _ in range(max_iter):
-            if inner(r, r) <= residual_tol * residual_tol:
+        view = look(view, y[b], weights[b])
+        if b == 0 or len(energies) > 1:
+            _renew(energies[b], room)
+        atoms, x = picks.atoms[b], picks.x[b]
+        r[:], number = view.target, picks.number[b]
+        for m in range(number):
+            write_atom(view, atoms[m], column)
+            add(-x[m], column, r)
+        for step in range(max_iter + 1):
+            energy[b] = long_inner(r, r)
+            if step == max_iter or energy[b] <= residual_tol * residual_tol:
                 break
-            correlate(view, r, g)
-            n_used = 0
-            for atom in range(n_atoms):
-                n_used += x[b, atom] != 0.0
-            for atom in range(n_atoms):
-                if n_used >= n_nonzero and x[b, atom] == 0.0:
-                    g[atom] = 0.0
-            best, value = _select(rules, g, energies[min(b, len(energies) - 1)], none_chosen)
+            correlate(view, r, room.image)
+            if number < min(n_nonzero, atoms.size):
+                best, value = _select(rules, room, none)
+            else:
+                best, value = _select_again(rules, room, atoms)
             if best < 0:
                 break
             write_atom(view, best, column)
             add(-value, column, r)
-            x[b, best] += value
+            m = 0
+            while m < number and atoms[m] != best:
+                m += 1
+            if m == number:
+                atoms[m], x[m], number = best, 0.0, number + 1
+            x[m] += value
             n_iter[b] += 1
+        picks.number[b] = number
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel()
+def _new_room(a_y: FloatArray, a_x: FloatArray, most: int, n_pixels: int) -> _Room:
+    """Room for `most` chosen atoms."""
+    height, width = a_y.shape[1], a_x.shape[1]
+    if width == 1:  # a dense dictionary's map is one row
+        height, width = 1, height
+    maps = np.zeros((5, height * width))
+    return _Room(
+        maps[0],
+        maps[1],
+        maps[2],
+        maps[3],
+        maps[4],
+        np.empty(height * width // _BLOCK + 1),
+        np.empty((most, height + width)),
+        np.empty((most, height)),
+        np.full(most, -1),
+        np.full(most, -1),
+        np.empty(most),
+        np.empty(n_pixels),
+    )
+
+
+@leaf()
+def _keep(chosen: Chosen, picks: Picks, b: int) -> None:
+    """Write down what is chosen for an image."""
+    picks.number[b] = chosen.number[0]
+    for m in range(chosen.number[0]):
+        picks.atoms[b, m], picks.x[b, m] = chosen.atoms[m], chosen.x[m]
+
+
+@leaf()
+def _renew(energies: FloatArray, room: _Room) -> None:
+    """Begin with the energies of all atoms, none spanned."""
+    room.spanned[:] = -1
+    _invert(energies, _UNSEEN * extremes(energies)[1], room.free, room.inverse)
+
+
+@leaf(error_model="numpy")
+def _invert(energies: FloatArray, floor: float, copy: FloatArray, inverse: FloatArray) -> None:
+    """Copy energies, and invert those above `floor`; 0 for others."""
+    for atom in range(energies.size):
+        seen = energies[atom] > floor
+        new = 1.0 / (energies[atom] if seen else 1.0)
+        copy[atom], inverse[atom] = energies[atom], new if seen else 0.0
+
+
+@leaf()
+def _write_products(view: View, chosen: Chosen, factors: FloatArray, room: _Room) -> None:
+    """Inner products of all atoms with the sum of the first chosen ones, times `factors`."""
+    k, out, even = factors.size, room.fit, view.even
+    if np.isnan(even):
+        sum_rows(factors.reshape(k, 1), chosen.columns[:k], Box(0, 1, 0, room.r.size), room.r)
+        correlate(view, room.r, out)
+        return
+    rays, along_y, ray_of, atoms = room.rays, room.along_y, room.ray_of, chosen.atoms
+    height = along_y.shape[1]
+    for m in range(k):
+        if ray_of[m] != atoms[m]:
+            ray_of[m] = atoms[m]
+            write_rays(view, atoms[m], rays[m])
+        for i in range(height):
+            along_y[m, i] = even * factors[m] * rays[m, i]
+    box = Box(0, height, height, rays.shape[1])
+    multiply(along_y[:k], rays[:k], box, out.reshape(height, out.size // height))
+
+
+@leaf()
 def _clip(value: float, low: float, high: float) -> float:
     return min(max(value, low), high)
 
 
-@numba.njit(cache=True, nogil=True)
+@leaf()
 def _best_value(rules: Rules, g: float, energy: float) -> tuple[float, float]:
     """Coefficient in the box that gains most, and its gain ``v g - v^2 energy / 2``."""
     if energy <= 0.0:  # an atom that no pixel sees
@@ -164,25 +268,16 @@ def _best_value(rules: Rules, g: float, energy: float) -> tuple[float, float]:
     return v, v * g - 0.5 * v * v * energy
 
 
-@numba.njit(cache=True, nogil=True)
-def _project_out(
-    view: View,
-    chosen: Chosen,
-    spanned: IntArray,
-    share: FloatArray,
-    q: FloatArray,
-    g: FloatArray,
-    free: FloatArray,
-) -> bool:
-    """Take from the energies `free` of all atoms what the chosen ones span.
+@leaf()
+def _project_out(view: View, chosen: Chosen, room: _Room) -> bool:
+    """Take from the energies of all atoms what the chosen ones span.
 
-    `free` is without the atoms `spanned` already. False if an atom of those has gone: `free` must
-    start anew, and nothing is spanned any more. The factor `chosen.lower` must be theirs.
+    They are without the atoms `room.spanned` already. False if an atom of those has gone: the
+    energies must start anew. The factor `chosen.lower` must be the chosen atoms'.
     """
-    k, lower = chosen.number[0], chosen.lower
+    k, lower, spanned, share = chosen.number[0], chosen.lower, room.spanned, room.share
     for m in range(spanned.size):
         if spanned[m] >= 0 and (m >= k or chosen.atoms[m] != spanned[m]):
-            spanned[:] = -1
             return False
     for m in range(k):
         if spanned[m] >= 0:
@@ -193,45 +288,86 @@ def _project_out(
             for i in range(n + 1, m + 1):
                 s -= share[i] * lower[i, n]
             share[n] = s / lower[n, n]
-        sum_rows(share[: m + 1], chosen.columns, 0, q)
         spanned[m] = chosen.atoms[m]
-        correlate(view, q, g)
-        for atom in range(free.size):
-            free[atom] -= g[atom] * g[atom]
+        _write_products(view, chosen, share[: m + 1], room)
+        _take_squares(room.fit, room.free, room.inverse)
     return True
 
 
-@numba.njit(cache=True, nogil=True)
-def _select(rules: Rules, g: FloatArray, energies: FloatArray, chosen: Chosen) -> tuple[int, float]:
+@leaf(error_model="numpy", fastmath={"contract"})
+def _take_squares(products: FloatArray, free: FloatArray, inverse: FloatArray) -> None:
+    """Lessen energies by the squares of products; an atom of which nothing is left is done with."""
+    for atom in range(free.size):
+        left = free[atom] - products[atom] * products[atom]
+        seen = (left > _UNSEEN * free[atom]) & (inverse[atom] > 0.0)
+        new = 1.0 / (left if seen else 1.0)
+        free[atom], inverse[atom] = left, new if seen else 0.0
+
+
+@leaf()
+def _select(rules: Rules, room: _Room, chosen: Chosen) -> tuple[int, float]:
     """Atom that gains most outside the bands of those chosen, and its coefficient; -1 if none."""
-    k, gain = chosen.number[0], np.empty(g.size)
-    _gains(rules.low, rules.high, g, energies, gain)
+    k, gain, largest = chosen.number[0], room.gain, room.largest
+    image, fit, inverse = room.image, room.fit, room.inverse
+    _write_gains(rules.low, rules.high, image, fit, room.free, inverse, gain)
+    for block in range(largest.size):
+        largest[block] = _largest_in(gain, block)
     while True:
-        most = extremes(gain)[1]
-        if most == -np.inf:
+        block = 0
+        for other in range(largest.size):
+            block = other if largest[other] > largest[block] else block
+        if largest[block] == -np.inf:
             return -1, 0.0
-        best = 0
-        while gain[best] < most:
-            best += 1
-        if not _near(rules, best, chosen, k, k):
-            return best, _clip(g[best] / energies[best], rules.low, rules.high)
-        gain[best] = -np.inf
+        atom = block * _BLOCK
+        while gain[atom] < largest[block]:
+            atom += 1
+        if not _near(rules, atom, chosen, k, k):
+            value = (image[atom] - fit[atom]) * inverse[atom]
+            return atom, _clip(value, rules.low, rules.high)
+        gain[atom] = -np.inf
+        largest[block] = _largest_in(gain, block)
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
-def _gains(low: float, high: float, g: FloatArray, energies: FloatArray, out: FloatArray) -> None:
+@leaf()
+def _largest_in(gain: FloatArray, block: int) -> float:
+    """Largest gain of a block."""
+    first = block * _BLOCK
+    return extremes(gain[first : min(first + _BLOCK, gain.size)])[1]
+
+
+@leaf(fastmath={"contract"})
+def _write_gains(
+    low: float,
+    high: float,
+    image: FloatArray,
+    fit: FloatArray,
+    free: FloatArray,
+    inverse: FloatArray,
+    out: FloatArray,
+) -> None:
     """Gain of each atom as by `_best_value`, without branches; -inf where there is none."""
-    floor = max(0.0, _UNSEEN * extremes(energies)[1])
-    for atom in range(g.size):
-        seen = energies[atom] > floor
-        v = g[atom] / (energies[atom] if seen else 1.0)
+    for atom in range(out.size):
+        g = image[atom] - fit[atom]
+        v = g * inverse[atom]
         v = low if v < low else v
         v = high if v > high else v
-        gain = v * g[atom] - 0.5 * v * v * energies[atom]
-        out[atom] = gain if seen and v != 0.0 else -np.inf
+        gain = v * (g - 0.5 * v * free[atom])
+        out[atom] = gain if (inverse[atom] > 0.0) & (v != 0.0) else -np.inf
 
 
-@numba.njit(cache=True, nogil=True)
+@leaf()
+def _select_again(rules: Rules, room: _Room, atoms: IntArray) -> tuple[int, float]:
+    """Of these atoms the one that gains most, and its coefficient; -1 if none."""
+    best, value, most = -1, 0.0, 0.0
+    g, free = room.image, room.free
+    for atom in atoms:
+        v, gain = _best_value(rules, g[atom], free[atom])
+        if gain > most and v != 0.0:
+            best, value, most = atom, v, gain
+    return best, value
+
+
+@leaf()
 def _near(rules: Rules, atom: int, chosen: Chosen, skip: int, skip_too: int) -> bool:
     """Whether the atom is one of those chosen, or too close to one; two positions are left out."""
     for m in range(chosen.number[0]):
@@ -240,30 +376,31 @@ def _near(rules: Rules, atom: int, chosen: Chosen, skip: int, skip_too: int) -> 
     return False
 
 
-@numba.njit(cache=True, nogil=True)
+@leaf()
 def _clash(rules: Rules, first: int, second: int) -> bool:
     """Whether two atoms are the same or too close to each other."""
     distance2 = _distance2(rules, first, second)
     return distance2 == 0 or distance2 < rules.exclusion * rules.exclusion
 
 
-@numba.njit(cache=True, nogil=True)
+@leaf()
 def _distance2(rules: Rules, first: int, second: int) -> int:
     di = first // rules.width - second // rules.width
     dj = first % rules.width - second % rules.width
     return di * di + dj * dj
 
 
-@numba.njit(cache=True, nogil=True)
-def _fit(rules: Rules, chosen: Chosen) -> None:
-    """Least squares on the chosen atoms, in the box.
+@leaf()
+def _fit(rules: Rules, chosen: Chosen, sound: int) -> None:
+    """Least squares on the chosen atoms, in the box; the first `sound` are in the factor already.
 
     Dependent atoms are dropped, and with ``low = 0`` those that the fit turns negative.
     """
     x = chosen.x
     while chosen.number[0] > 0:
         k = chosen.number[0]
-        sound = cholesky(chosen.gram, k, chosen.lower)
+        while sound < k and cholesky_append(chosen.gram, sound, chosen.lower):
+            sound += 1
         if sound < k:
             drop(chosen, sound)
             continue
@@ -278,9 +415,10 @@ def _fit(rules: Rules, chosen: Chosen) -> None:
         if x[worst] > rules.low:
             return
         drop(chosen, worst)
+        sound = worst
 
 
-@numba.njit(cache=True, nogil=True)
+@leaf()
 def _descend(rules: Rules, chosen: Chosen) -> None:
     """Least squares in the box by coordinate descent."""
     k, x, gram = chosen.number[0], chosen.x, chosen.gram
@@ -298,7 +436,7 @@ def _descend(rules: Rules, chosen: Chosen) -> None:
             return
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel()
 def _improve(view: View, rules: Rules, chosen: Chosen) -> None:
     """Move atoms to better cells, one by one and then in pairs, until all stay."""
     r, scratch = np.empty(view.target.size), np.empty((18, view.target.size))
@@ -315,10 +453,10 @@ def _improve(view: View, rules: Rules, chosen: Chosen) -> None:
             break
         for m in range(chosen.number[0]):
             update_equations(view, chosen, m)
-        _fit(rules, chosen)
+        _fit(rules, chosen, min(0, chosen.number[0]))  # a literal would compile it once more
 
 
-@numba.njit(cache=True, nogil=True)
+@leaf()
 def _move_one(
     view: View, rules: Rules, chosen: Chosen, m: int, r: FloatArray, column: FloatArray
 ) -> bool:
@@ -347,7 +485,7 @@ def _move_one(
     return bool(best != here)
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel()
 def _move_two(
     view: View,
     rules: Rules,
@@ -404,13 +542,13 @@ def _move_two(
     return best_c != 4 or best_d != 13
 
 
-@numba.njit(cache=True, nogil=True)
+@leaf()
 def _worth_moving(gain: float) -> float:
     """Gain that a move must exceed, given the gain without it."""
     return max(gain * _BETTER, gain / _BETTER)
 
 
-@numba.njit(cache=True, nogil=True)
+@leaf()
 def _neighbour(view: View, rules: Rules, atom: int, which: int) -> int:
     """One of the 3 x 3 cells around an atom; -1 outside the map."""
     i, j = atom // rules.width + which // 3 - 1, atom % rules.width + which % 3 - 1
@@ -420,7 +558,7 @@ def _neighbour(view: View, rules: Rules, atom: int, which: int) -> int:
     return i * rules.width + j
 
 
-@numba.njit(cache=True, nogil=True)
+@leaf()
 def _best_pair(
     rules: Rules, g: float, h: float, energy_g: float, energy_h: float, cross: float
 ) -> tuple[float, float, float]:

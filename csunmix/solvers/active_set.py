@@ -57,8 +57,7 @@ class ActiveSet(L1Solver):
         from csunmix._kernels.active_set import active_set
 
         n, shape = len(problem), problem.batch_shape
-        # Maps are large: they are solved in place unless the caller's own memory is the start.
-        x = problem.start if problem.start.flags.owndata else problem.start.copy()
+        x = problem.start()
         n_iter, optimal = np.zeros(n, np.int64), np.zeros(n, bool)
         price, (objective, gap, residual_norm) = _first_price(problem), np.empty((3, n))
         # One atom at a time where somebody watches, else all the way.
@@ -75,6 +74,7 @@ class ActiveSet(L1Solver):
                 stride,
                 float(self.tol),
                 price,
+                problem.x0 is None and done == 0,
                 x.reshape(n, -1),
                 n_iter,
                 optimal,

@@ -149,7 +149,7 @@ class Problem:
     censored: BoolArray
     lam: FloatArray
     positive: bool
-    start: FloatArray  # coefficients to start from
+    x0: FloatArray | None  # coefficients to start from, None for zeros
     batch_shape: tuple[int, ...]
     map_shape: tuple[int, int]
     dtype: np.dtype[Any]  # of the images, and of the answer
@@ -175,8 +175,8 @@ class Problem:
         c = np.asarray(False if censored is None else censored)
         if c.dtype != np.bool_:
             raise TypeError(f"censored must be an array of bool, got dtype {c.dtype}")
-        x = as_finite(0.0 if x0 is None else x0, "x0")
-        if positive and (x < 0).any():
+        x = None if x0 is None else as_finite(x0, "x0")
+        if positive and x is not None and (x < 0).any():
             raise ValueError(f"x0 must not be negative where x >= 0 is asked, got {x.min():g}")
 
         batch_shape, map_shape = y.shape[:-2], dictionary.map_shape
@@ -198,7 +198,7 @@ class Problem:
             censored=lay(c, "censored", dictionary.image_shape, pixels),
             lam=np.broadcast_to(_resolve_lam(lam, dictionary, y), len(stack)).astype(np.float64),
             positive=positive,
-            start=lay(x, "x0", map_shape, cells),
+            x0=None if x is None else lay(x, "x0", map_shape, cells),
             batch_shape=batch_shape,
             map_shape=map_shape,
             dtype=y.dtype,
@@ -215,25 +215,39 @@ class Problem:
             weights=self.weights[index],
             censored=self.censored[index],
             lam=self.lam[index],
-            start=self.start[index],
+            x0=None if self.x0 is None else self.x0[index],
             batch_shape=(len(self.y[index]),),
         )
 
     def astype(self, dtype: npt.DTypeLike) -> Problem:
         """The same problem in another precision."""
-        names = ("y", "weights", "lam", "start")
+        names = ("y", "weights", "lam")
         arrays = {name: getattr(self, name).astype(dtype, copy=False) for name in names}
         return replace(self, **arrays)
 
     @property
+    def cells(self) -> tuple[int, int]:
+        """Shape of a map as it is laid out, (k, l)."""
+        return self.map_shape if self.dictionary.separable else (self.dictionary.shape[1], 1)
+
+    def start(self, dtype: npt.DTypeLike = np.float64) -> FloatArray:
+        """Coefficients to start from, (b, k, l), to be changed in place.
+
+        Zeros take no memory before they are written to.
+        """
+        if self.x0 is None:
+            return np.zeros((len(self), *self.cells), dtype)
+        return self.x0.astype(dtype)
+
+    @property
     def a_y(self) -> FloatArray:
-        """First factor of the dictionary, dense."""
-        return self.dictionary.factors[0]
+        """First factor of the dictionary, dense: a copy, as kernels compile for writable arrays."""
+        return self.dictionary.factors[0].copy()
 
     @property
     def a_x(self) -> FloatArray:
-        """Second factor of the dictionary, dense."""
-        return self.dictionary.factors[1]
+        """Second factor of the dictionary, dense: a copy too."""
+        return self.dictionary.factors[1].copy()
 
     @property
     def lipschitz(self) -> FloatArray:
@@ -248,7 +262,7 @@ class Problem:
     def adjoint(self, r: FloatArray) -> FloatArray:
         """``A^T r``, in double precision."""
         images = r.reshape(len(r), *self.dictionary.image_shape).astype(np.float64, copy=False)
-        return self.dictionary.adjoint_stack(images).reshape(len(r), *self.start.shape[1:])
+        return self.dictionary.adjoint_stack(images).reshape(len(r), *self.cells)
 
     def residual(self, x: FloatArray) -> FloatArray:
         """``y - A x``; not below 0 in censored pixels."""
@@ -516,7 +530,7 @@ def _posed(
     problem = Problem.make(
         dictionary, images, lam=lam, positive=False, weights=weights, censored=censored, x0=x
     )
-    return replace(problem, positive=positive), problem.start
+    return replace(problem, positive=positive), problem.start()
 
 
 def _broadcast(array: Array, shape: tuple[int, ...], name: str) -> Array:

@@ -136,7 +136,7 @@ class _State:
     @classmethod
     def start(cls, problem: Problem, solver: SplitBregman) -> _State:
         """State at the caller's start, or at zero."""
-        x = problem.start.copy()
+        x = problem.start()
         maps = x.reshape(-1, *problem.map_shape)
         u = problem.forward(x)
         copies = {"z": x, "u": u, "v": maps[:, :0], "s": maps[:, :0], "d": maps[:, None, :0]}

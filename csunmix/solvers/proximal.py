@@ -130,7 +130,7 @@ def _fixed_steps(
     greedy = accelerate and restart
     memory = np.full((len(problem), 2), np.inf if greedy else 1.0, problem.dtype)
     memory[:, 0] = (_GREEDY if greedy else 1.0) / _lipschitz(problem)
-    z = problem.start.astype(problem.dtype)
+    z = problem.start(problem.dtype)
     return _iterate(solver, problem, problem.dtype, monitor, advance, z, memory)
 
 
@@ -166,7 +166,7 @@ def _iterate(
     """
     # Steps are taken in the precision `dtype`, gaps in double.
     rounded = problem.astype(dtype)
-    x = rounded.start.copy()
+    x = problem.start(dtype)
     tol = np.maximum(solver.tol, problem.resolution(dtype))
     n_iter = np.zeros(len(problem), np.int64)
     objective, gap = problem.evaluate(x)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from csunmix._validation import FloatArray, as_bool, as_integer, as_number, as_range
+from csunmix._validation import FloatArray, IntArray, as_bool, as_integer, as_number, as_range
 from csunmix.solvers.base import Callback, Monitor, Problem, SolveResult
 
 if TYPE_CHECKING:
+    from csunmix._kernels.pursuit import Picks
     from csunmix.dictionary import Dictionary
 
 Selection = Literal["correlation", "residual"]
@@ -113,7 +115,7 @@ class MatchingPursuit(_Pursuit):
 
         energies = _energies(problem)
 
-        def pursue(x: FloatArray, n_iter: npt.NDArray[np.int64], limit: int) -> None:
+        def pursue(picks: Picks, n_iter: IntArray, energy: FloatArray, limit: int) -> None:
             matching_pursuit(
                 problem.a_y,
                 problem.a_x,
@@ -124,11 +126,12 @@ class MatchingPursuit(_Pursuit):
                 float(self.residual_tol),
                 limit,
                 rules,
-                x,
+                picks,
                 n_iter,
+                energy,
             )
 
-        return _greedy(problem, pursue, self.max_iter, self.residual_tol, monitor)
+        return _greedy(self, problem, pursue, self.max_iter, monitor)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,25 +215,24 @@ class OMP(_Pursuit):
             refitted=self.selection == "residual",
         )
 
-        n_start = int(np.count_nonzero(problem.start, axis=(1, 2)).max())
-
         energies = _energies(problem)
 
-        def pursue(x: FloatArray, n_iter: npt.NDArray[np.int64], limit: int) -> None:
+        def pursue(picks: Picks, n_iter: IntArray, energy: FloatArray, limit: int) -> None:
             orthogonal_matching_pursuit(
                 problem.a_y,
                 problem.a_x,
                 problem.y,
                 problem.weights,
                 energies,
-                min(n_start + limit, self.n_nonzero),  # the start is kept whole
+                self.n_nonzero,
                 float(self.residual_tol),
                 rules,
-                x,
+                picks,
                 n_iter,
+                energy,
             )
 
-        return _greedy(problem, pursue, self.n_nonzero, self.residual_tol, monitor)
+        return _greedy(self, problem, pursue, self.n_nonzero, monitor)
 
 
 def _energies(problem: Problem) -> FloatArray:
@@ -243,29 +245,29 @@ def _energies(problem: Problem) -> FloatArray:
 
 
 def _greedy(
+    solver: _Pursuit,
     problem: Problem,
-    pursue: Callable[[FloatArray, npt.NDArray[np.int64], int], None],
+    pursue: Callable[[Picks, IntArray, FloatArray, int], None],
     max_steps: int,
-    residual_tol: float,
     monitor: Monitor,
 ) -> SolveResult:
     """Run a pursuit from the start to `max_steps` steps, or to 1, 2, ... where somebody watches."""
-    x, shape = problem.start.copy(), problem.batch_shape
-    n_iter = np.zeros(len(problem), np.int64)
-    no_gap = np.full(len(problem), np.nan)
+    n, shape = len(problem), problem.batch_shape
+    n_iter, energy, no_gap = np.zeros(n, np.int64), np.empty(n), np.full(n, np.nan)
     stopped = False
     for limit in range(1 if monitor.watched else max_steps, max_steps + 1):
-        before = n_iter.sum()
-        x[:], n_iter[:] = problem.start, 0
-        pursue(x.reshape(len(x), -1), n_iter, limit)
-        energy = (problem.weights * problem.residual(x) ** 2).sum(axis=(1, 2))
+        before, n_iter[:] = n_iter.sum(), 0
+        picks = _first_picks(problem, limit, solver.n_nonzero)
+        pursue(picks, n_iter, energy, limit)
         stopped = monitor.report(limit, 0.5 * energy, no_gap)
         if stopped or n_iter.sum() == before:
             break
-    ended = (n_iter < limit) | (np.sqrt(energy) <= residual_tol)
+    ended = (n_iter < limit) | (np.sqrt(energy) <= solver.residual_tol)
     converged = ended | (not stopped or limit == max_steps)
     return SolveResult(
-        x=x.reshape(*shape, *problem.map_shape).astype(problem.dtype, copy=False),
+        x=_scatter(picks, (n, math.prod(problem.map_shape)), problem.dtype).reshape(
+            *shape, *problem.map_shape
+        ),
         n_iter=n_iter.reshape(shape),
         converged=converged.reshape(shape),
         gap=no_gap.reshape(shape),
@@ -273,3 +275,28 @@ def _greedy(
         residual_norm=np.sqrt(energy).reshape(shape),
         history=tuple(monitor.history),
     )
+
+
+def _first_picks(problem: Problem, limit: int, n_nonzero: int) -> Picks:
+    """The atoms of the start, with room for those of `limit` steps."""
+    from csunmix._kernels.pursuit import Picks
+
+    n = len(problem)
+    start = np.zeros((n, 0)) if problem.x0 is None else problem.x0.reshape(n, -1)
+    image, atom = np.nonzero(start)
+    number = np.bincount(image, minlength=n)
+    n_start = int(number.max(initial=0))
+    # The start is kept whole.
+    room = max(n_start, min(n_nonzero, n_start + limit, math.prod(problem.map_shape)))
+    picks = Picks(number, np.zeros((n, room), np.int64), np.zeros((n, room)))
+    place = np.arange(room) < number[:, None]
+    picks.atoms[place], picks.x[place] = atom, start[image, atom]
+    return picks
+
+
+def _scatter(picks: Picks, shape: tuple[int, int], dtype: np.dtype[Any]) -> FloatArray:
+    """Maps of the picked atoms."""
+    maps = np.zeros(shape, dtype)
+    image, m = np.nonzero(np.arange(picks.atoms.shape[1]) < picks.number[:, None])
+    maps[image, picks.atoms[image, m]] = picks.x[image, m]
+    return maps

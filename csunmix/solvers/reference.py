@@ -44,7 +44,7 @@ class CvxpyLasso(L1Solver):
 
     def _run(self, problem: Problem, monitor: Monitor) -> SolveResult:
         dense = np.kron(problem.a_y, problem.a_x)
-        x = np.zeros_like(problem.start)
+        x = np.zeros((len(problem), *problem.cells))
         n_iter = np.zeros(len(problem), np.int64)
         for b in range(len(problem)):
             x[b], n_iter[b] = self._solve_one(dense, problem.take(slice(b, b + 1)))
@@ -87,7 +87,7 @@ class CvxpyLasso(L1Solver):
                 tol_feas=self.tol,
                 max_iter=self.max_iter,
             )
-        value = np.asarray(x.value, dtype=np.float64).reshape(problem.start[0].shape)
+        value = np.asarray(x.value, dtype=np.float64).reshape(problem.cells)
         value[np.abs(value) < self.tol] = 0.0  # which an interior point never quite reaches
         if self.positive:
             value = np.maximum(value, 0.0)

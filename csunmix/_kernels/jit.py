@@ -1,0 +1,17 @@
+"""How kernels are compiled."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numba
+
+kernel = partial(numba.njit, cache=True, nogil=True)
+"""Compile a function, kept on disk for the next process, that lets other threads run."""
+
+leaf = partial(kernel, _nrt=False)
+"""Compile a function that neither makes arrays nor returns one.
+
+It need not count references to those it is given: with named tuples of them, numba would do so at
+every call, which costs more than what a short function has to do, and longer to compile.
+"""
