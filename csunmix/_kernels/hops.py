@@ -18,7 +18,7 @@ _ACCEPTANCE = 0.7
 _LEAP = (0.05, 0.2, 1.0)  # shortest, first and longest, standard deviations
 _OWN = 0.5  # share of the paths that have the mass of the mode that the chain started at
 _DRAWS = 100  # that a chain's start is the likeliest of
-_ADAPTING = 0.1  # share of a chain that adapts its leaps and is not kept
+_ADAPTING = 0.2  # share of a chain that adapts its leaps and is not kept
 
 
 @numba.njit(cache=True, nogil=True)

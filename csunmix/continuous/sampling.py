@@ -17,9 +17,6 @@ from csunmix.targets import Flag
 
 _HOPS = 4  # after every path
 _EXPECTED = 10.0  # changes of mode
-_PATIENCE = 1  # times that chains go on
-_SOLE = 0.9  # share of an optimum that is all but alone
-_AGREED = 1.1  # R-hat
 _KEEP = 0.25  # of the particles, effective after a stage
 _MAX_STAGES = 500
 _PARTICLE_CHAINS = 50
@@ -39,41 +36,19 @@ def hop(setting: Setting, best: Fit, n_chains: int, n_steps: int, seed: int) -> 
     """Chains that start at the optima of a fit and hop between them.
 
     Every optimum has a chain, and more if its share is larger; every chain takes `n_steps`
-    Hamiltonian paths, or four times as many where one optimum is all but alone and its
-    chains still disagree. Scenes weigh as `occupancy` says. Where the prior leaves no room around the
+    Hamiltonian paths. Scenes weigh as `occupancy` says. Where the prior leaves no room around the
     optima, the sample has no scenes and `Flag.NOT_CONVERGED`.
     """
     model = best.window.model(setting.optics, best.count)
     modes, share = best.modes
     chains = np.maximum(np.rint(n_chains * share), 1).astype(int)
-    starts = np.repeat(np.arange(len(share)), chains)
-    theta = wander(model, modes, starts, n_steps, _HOPS, seed)
+    theta = wander(model, modes, np.repeat(np.arange(len(share)), chains), n_steps, _HOPS, seed)
     if theta.size == 0:
         return Sample(theta, np.empty((0, 0)), int(Flag.NOT_CONVERGED))
-    for _ in range(_PATIENCE if share.max() > _SOLE else 0):
-        if disagreement(theta) < _AGREED:
-            break
-        n_steps *= 4
-        theta = wander(model, modes, starts, n_steps, _HOPS, seed)
     mode = _nearest_mode(modes, theta)
     count = np.bincount(mode.ravel(), minlength=len(share))
     weight = (occupancy(mode, share) / np.maximum(count, 1))[mode]
     return Sample(theta, weight / weight.sum(), 0)
-
-
-def disagreement(theta: FloatArray) -> float:
-    """Largest split R-hat ``sqrt(1 + B / W)`` of a target's place or flux over chains.
-
-    B is the variance between the means of half chains, W that within them (Gelman et al. 2013,
-    Bayesian Data Analysis, section 11.4).
-    """
-    n_chains, n, d = theta.shape
-    theta = theta[:, :: max(1, n_chains * n // _SUMMARISED), : 3 * (d // 3)]
-    half = theta.shape[1] // 2
-    scenes = relabel(theta[:, : 2 * half].reshape(-1, d // 3, 3))
-    scenes = scenes.reshape(2 * n_chains, half, d // 3, 3)
-    between, within = scenes.mean(axis=1).var(axis=0, ddof=1), scenes.var(axis=1, ddof=1)
-    return float(np.sqrt(1.0 + (between / within.mean(axis=0)).max()))
 
 
 def occupancy(mode: IntArray, share: FloatArray) -> FloatArray:
