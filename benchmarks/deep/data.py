@@ -110,6 +110,7 @@ class Stream:
 
     @property
     def counts(self) -> range:
+        """Numbers of targets, from the least to the largest."""
         low, high = self.setting.scene.count
         return range(low, high + 1)
 
@@ -186,7 +187,7 @@ def _turn(sets: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 @numba.njit(cache=True)
-def _draw(n, k, apart, seed):  # noqa: ANN001, ANN202
+def _draw(n, k, apart, seed):
     """Sets (n, k, 2) uniform in the cell given their distances: plain rejection."""
     np.random.seed(seed)  # noqa: NPY002
     sets = np.empty((n, k, 2))
@@ -200,7 +201,7 @@ def _draw(n, k, apart, seed):  # noqa: ANN001, ANN202
 
 
 @numba.njit(cache=True)
-def _move(sets, apart, seed):  # noqa: ANN001, ANN202
+def _move(sets, apart, seed):
     """Move single targets, far and near by turns; what leaves the cell or comes close stays."""
     np.random.seed(seed)  # noqa: NPY002
     n, k, _ = sets.shape
@@ -217,7 +218,7 @@ def _move(sets, apart, seed):  # noqa: ANN001, ANN202
 
 
 @numba.njit(cache=True)
-def _fits(points, k, but, y, x, apart):  # noqa: ANN001, ANN202
+def _fits(points, k, but, y, x, apart):
     """Whether a point keeps its distance to the first k points, but one."""
     for j in range(k):
         if j != but and (points[j, 0] - y) ** 2 + (points[j, 1] - x) ** 2 < apart**2:

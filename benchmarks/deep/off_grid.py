@@ -6,10 +6,6 @@ of the image and a damped Gauss-Newton step: a deep unfolding network, as DISTA-
 positions in place of a map. Stages are trained together, each on its own answer, without gradients
 between them.
 
-The eight symmetries of the pixel grid are used up before: every crop is turned so that its centre
-of light lies in one octant, and the answer is turned back. So the network needs to learn an eighth
-of the problem. This holds for round PSFs.
-
 Loss of a stage, targets brought into the order of the answers by the permutation of least squared
 distance: ``|d|`` of the positions (smooth below 0.05 px: between their mean and their geometric
 median), squared error of the fluxes, and the normal likelihood of the errors.
@@ -28,11 +24,14 @@ from torch.nn import functional
 from benchmarks.deep import data
 from benchmarks.deep.data import FLUX, FLUX_UNIT, HALF, MOST, SIDE
 from benchmarks.deep.matching import sort_like
+from benchmarks.deep.symmetry import Symmetry, octant, symmetry
 
 SHARES = (0.05, 0.09, 0.22, 0.31, 0.33)  # of counts in training: the many are harder
 _SMOOTH = 0.05  # px
 _DAMPING = 0.1  # px, and ranges of flux: the prior of a Gauss-Newton step
 _LEAST = -12.0  # log variance
+NEAR = 0.1  # px: a score is the chance that an answer is at least so near
+N_FEATURES = 3 * SIDE**2 + 6
 
 
 class Answer(NamedTuple):
@@ -40,14 +39,6 @@ class Answer(NamedTuple):
 
     mean: Tensor  # (n, MOST, 3)
     log_variance: Tensor  # (n, MOST, 3)
-
-
-class Turned(NamedTuple):
-    """Crops in the octant, and their targets."""
-
-    pixels: Tensor
-    seen: Tensor
-    targets: Tensor
 
 
 class Perceptron(nn.Module):
@@ -93,44 +84,51 @@ class OffGrid(nn.Module):
     ) -> None:
         super().__init__()
         self.setting = setting
-        n_in = 3 * SIDE**2 + 6
-        self.start = Perceptron(n_in, width, depth, MOST + MOST * MOST * 6)
-        more = MOST + SIDE**2 + 4 * 3 * MOST
+        self.start = Perceptron(N_FEATURES, width, depth, MOST + MOST * MOST * 6)
         self.refine = nn.ModuleList(
-            Perceptron(n_in + more, refine_width, refine_depth, 9 * MOST) for _ in range(n_refine)
+            Perceptron(self.n_told, refine_width, refine_depth, 9 * MOST) for _ in range(n_refine)
         )
 
     def forward(
         self, pixels: Tensor, seen: Tensor, count: Tensor | None = None
     ) -> tuple[Tensor, Tensor, list[Answer]]:
         """Count logits, the count taken (the likeliest where not told), answers of each stage."""
-        x = features(pixels, seen)
-        logits, rest = self.start(x).split([MOST, MOST * MOST * 6], dim=1)
+        logits, heads = self.start(features(pixels, seen)).split([MOST, MOST * MOST * 6], dim=1)
         if count is None:
             count = 1 + (logits - torch.tensor(self.shares).log()).argmax(dim=1)
-        mask = (torch.arange(MOST) < count[:, None]).float()[..., None]
-        heads = rest.view(-1, MOST, MOST, 6)
-        head = heads[torch.arange(len(x)), count - 1] * mask
+        mask = among(count)[..., None]
+        head = heads.view(-1, MOST, MOST, 6)[torch.arange(len(count)), count - 1] * mask
         answers = [Answer(head[..., :3], bounded(head[..., 3:]))]
-        one_hot = functional.one_hot(count - 1, MOST).float()
         for stage in self.refine:
             last = Answer(*(each.detach() for each in answers[-1]))
-            with torch.no_grad():
-                left, step, error = linearise(self.setting, pixels, seen, last.mean, mask)
-            told = [last.mean, last.log_variance * 0.2 * mask, squash(step / 0.03), error]
-            told = [each.flatten(1) for each in [*told, squash(left)]]
-            gate, move, spread = (
-                stage(torch.cat([x, one_hot, *told], dim=1)).view(-1, MOST, 9) * mask
-            ).split(3, dim=2)
+            told, step, error = self.look(pixels, seen, count, last)
+            gate, move, spread = (stage(told).view(-1, MOST, 9) * mask).split(3, dim=2)
             mean = last.mean + torch.sigmoid(gate) * step + 0.1 * move
             answers.append(Answer(mean * mask, bounded(2.0 * error + spread)))
         return logits, count, answers
 
+    @torch.no_grad()
+    def look(
+        self, pixels: Tensor, seen: Tensor, count: Tensor, last: Answer
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What a refining stage is told, the step that it may take, and log errors there."""
+        mask = among(count)[..., None]
+        left, step, error = linearise(self.setting, pixels, seen, last.mean, mask)
+        one_hot = functional.one_hot(count - 1, MOST).float()
+        more = [last.mean, 0.2 * last.log_variance * mask, squash(step / 0.03), error, squash(left)]
+        told = [features(pixels, seen), one_hot, *(each.flatten(1) for each in more)]
+        return torch.cat(told, dim=1), step, error
+
+    @property
+    def n_told(self) -> int:
+        """Length of what a refining stage is told."""
+        return N_FEATURES + MOST + SIDE**2 + 4 * 3 * MOST
+
     def loss(self, windows: data.Windows) -> Tensor:
         """Sum over the stages."""
-        pixels, seen, true = octant(windows)
+        pixels, seen, targets = octant(windows)
+        mask, true = among(windows.count), standard(targets, windows.count)
         logits, _, answers = self(pixels, seen, windows.count)
-        mask = (torch.arange(MOST) < windows.count[:, None]).float()
         loss = functional.cross_entropy(logits, windows.count - 1)
         for answer in answers:
             error = answer.mean - sort_like(answer.mean, true, windows.count)
@@ -146,21 +144,19 @@ class OffGrid(nn.Module):
     def unmix(self, images: np.ndarray, *, n_refine: int | None = None) -> pd.DataFrame:
         """Targets of images, by all stages or the first of them."""
         pixels, seen, centre = data.images_only(images)
-        still = torch.zeros(len(images), MOST, 3)
-        turned = data.Windows(pixels, seen, torch.zeros(0), still)
-        pixels, seen, _ = octant(turned)
-        _, count, answers = self(pixels, seen)
+        turn = symmetry(pixels)
+        _, count, answers = self(turn.crops(pixels), turn.crops(seen))
         mean, log_variance = answers[-1 if n_refine is None else n_refine]
-        return table(turned.pixels, centre, count, mean, (0.5 * log_variance).exp())
+        error = (0.5 * log_variance).exp()
+        score = -torch.expm1(-0.5 * NEAR**2 / error[..., :2].square().mean(dim=2))
+        return table(turn, centre, count, mean, error, score)
 
 
 def table(
-    pixels: Tensor, centre: np.ndarray, count: Tensor, mean: Tensor, error: Tensor
+    turn: Symmetry, centre: np.ndarray, count: Tensor, mean: Tensor, error: Tensor, score: Tensor
 ) -> pd.DataFrame:
     """Target table of answers in the octant; a score is the chance of an error below 0.1 px."""
-    variance = error[..., :2].square().mean(dim=2)
-    score = -torch.expm1(-0.005 / variance)
-    mean, error = turn_back(mean, pixels), turn_back(error, pixels).abs()
+    mean, error = turn.back(mean), turn.back(error).abs()
     flux = FLUX + FLUX_UNIT * mean[..., 2:]
     return data.table(
         centre,
@@ -171,6 +167,17 @@ def table(
         flux_err=FLUX_UNIT * error[..., 2].numpy(),
         score=score.numpy(),
     )
+
+
+def among(count: Tensor) -> Tensor:
+    """Which of the padded targets are there, (n, MOST) of 0 and 1."""
+    return (torch.arange(MOST) < count[:, None]).float()
+
+
+def standard(targets: Tensor, count: Tensor) -> Tensor:
+    """Targets with fluxes as (flux - 235)/15."""
+    flux = (targets[..., 2:] - FLUX) / FLUX_UNIT
+    return torch.cat([targets[..., :2], flux], dim=2) * among(count)[..., None]
 
 
 def bounded(log_variance: Tensor) -> Tensor:
@@ -197,40 +204,6 @@ def _moments(pixels: Tensor) -> Tensor:
     cross = torch.einsum("nij,i,j->n", pixels, at, at) / total - y * x
     spread_y, spread_x = along_y @ at**2 - y**2, along_x @ at**2 - x**2
     return torch.stack([total / 1000.0, 2 * y, 2 * x, 4 * spread_y, 4 * spread_x, 8 * cross], dim=1)
-
-
-def symmetry(pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Signs along y and x, and whether to swap them after, that bring a crop into the octant."""
-    at = torch.arange(SIDE) - float(HALF)
-    y, x = pixels.sum(dim=2) @ at, pixels.sum(dim=1) @ at
-    return torch.where(y < 0, -1.0, 1.0), torch.where(x < 0, -1.0, 1.0), y.abs() > x.abs()
-
-
-def octant(windows: data.Windows) -> Turned:
-    """Turn crops and their targets so that the centre of light has ``0 <= y <= x``.
-
-    Fluxes become (flux - 235)/15.
-    """
-    pixels, seen, _, targets = windows
-    sign_y, sign_x, swap = symmetry(pixels)
-
-    def turn(images: Tensor) -> Tensor:
-        images = torch.where(sign_y[:, None, None] < 0, images.flip(1), images)
-        images = torch.where(sign_x[:, None, None] < 0, images.flip(2), images)
-        return torch.where(swap[:, None, None], images.mT, images)
-
-    place = targets[..., :2] * torch.stack([sign_y, sign_x], dim=1)[:, None]
-    place = torch.where(swap[:, None, None], place.flip(2), place)
-    flux = torch.where(targets[..., 2:] == 0, 0.0, (targets[..., 2:] - FLUX) / FLUX_UNIT)
-    return Turned(turn(pixels), turn(seen), torch.cat([place, flux], dim=2))
-
-
-def turn_back(targets: Tensor, pixels: Tensor) -> Tensor:
-    """Undo `octant` for answers (n, MOST, 3), by the crops before it."""
-    sign_y, sign_x, swap = symmetry(pixels)
-    place = torch.where(swap[:, None, None], targets[..., :2].flip(2), targets[..., :2])
-    place = place * torch.stack([sign_y, sign_x], dim=1)[:, None]
-    return torch.cat([place, targets[..., 2:]], dim=2)
 
 
 def linearise(

@@ -49,6 +49,7 @@ class Run:
 
     @property
     def folder(self) -> str:
+        """Name of its folder."""
         return f"{self.name}-{self.setting}"
 
 
@@ -70,7 +71,10 @@ class Trainer:
         self.network = NETWORKS[run.name](setting)
         self.stream = data.Stream(setting, run.seed, getattr(self.network, "shares", None))
         self.optimiser = torch.optim.AdamW(
-            self.network.parameters(), lr=run.rate, betas=(0.9, 0.99), weight_decay=1e-3
+            [each for each in self.network.parameters() if each.requires_grad],
+            lr=run.rate,
+            betas=(0.9, 0.99),
+            weight_decay=1e-3,
         )
         self.step, self.seconds = 0, 0.0
         self.log: list[dict[str, float]] = []
@@ -78,7 +82,11 @@ class Trainer:
             self._load()
         elif run.first:
             first = torch.load(folder / run.first / "checkpoint.pt", weights_only=True)
-            self.network.load_state_dict(first["average"], strict=False)
+            missing = self.network.load_state_dict(first["average"], strict=False)
+            if missing.unexpected_keys:
+                raise SystemExit(f"{run.first} has other weights than {run.name}")
+        elif getattr(self.network, "needs_first", False):
+            raise SystemExit(f"{run.name} stands on another network: give its run, --first")
         if self.step == 0:
             self.average = copy.deepcopy(self.network)
 
@@ -121,7 +129,9 @@ class Trainer:
     def _load(self) -> None:
         state: dict[str, Any] = torch.load(self.path, weights_only=True)
         if state["run"] != asdict(self.run):
-            raise SystemExit(f"{self.path}: another run, {state['run']}; remove it or go on with it")
+            raise SystemExit(
+                f"{self.path}: another run, {state['run']}; remove it or go on with it"
+            )
         self.network.load_state_dict(state["network"])
         self.average = copy.deepcopy(self.network)
         self.average.load_state_dict(state["average"])
