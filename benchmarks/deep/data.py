@@ -29,7 +29,6 @@ HALF = SIDE // 2
 MOST = 5  # targets of an image
 FLUX, FLUX_UNIT = 235.0, 15.0  # networks see fluxes as (flux - 235)/15
 MARGIN = 1  # px, that of `csunmix.simulate`
-_POOL = 2**13  # sets of each count
 _MOVES, _STEP = 64, 0.05  # Metropolis moves of a set; px of a small one
 
 
@@ -94,18 +93,22 @@ class Stream:
         Of everything.
     shares : tuple of float, optional
         How often each number of targets is drawn, from the least to the largest; evenly by default.
+    pool_size : int
+        Sets of each count that are drawn by rejection.
     """
 
     setting: Setting
     seed: int
     shares: tuple[float, ...] | None = None
+    pool_size: int = 2**13
 
     @cached_property
     def pool(self) -> dict[int, np.ndarray]:
         """Sets (n, k, 2) of positions from the middle of a cell, px, for each count k."""
         scene, rng = self.setting.scene, np.random.default_rng([self.seed, 1])
         return {
-            k: _draw(_POOL, k, scene.min_separation, int(rng.integers(2**31))) for k in self.counts
+            k: _draw(self.pool_size, k, scene.min_separation, int(rng.integers(2**31)))
+            for k in self.counts
         }
 
     @property

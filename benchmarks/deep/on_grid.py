@@ -82,7 +82,7 @@ def dictionary(setting: data.Setting) -> Tensor:
 
 def first_guess(setting: data.Setting, n: int = 8192) -> Tensor:
     """Matrix (225, 25) that best makes maps of pixels, by least squares on drawn scenes."""
-    pixels, _, targets = octant(data.windows(data.Stream(setting, seed=0).batch(0, n)))
+    pixels, _, targets = octant(data.windows(data.Stream(setting, 0, pool_size=256).batch(0, n)))
     y, x = pixels.flatten(1), true_maps(targets)
     return torch.linalg.solve(y.T @ y + 10.0 * torch.eye(SIDE**2), y.T @ x).T.contiguous()
 

@@ -28,6 +28,7 @@ from torch import nn
 import csunmix as cu
 from benchmarks.accuracy.protocol import TUNING_SEED
 from benchmarks.deep import data
+from benchmarks.deep.data import Stream
 from benchmarks.deep.networks import NETWORKS
 from csunmix.metrics import count_accuracy, cso_map
 
@@ -69,7 +70,7 @@ class Trainer:
         setting = data.settings()[run.setting]
         torch.manual_seed(run.seed)
         self.network = NETWORKS[run.name](setting)
-        self.stream = data.Stream(setting, run.seed, getattr(self.network, "shares", None))
+        self.stream = Stream(setting, run.seed, getattr(self.network, "shares", None))
         self.optimiser = torch.optim.AdamW(
             [each for each in self.network.parameters() if each.requires_grad],
             lr=run.rate,
