@@ -133,17 +133,19 @@ def line(row: str, method: Method, made: Simulation) -> dict[str, object]:
     }
 
 
+def merge(path: Path, new: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+    """What a table holds with new lines in place of those that have the same keys."""
+    if path.exists():
+        new = pd.concat([pd.read_csv(path, dtype={"parameters": str}), new], ignore_index=True)
+    return new.drop_duplicates(keys, keep="last", ignore_index=True)
+
+
 def write(options: argparse.Namespace, new: pd.DataFrame) -> None:
     """Put lines into the table: those of earlier runs stay unless they are made anew."""
     path = options.out.with_suffix(".csv")
     keys = ["data", "method", "told"]
-    old = (
-        pd.read_csv(path, keep_default_na=True).fillna({"parameters": ""})
-        if path.exists()
-        else None
-    )
-    table = new if old is None else pd.concat([old, new])
-    table = table.drop_duplicates(keys, keep="last")
+    table = merge(path, new, keys)
+    table["parameters"] = table["parameters"].fillna("")
     rows, methods = list(ROWS.values()), list(dict.fromkeys(ORDER))
     place = [
         (rows.index(row), methods.index(name), told != "preset")
@@ -154,6 +156,11 @@ def write(options: argparse.Namespace, new: pd.DataFrame) -> None:
     command = f"python -m benchmarks.deep.evaluate --n {options.n} --seed {options.seed}"
     title = "Our estimators beside trained networks"
     write_report(options.out, title, command, __doc__, table)
+
+
+def chosen(method: Method, parts: list[str] | None) -> bool:
+    """Whether a method's name has one of these parts, where any are given."""
+    return not parts or any(part in method.name for part in parts)
 
 
 def main() -> None:
@@ -171,7 +178,7 @@ def main() -> None:
         setting = data.settings()[row]
         made = simulate(setting, options.n, options.seed)
         for method in [*networks(setting, options.runs), *ours(setting)]:
-            if options.methods and not any(part in method.name for part in options.methods):
+            if not chosen(method, options.methods):
                 continue
             new = pd.DataFrame([line(row, method, made)])
             print(to_markdown(new).splitlines()[-1], flush=True)

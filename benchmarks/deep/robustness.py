@@ -11,6 +11,8 @@ unchanged; a network that is told of a change is one that was trained anew, whic
 is either told the setting unchanged ("not told") or as it is ("told"). No method has had its
 settings chosen on these data. `PosteriorUnmixer`, which costs several times as much, is left out.
 
+`--methods` makes some lines only, which take their places in the table that is there.
+
 CSO-mAP in percent, ranked by flux; "count %" is the share of images whose count is right.
 """
 
@@ -28,7 +30,7 @@ import torch
 import csunmix as cu
 from benchmarks.accuracy.protocol import REPORT_SEED
 from benchmarks.deep.data import Setting, settings
-from benchmarks.deep.evaluate import simulate
+from benchmarks.deep.evaluate import ORDER, chosen, merge, simulate
 from benchmarks.deep.methods import FIRST_STAGE, Method, networks
 from benchmarks.report import write_report
 from csunmix.metrics import count_accuracy, cso_map, position_rmse
@@ -82,10 +84,10 @@ def ours(case: Case) -> Iterator[Method]:
         yield Method(OURS, name, run)
 
 
-def measure(case: Case, trained: list[Method], n: int, seed: int) -> Iterator[dict[str, object]]:
-    """Figures of every method at one point."""
+def measure(case: Case, methods: list[Method], n: int, seed: int) -> Iterator[dict[str, object]]:
+    """Figures of methods at one point."""
     made = simulate(case.setting, n, seed)
-    for method in [*trained, *ours(case)]:
+    for method in methods:
         found = method.run(made.images)
         yield {
             "change": case.change,
@@ -140,6 +142,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--n", type=int, default=300)
     parser.add_argument("--seed", type=int, default=REPORT_SEED)
+    parser.add_argument("--methods", nargs="*", help="parts of their names; all by default")
     parser.add_argument("--runs", type=Path, default=Path("deep-runs"))
     parser.add_argument("--out", type=Path, default=HERE / "robustness.md")
     options = parser.parse_args()
@@ -148,10 +151,14 @@ def main() -> None:
     trained = [replace(each, told=NOT_TOLD) for each in every if each.name != FIRST_STAGE]
     rows: list[dict[str, object]] = []
     for case in cases():
-        rows += measure(case, trained, options.n, options.seed)
+        methods = [each for each in [*trained, *ours(case)] if chosen(each, options.methods)]
+        rows += measure(case, methods, options.n, options.seed)
         print(f"{case.change} {case.value:g}: done", flush=True)
-    table = pd.DataFrame(rows)
-    table.to_csv(options.out.with_suffix(".csv"), index=False)
+    path = options.out.with_suffix(".csv")
+    table = merge(path, pd.DataFrame(rows), [*_KEYS, "method", "told"])
+    order = list(dict.fromkeys(ORDER))
+    table = table.sort_values("method", key=lambda names: names.map(order.index), kind="stable")
+    table.to_csv(path, index=False)
     draw(table, options.out.with_suffix(".png"))
     wide = table.assign(
         method=table["method"] + np.where(table["method"] == OURS, ", " + table["told"], "")
