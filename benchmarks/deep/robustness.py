@@ -1,6 +1,6 @@
 """How methods bear data that they were not trained for, or not told of.
 
-    python -m benchmarks.deep.robustness --n 300 --seed 2026 --runs deep-runs
+    python -m benchmarks.deep.robustness --n 80 --seed 2026 --runs deep-runs
 
 The main protocol (8 bit, clipped at 255), and one thing about it changed at a time: the width of
 the PSF; the noise, rounding included, by more read noise; the flux range; the least separation,
@@ -137,10 +137,34 @@ def draw(table: pd.DataFrame, path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
+def write(options: argparse.Namespace, new: pd.DataFrame) -> None:
+    """Put lines into the table, and draw it anew."""
+    path = options.out.with_suffix(".csv")
+    table = merge(path, new, [*_KEYS, "method", "told"])
+    methods, points = list(dict.fromkeys(ORDER)), [(each.change, each.value) for each in cases()]
+    place = [
+        (methods.index(name), told, points.index((change, value)))
+        for name, told, change, value in table[["method", "told", *_KEYS]].itertuples(index=False)
+    ]
+    table = table.iloc[sorted(range(len(table)), key=place.__getitem__)]
+    table.to_csv(path, index=False)
+    draw(table, options.out.with_suffix(".png"))
+    told = np.where(table["method"] == OURS, ", " + table["told"], "")
+    wide = table.assign(method=table["method"] + told)
+    parts = []
+    for figure in ("CSO-mAP", "count %"):
+        part = wide.pivot_table(figure, _KEYS, "method", sort=False).reset_index()
+        part.insert(0, "figure", figure)
+        parts.append(part)
+    command = f"python -m benchmarks.deep.robustness --n {options.n} --seed {options.seed}"
+    more = ["", "![CSO-mAP against each change](robustness.png)", ""]
+    write_report(options.out, "Data not trained for", command, __doc__, pd.concat(parts), more)
+
+
 def main() -> None:
     """Run every method at every point, and write table and curves."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--n", type=int, default=300)
+    parser.add_argument("--n", type=int, default=80)
     parser.add_argument("--seed", type=int, default=REPORT_SEED)
     parser.add_argument("--methods", nargs="*", help="parts of their names; all by default")
     parser.add_argument("--runs", type=Path, default=Path("deep-runs"))
@@ -149,28 +173,10 @@ def main() -> None:
     torch.set_num_threads(1)
     every = networks(BASE, options.runs)
     trained = [replace(each, told=NOT_TOLD) for each in every if each.name != FIRST_STAGE]
-    rows: list[dict[str, object]] = []
     for case in cases():
         methods = [each for each in [*trained, *ours(case)] if chosen(each, options.methods)]
-        rows += measure(case, methods, options.n, options.seed)
+        write(options, pd.DataFrame(measure(case, methods, options.n, options.seed)))
         print(f"{case.change} {case.value:g}: done", flush=True)
-    path = options.out.with_suffix(".csv")
-    table = merge(path, pd.DataFrame(rows), [*_KEYS, "method", "told"])
-    order = list(dict.fromkeys(ORDER))
-    table = table.sort_values("method", key=lambda names: names.map(order.index), kind="stable")
-    table.to_csv(path, index=False)
-    draw(table, options.out.with_suffix(".png"))
-    wide = table.assign(
-        method=table["method"] + np.where(table["method"] == OURS, ", " + table["told"], "")
-    )
-    parts = []
-    for figure in ("CSO-mAP", "count %"):
-        part = wide.pivot_table(figure, _KEYS, "method", sort=False).reset_index()
-        part.insert(0, "figure", figure)
-        parts.append(part)
-    command = f"python -m benchmarks.deep.robustness --n {options.n} --seed {options.seed}"
-    more = ["![CSO-mAP against each change](robustness.png)", ""]
-    write_report(options.out, "Data not trained for", command, __doc__, pd.concat(parts), more)
 
 
 if __name__ == "__main__":
