@@ -259,7 +259,7 @@ def test_training_starts_from_another_run(quick, tmp_path):
         train.Trainer(replace(run, name="posterior"), tmp_path)
 
 
-FLOORS = {"off-grid-clipped": 85.0, "perceptron-clipped": 38.0, "focus-clipped": 30.0}
+FLOORS = {"off-grid-clipped": 85.0}  # of CSO-mAP; 35 for those on the grid
 
 
 @pytest.mark.parametrize("name", weights.KEPT)
@@ -272,7 +272,7 @@ def test_kept_weights_work(name):
         CLIPPED.psf, CLIPPED.sensor, CLIPPED.scene, shape=CLIPPED.shape, n=50, rng=77
     )
     found = trained.network.unmix(made.images)
-    assert 100 * cu.metrics.cso_map(found, made.truth).mean > FLOORS[name]
+    assert 100 * cu.metrics.cso_map(found, made.truth).mean > FLOORS.get(name, 35.0)
 
 
 def test_kept_weights_are_small():

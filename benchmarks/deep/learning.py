@@ -53,6 +53,7 @@ def draw(table: pd.DataFrame, path: Path) -> None:
     axes[0].set(ylabel="CSO-mAP by flux, %", title="8 bit, clipped at 255")
     axes[1].set(title=LABELS["off-grid"])
     figure.savefig(path, dpi=110)
+    plt.close(figure)
 
 
 def main() -> None:

@@ -135,6 +135,7 @@ def draw(table: pd.DataFrame, path: Path) -> None:
     axes.flat[-1].axis("off")
     axes.flat[-1].legend(*axes.flat[0].get_legend_handles_labels(), loc="center", frameon=False)
     figure.savefig(path, dpi=110)
+    plt.close(figure)
 
 
 def write(options: argparse.Namespace, new: pd.DataFrame) -> None:

@@ -22,7 +22,9 @@ from benchmarks.deep.networks import NETWORKS
 from benchmarks.report import to_markdown
 
 FOLDER = Path(__file__).parent / "weights"
-KEPT = ("off-grid-clipped", "perceptron-clipped", "focus-clipped")
+KEPT = tuple(
+    f"{name}-clipped" for name in ("off-grid", "perceptron", "focus", "ista-net", "dista-net")
+)
 
 
 class Trained(NamedTuple):
