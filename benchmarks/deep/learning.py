@@ -50,7 +50,7 @@ def draw(table: pd.DataFrame, path: Path) -> None:
         axis.set(xlabel="CPU minutes of training", ylim=(0.0, 100.0))
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8)
-    axes[0].set(ylabel="CSO-mAP by flux, %", title="8 bit, clipped at 255")
+    axes[0].set(xscale="log", ylabel="CSO-mAP by flux, %", title="8 bit, clipped at 255")
     axes[1].set(title=LABELS["off-grid"])
     figure.savefig(path, dpi=110)
     plt.close(figure)
