@@ -1,4 +1,4 @@
-"""Our estimators beside trained networks, on the same images in the same run.
+"""Our estimators beside trained networks, on the same images.
 
     python -m benchmarks.deep.evaluate --n 1000 --seed 2026 --runs deep-runs
 
@@ -14,8 +14,8 @@ the perceptron alone, whose share of the training time is not known apart. The a
 stands on it. For rows other than the first it was trained on from the network of another row; CPU
 minutes are the sum. The networks with "c = 3" answer with a map on the sub-pixel grid, every cell
 at or above 50 DN a detection, as published; narrower than published where it says so. All see the
-5 x 5 pixels around the brightest. Their training time here is short: learning.png shows where more
-would help.
+5 x 5 pixels around the brightest. Their training time here is short: learning.png shows where
+more would help.
 
 CSO-mAP and AP at 0.05 to 0.25 px are ranked by flux, in percent; "by score" ranks by what a method
 claims of its accuracy. RMSE (2-D) and flux error (median, relative) are those of pairs within
@@ -25,7 +25,8 @@ from images to the target table, on one thread, for the first 64 images one by o
 call, and 1,024 in one call (networks): medians of rounds for 1 s, of one round at least, after a
 call that is not counted.
 
-`--rows` and `--methods` make some lines only, which take their places in the table that is there.
+`--rows` and `--methods` make some lines only, which take their places in the table that is there:
+lines may be of several runs.
 """
 
 from __future__ import annotations

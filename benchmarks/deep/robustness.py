@@ -119,6 +119,7 @@ def draw(table: pd.DataFrame, path: Path) -> None:
                 curve["value"],
                 curve["CSO-mAP"],
                 marker="o",
+                markerfacecolor="w" if mine and told == NOT_TOLD else None,
                 color="k" if mine else styles[method, told],
                 linestyle="--" if mine and told == NOT_TOLD else "-",
                 label=f"{method}, {told}" if mine else method,
