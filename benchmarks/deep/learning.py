@@ -44,12 +44,13 @@ def draw(table: pd.DataFrame, path: Path) -> None:
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained", sharey=True)
     main = table[table["setting"] == "clipped"]
     alone = table[table["network"] == LABELS["off-grid"]]
-    for axis, part, by in ((axes[0], main, "network"), (axes[1], alone, "setting")):
+    panels = (main, "network", "lower right"), (alone, "setting", "lower left")
+    for axis, (part, by, place) in zip(axes, panels, strict=True):
         for name, curve in part.groupby(by, sort=False):
             axis.plot(curve["CPU s"] / 60.0, curve["CSO-mAP"], marker=".", label=name)
         axis.set(xlabel="CPU minutes of training", ylim=(0.0, 100.0))
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=8)
+        axis.legend(fontsize=8, loc=place)
     axes[0].set(xscale="log", ylabel="CSO-mAP by flux, %", title="8 bit, clipped at 255")
     axes[1].set(title=LABELS["off-grid"])
     figure.savefig(path, dpi=110)
