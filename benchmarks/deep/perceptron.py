@@ -1,4 +1,4 @@
-"""A plain multilayer perceptron, 25-384-384-384-225, for timing only; random weights.
+"""A plain multilayer perceptron, 25-384-384-384-225.
 
 It maps the 5 x 5 pixels around the brightest one to the 15 x 15 cells of the sub-pixel grid there.
 """
@@ -8,10 +8,11 @@ from __future__ import annotations
 from itertools import pairwise
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
-from torch import nn
+from torch import Tensor, nn
 
-SIDE = 5
+from benchmarks.deep import data
+from benchmarks.deep.data import SIDE
+
 BATCH = 1024
 _WIDTHS = (SIDE**2, 384, 384, 384, (3 * SIDE) ** 2)
 
@@ -24,10 +25,18 @@ def perceptron() -> nn.Sequential:
     return nn.Sequential(*layers[:-1])
 
 
+class GridPerceptron(nn.Module):
+    """The same as a body of `on_grid.OnGrid`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = perceptron()
+
+    def unfold(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Maps of pixels; no penalty."""
+        return self.layers(y), y.new_zeros(())
+
+
 def crop(images: np.ndarray) -> np.ndarray:
     """Pixels (n, 25) around the brightest of each image, zero beyond the border."""
-    half = SIDE // 2
-    padded = np.pad(images, ((0, 0), (half, half), (half, half)))
-    windows = sliding_window_view(padded, (SIDE, SIDE), axis=(1, 2))
-    y, x = np.unravel_index(images.reshape(len(images), -1).argmax(axis=1), images.shape[1:])
-    return windows[np.arange(len(images)), y, x].reshape(len(images), -1)
+    return data.crop(images)[0].reshape(len(images), -1)

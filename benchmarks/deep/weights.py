@@ -1,0 +1,122 @@
+"""Trained weights as they are kept: one .npz a network, in half precision.
+
+    python -m benchmarks.deep.weights --runs deep-runs
+
+takes the checkpoints of the runs that are named and writes `weights/` and, beside them, what made
+them, `weights/README.md`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+
+from benchmarks.deep import data
+from benchmarks.deep.networks import NETWORKS
+from benchmarks.report import to_markdown
+
+FOLDER = Path(__file__).parent / "weights"
+KEPT = tuple(
+    f"{name}-clipped" for name in ("off-grid", "perceptron", "focus", "ista-net", "dista-net")
+)
+
+
+class Trained(NamedTuple):
+    """A network and what its training took."""
+
+    network: nn.Module
+    parameters: int
+    seconds: float  # CPU time, that of the runs it started from included
+
+
+def load(name: str, setting: str, runs: Path | None = None) -> Trained | None:
+    """Load a network from its run, or else from the weights that are kept; None if in neither.
+
+    Parameters
+    ----------
+    name, setting : str
+        Of `NETWORKS` and `data.settings()`.
+    runs : Path, optional
+        Folder of runs.
+    """
+    checkpoint = runs / f"{name}-{setting}" / "checkpoint.pt" if runs else None
+    kept = FOLDER / f"{name}-{setting}.npz"
+    if checkpoint is not None and checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True)
+        weights, seconds = state["average"], total_seconds(state, checkpoint.parents[1])
+    elif kept.exists():
+        with np.load(kept, allow_pickle=False) as file:
+            seconds = float(file["CPU s"])
+            weights = {
+                key: torch.from_numpy(file[key].astype(np.float32))
+                for key in file.files
+                if key != "CPU s"
+            }
+    else:
+        return None
+    network = NETWORKS[name](data.settings()[setting])
+    network.load_state_dict(weights)
+    size = sum(each.numel() for each in network.parameters())
+    return Trained(network.eval(), size, seconds)
+
+
+def total_seconds(state: dict[str, Any], runs: Path) -> float:
+    """CPU time of a run and of those it started from."""
+    first = state["run"]["first"]
+    if not first:
+        return float(state["seconds"])
+    before = torch.load(runs / first / "checkpoint.pt", weights_only=True)
+    return float(state["seconds"]) + total_seconds(before, runs)
+
+
+def command(run: dict[str, Any]) -> str:
+    """The command that made a run."""
+    options = {key: run[key] for key in ("setting", "steps", "batch", "rate", "seed", "first")}
+    told = " ".join(f"--{key} {value}" for key, value in options.items() if value != "")
+    return f"python -m benchmarks.deep.train {run['name']} {told}"
+
+
+def main() -> None:
+    """Write the weights that are kept."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", default=KEPT, help="NAME-SETTING")
+    parser.add_argument("--runs", type=Path, default=Path("deep-runs"))
+    options = parser.parse_args()
+    FOLDER.mkdir(exist_ok=True)
+    rows = []
+    for name in options.names:
+        state = torch.load(options.runs / name / "checkpoint.pt", weights_only=True)
+        arrays = {key: value.half().numpy() for key, value in state["average"].items()}
+        seconds = total_seconds(state, options.runs)
+        np.savez_compressed(FOLDER / f"{name}.npz", **arrays, **{"CPU s": np.array(seconds)})
+        figures = state["log"][-1]
+        rows.append(
+            {
+                "file": f"{name}.npz",
+                "made by": f"`{command(state['run'])}`",
+                "CPU minutes": seconds / 60.0,
+                "CSO-mAP, seed 100": figures["CSO-mAP"],
+                "MB": (FOLDER / f"{name}.npz").stat().st_size / 1e6,
+            }
+        )
+    text = [
+        "# Trained weights",
+        "",
+        "Running averages of the weights at the end of training, in half precision;",
+        "`benchmarks.deep.weights.load` reads them. CPU time is that of training, on one thread.",
+        "",
+        to_markdown(pd.DataFrame(rows)),
+        "",
+    ]
+    (FOLDER / "README.md").write_text("\n".join(text))
+    print(*text, sep="\n")
+
+
+if __name__ == "__main__":
+    main()
