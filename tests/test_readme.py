@@ -36,7 +36,13 @@ def test_commands_run(tmp_path, monkeypatch, capsys):
     image = 100.0 + 500.0 * psf.response(7.3, 6.8, (15, 15))
     np.savez(tmp_path / "frames.npz", images=[image, image.T], others=[image])
     monkeypatch.chdir(tmp_path)
-    assert {command.split()[1] for command in COMMANDS} == {"simulate", "unmix", "evaluate", "info"}
+    assert {command.split()[1] for command in COMMANDS} == {
+        "simulate",
+        "unmix",
+        "evaluate",
+        "compare",
+        "info",
+    }
     for command in COMMANDS:
         assert main(shlex.split(command)[1:]) == 0, (command, capsys.readouterr().err)
     assert "warning" not in capsys.readouterr().err
