@@ -17,8 +17,6 @@ import numpy as np
 from csunmix._kernels.model import Model
 from csunmix._kernels.prior import Box, limits, log_level, log_prior
 from csunmix._kernels.scene import (
-    NARROW,
-    ROUGH,
     Pixels,
     Room,
     fisher,
@@ -32,8 +30,8 @@ from csunmix._kernels.scene import (
 from csunmix._validation import FloatArray, IntArray
 
 _BOUNCES = 100  # in one drift
-_LENGTH = 2.5  # of a path at most, in standard deviations
-_LEAPS = 40  # of a path at most
+_LENGTH = 1.5  # of a path at most, in standard deviations
+_LEAPS = 20  # of a path at most
 
 
 class Chain(NamedTuple):
@@ -294,11 +292,11 @@ def _mirror(normal: FloatArray, inverse: FloatArray, chain: Chain) -> None:
 
 @numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz"})
 def force(model: Model, extra: float, theta: FloatArray, room: Room, gradient: FloatArray) -> None:
-    """Gradient of the log posterior of the scene in the room."""
+    """Gradient of the log posterior of the scene in the room, rounding taken as a normal error."""
     pixels, count = model.pixels, model.n_targets
     n_y, n_x = room.light.shape
     told = room.row
-    scores(pixels, extra, room.light, told)
+    smooth_scores(pixels, extra, room.light, told)
     for k in range(count):
         by_y, by_x, by_f = 0.0, 0.0, 0.0
         for r in range(room.y.shape[1]):
@@ -320,12 +318,11 @@ def force(model: Model, extra: float, theta: FloatArray, room: Room, gradient: F
 
 
 @numba.njit(cache=True, nogil=True)
-def scores(pixels: Pixels, extra: float, light: FloatArray, out: FloatArray) -> None:
-    """Derivative of each pixel's log likelihood by its light, see `log_likelihood`."""
+def smooth_scores(pixels: Pixels, extra: float, light: FloatArray, out: FloatArray) -> None:
+    """Derivative of each pixel's log likelihood by its light, rounding taken as a normal error."""
     n_y, n_x = light.shape
     varies, change = varying(pixels), 0.0
     variance = pixels.variance + extra
-    narrow = NARROW if extra == 0.0 else ROUGH
     for i in range(n_y):
         for j in range(n_x):
             low, high, at = pixels.low[i, j], pixels.high[i, j], light[i, j]
@@ -333,9 +330,7 @@ def scores(pixels: Pixels, extra: float, light: FloatArray, out: FloatArray) -> 
                 variance = extra + noise_variance(pixels, at)
                 change = pixels.per_light if at > 0.0 else 0.0
             width = high - low
-            if width < np.inf and width * width >= narrow**2 * variance:
-                out[i * n_x + j] = score(low, high, at, variance, change)
-            elif width < np.inf:
+            if width < np.inf:
                 blurred = variance + width * width / 12.0
                 r = 0.5 * (low + high) - at
                 out[i * n_x + j] = r / blurred

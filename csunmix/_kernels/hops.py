@@ -16,9 +16,8 @@ from csunmix._validation import FloatArray, IntArray
 
 _ACCEPTANCE = 0.7
 _LEAP = (0.05, 0.2, 1.0)  # shortest, first and longest, standard deviations
-_OWN = 0.5  # share of the paths that have the mass of the mode that the chain started at
 _DRAWS = 100  # that a chain's start is the likeliest of
-_ADAPTING = 0.2  # share of a chain that adapts its leaps and is not kept
+_ADAPTING = 0.1  # share of a chain that adapts its leaps and is not kept
 
 
 @numba.njit(cache=True, nogil=True)
@@ -45,8 +44,7 @@ def wander(
         for s in range(n_steps):
             if s == skipped:  # what is kept has the same masses all along
                 masses.append(weigh(model, 0.0, chain.theta, same, False, trial))
-            which = starts[c] if np.random.random() < _OWN else np.random.randint(len(masses))
-            moved = travel(model, 0.0, leap, masses[which], chain, trial)
+            moved = travel(model, 0.0, leap, masses[np.random.randint(len(masses))], chain, trial)
             if moved:
                 chain, trial = trial, chain
             if s < skipped:

@@ -16,8 +16,8 @@ from csunmix._validation import FloatArray
 
 _SQRT_HALF = math.sqrt(0.5)
 _LOG_SQRT_2PI = 0.5 * math.log(2.0 * math.pi)
-NARROW = 0.5  # intervals below this share of the noise are Gaussian to 1e-3 in log likelihood
-ROUGH = 3.0  # the same where noise is added: any way to the posterior will do
+_NARROW = 0.5  # intervals below this share of the noise are Gaussian to 1e-3 in log likelihood
+_ROUGH = 3.0  # the same where noise is added: any way to the posterior will do
 _FAR = 30.0  # standard deviations from where tails are asymptotic
 _PHASES = 4  # along each axis, at which a share is looked at
 _CERTAIN = 6.0  # standard deviations that a normal variable keeps within, but for 1e-9
@@ -220,7 +220,7 @@ def log_interval(a: float, b: float) -> float:
 
 @numba.njit(cache=True, nogil=True)
 def log_pixel(
-    low: float, high: float, light: float, variance: float, narrow: float = NARROW
+    low: float, high: float, light: float, variance: float, narrow: float = _NARROW
 ) -> float:
     """Log likelihood of one pixel, but for what `log_scale` says.
 
@@ -240,7 +240,7 @@ def log_pixel(
 
 
 @numba.njit(cache=True, nogil=True)
-def log_scale(low: float, high: float, variance: float, narrow: float = NARROW) -> float:
+def log_scale(low: float, high: float, variance: float, narrow: float = _NARROW) -> float:
     """What the noise adds to `log_pixel` whatever the light."""
     width = high - low
     if width * width < narrow**2 * variance:
@@ -277,7 +277,7 @@ def log_likelihood(
     total, variance = 0.0, pixels.variance + extra
     inverse = 0.5 / (variance + 1.0 / 12.0)  # of the commonest width
     varies = varying(pixels)
-    narrow = NARROW if extra == 0.0 else ROUGH
+    narrow = _NARROW if extra == 0.0 else _ROUGH
     for i in range(light.shape[0]):
         if total < floor and not varies:  # where noise is fixed, pixels only take away
             break
@@ -298,7 +298,7 @@ def log_likelihood(
 def log_scales(pixels: Pixels, extra: float) -> float:
     """What `log_likelihood` leaves out: the part that is the same for all scenes."""
     total = 0.0
-    narrow = NARROW if extra == 0.0 else ROUGH
+    narrow = _NARROW if extra == 0.0 else _ROUGH
     if not varying(pixels):
         for i in range(pixels.low.shape[0]):
             for j in range(pixels.low.shape[1]):
@@ -431,7 +431,7 @@ def score(low: float, high: float, light: float, variance: float, change: float)
     `change` is that of the variance by the light.
     """
     width = high - low
-    if width * width < NARROW**2 * variance:
+    if width * width < _NARROW**2 * variance:
         blurred = variance + width * width / 12.0
         r = 0.5 * (low + high) - light
         return r / blurred + 0.5 * change * (r * r / blurred - 1.0) / blurred

@@ -64,7 +64,7 @@ class PosteriorUnmixer(_Unmixer):
         Where samples come from, see above.
     n_chains, n_steps : int
         Chains that hop (one more for every optimum that would have none), and paths of each, the
-        first fifth of which is not kept; without a meaning for "smc".
+        first tenth of which is not kept; without a meaning for "smc".
     seed : int
         Of the random numbers, which follow from it and the pixels of each image.
     n_jobs : int
@@ -103,7 +103,7 @@ class PosteriorUnmixer(_Unmixer):
     radius: float = 0.1
     sampler: Literal["hops", "smc"] = "hops"
     n_chains: int = 8
-    n_steps: int = 250
+    n_steps: int = 600
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -13,7 +13,7 @@ from csunmix.targets import Flag
 
 _RADIUS = 0.1  # px, distance that the score speaks of
 _CHAINS = 8
-_LEAST = 300.0  # draws, effective ones, below which chains are run
+_LEAST = 150.0  # draws, effective ones, below which chains are run
 _TOO_FEW = 10.0  # scenes, effective ones, below which they are no answer
 
 
@@ -88,7 +88,7 @@ class ContinuousUnmixer(_Unmixer):
     """
 
     _: KW_ONLY
-    n_steps: int = 100
+    n_steps: int = 250
 
     def __post_init__(self) -> None:
         super().__post_init__()

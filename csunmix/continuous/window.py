@@ -23,7 +23,7 @@ Background = float | Literal["border", "fit"]
 MAX_COUNT = 6
 """Largest number of targets looked for where the prior does not say."""
 
-_ROUNDING_NOISE = 0.1  # DN, blurs the ends of the intervals that rounding leaves
+_ROUNDING_NOISE = 0.05  # DN, blurs the ends of the intervals that rounding leaves
 _LIT = 3.0  # times the noise, from where a pixel counts as lit
 _SLACK = 0.3  # px, error allowed to the centroid of the light
 _TAIL = 0.02  # times the noise, light that a pixel outside of the window may get
