@@ -17,9 +17,12 @@ at or above 50 DN a detection, as published; narrower than published where it sa
 5 x 5 pixels around the brightest. Their training time here is short: learning.png shows where
 more would help.
 
-Where the network is ahead of ours told the preset, it is by the cell: with noise the place of the
-window tells much. Ours get that by being told the cell; to be ahead told the preset they would
-have to take an aligned cell for likelier than any other box, as a network learns to.
+Where the network is ahead of ours told the preset, it is probably by the cell, as ours told the
+cell are ahead of it: with noise the place of the window tells much. To be ahead told the preset,
+ours would have to take an aligned cell for likelier than any other box, as a network learns to.
+
+Weights are kept of some networks, trained for the first row (`weights/README.md`). The other lines
+need their networks trained first (`train.py`), in the folder that `--runs` names.
 
 CSO-mAP and AP at 0.05 to 0.25 px are ranked by flux, in percent; "by score" ranks by what a method
 claims of its accuracy. RMSE (2-D) and flux error (median, relative) are those of pairs within
