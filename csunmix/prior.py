@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-from csunmix._validation import as_bool, as_integer, as_number, as_range
+import numpy as np
+
+from csunmix._validation import as_integer, as_number, as_range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,9 +24,9 @@ class Prior:
         Smallest distance between two targets, px.
     extent : float, optional
         The targets lie in a box of this size, anywhere in the image, px.
-    cell : bool
-        The targets share one pixel cell, ``round(y)`` and ``round(x)`` the same for all;
-        excludes `extent`.
+    cell : bool or float
+        Probability that the targets share one pixel cell, ``round(y)`` and ``round(x)`` the same
+        for all. Else they lie in a box of size `extent`, so a certain cell excludes that.
 
     Raises
     ------
@@ -44,7 +47,7 @@ class Prior:
     flux: tuple[float, float] | None = None
     min_separation: float = 0.0
     extent: float | None = None
-    cell: bool = False
+    cell: float = False
 
     def __post_init__(self) -> None:
         if self.count is not None:
@@ -55,8 +58,16 @@ class Prior:
             object.__setattr__(self, "flux", as_range(self.flux, "flux", minimum=0.0))
         separation = as_number(self.min_separation, "min_separation", minimum=0.0)
         object.__setattr__(self, "min_separation", separation)
-        object.__setattr__(self, "cell", as_bool(self.cell, "cell"))
+        object.__setattr__(self, "cell", _as_probability(self.cell, "cell"))
         if self.extent is not None:
             object.__setattr__(self, "extent", as_number(self.extent, "extent", above=0.0))
-            if self.cell:
-                raise ValueError("extent and cell exclude each other; give one of them")
+            if self.cell == 1.0:
+                raise ValueError("extent and a certain cell exclude each other; give one of them")
+
+
+def _as_probability(value: Any, name: str) -> float:
+    """`value` as a number from 0 to 1; True and False count as those."""
+    number = float(value) if isinstance(value, bool | np.bool_) else as_number(value, name)
+    if not 0.0 <= number <= 1.0:
+        raise ValueError(f"{name} must be a probability, from 0 to 1, got {value!r}")
+    return number

@@ -59,8 +59,8 @@ def simulate(
     The number of targets is uniform in ``scene.count`` (or ``round(N(3, 1))`` clipped to that
     range: ``count_model="normal"``), fluxes are uniform in ``scene.flux``, and positions uniform
     in the window, given that all targets are at least ``scene.min_separation`` apart. The window
-    is a pixel cell at least `margin` pixels from the border (``scene.cell``), or a box of size
-    ``scene.extent`` placed uniformly in the area of these cells, or that whole area.
+    is a pixel cell at least `margin` pixels from the border (with probability ``scene.cell``), or a
+    box of size ``scene.extent`` placed uniformly in the area of these cells, or that whole area.
 
     Parameters
     ----------
@@ -186,25 +186,36 @@ def _draw_positions(
     rng: np.random.Generator,
 ) -> tuple[FloatArray, FloatArray]:
     """Positions of all targets, frames in order, shape (sum(counts),)."""
-    centre, size = _draw_windows(scene, shape, counts.size, margin, rng)
+    in_cell = np.full(counts.size, scene.cell == 1.0)
+    if 0.0 < scene.cell < 1.0:
+        in_cell = rng.random(counts.size) < scene.cell
     frame = np.repeat(np.arange(counts.size), counts)
-    offset = np.empty((frame.size, 2))
-    for count in np.unique(counts[counts > 0]):
-        sets = _draw_separated(
-            int((counts == count).sum()), int(count), size, scene.min_separation, rng
-        )
-        offset[counts[frame] == count] = sets.reshape(-1, 2)
-    position = centre[frame] + offset
+    position = np.empty((frame.size, 2))
+    for kind in np.unique(in_cell):
+        some = in_cell == kind
+        centre, size = _draw_windows(scene, bool(kind), shape, int(some.sum()), margin, rng)
+        offset = np.empty((counts[some].sum(), 2))
+        each = np.repeat(counts[some], counts[some])
+        for count in np.unique(each):
+            n = int((counts[some] == count).sum())
+            sets = _draw_separated(n, int(count), size, scene.min_separation, rng)
+            offset[each == count] = sets.reshape(-1, 2)
+        position[some[frame]] = np.repeat(centre, counts[some], axis=0) + offset
     return position[:, 0], position[:, 1]
 
 
 def _draw_windows(
-    scene: Prior, shape: tuple[int, int], n: int, margin: int, rng: np.random.Generator
+    scene: Prior,
+    in_cell: bool,
+    shape: tuple[int, int],
+    n: int,
+    margin: int,
+    rng: np.random.Generator,
 ) -> tuple[FloatArray, FloatArray]:
     """Centres (n, 2) and common size (2,) of the windows that hold the targets, px."""
     area = np.array(shape) - 2.0 * margin  # a border of `margin` pixels stays free
     middle = (np.array(shape) - 1) / 2
-    if scene.cell:
+    if in_cell:
         return rng.integers(margin, np.array(shape) - margin, (n, 2)).astype(np.float64), np.ones(2)
     size = area if scene.extent is None else np.full(2, scene.extent)
     if (size > area).any():

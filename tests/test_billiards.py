@@ -11,7 +11,7 @@ from scipy import stats
 
 from csunmix._kernels import billiards, smc
 from csunmix._kernels.model import Model
-from csunmix._kernels.prior import Box, limits, log_prior
+from csunmix._kernels.prior import Box, densities, limits, log_prior
 from csunmix._kernels.scene import Pixels
 from csunmix.continuous.tables import tabulate
 from csunmix.psf import GaussianPSF
@@ -21,7 +21,8 @@ INSIDE = np.array([2.0, 2.0, 225.0, 2.6, 2.7, 230.0, 3.0, 2.1, 245.0])
 BOXES: dict[str, Any] = {
     "area": {},
     "extent": {"extent": 1.2},
-    "cell": {"cell": True, "area": np.array([[1.5, 3.5], [1.5, 3.5]])},
+    "cell": {"cell": 1.0, "area": np.array([[1.5, 3.5], [1.5, 3.5]])},
+    "cell or extent": {"extent": 1.2, "cell": 0.5, "cell_density": 3.0},
 }
 
 
@@ -31,7 +32,8 @@ def model_of(variance: float = 4.0, **given: Any) -> Model:
         "flux": np.array([220.0, 250.0]),
         "separation": 0.494,
         "extent": np.inf,
-        "cell": False,
+        "cell": 0.0,
+        "cell_density": 0.0,
         "background": np.array([0.0, 1.0]),
     }
     box = Box(**{**parts, **given})
@@ -43,7 +45,7 @@ def model_of(variance: float = 4.0, **given: Any) -> Model:
 
 
 def start_of(given: Any) -> Any:
-    if not given.get("cell"):
+    if given.get("cell") != 1.0:
         return INSIDE.copy()
     return np.array([1.6, 1.6, 225.0, 2.2, 2.3, 230.0, 2.4, 1.6, 245.0])
 
@@ -95,7 +97,7 @@ def test_without_an_image_paths_leave_the_prior_as_it_is(given: Any) -> None:
     """Fluxes stay uniform, separations above their bound."""
     states = smc.explore(model_of(**given), start_of(given), 10, 500, 0)
     gap = np.hypot(states[:, 0] - states[:, 3], states[:, 1] - states[:, 4])
-    assert (np.diff(states[:, 2]) != 0.0).mean() > 0.5
+    assert (np.diff(states[:, 2]) != 0.0).mean() > 0.3  # paths that change the order are refused
     assert gap.min() >= 0.494 - 1e-9
     assert states[:, 2].mean() == pytest.approx(235.0, abs=1.0)
     assert states[:, 2].std() == pytest.approx(30.0 / np.sqrt(12.0), rel=0.06)
@@ -117,6 +119,22 @@ def test_the_box_of_the_extent_is_drawn_around_the_targets(extent: float) -> Non
         first = max(place.max() - extent, box.area[axis, 0])
         last = min(place.min(), box.area[axis, 1] - extent)
         assert stats.kstest((corner - first) / (last - first), "uniform").pvalue > 1e-3
+
+
+def test_a_cell_is_drawn_as_often_as_it_is_dense() -> None:
+    """Among boxes of the extent, and only where the targets share one."""
+    model = model_of(extent=1.2, cell=0.5, cell_density=0.1)
+    chain, shared = billiards.new_chain(model), start_of({"cell": 1.0})
+    for theta in (shared, INSIDE):
+        chain.theta[:] = theta
+        sizes = []
+        for _ in range(2000):
+            chain.lower[:], chain.upper[:] = limits(model.box, chain.theta, COUNT)
+            billiards.draw_box(model.box, chain, COUNT)
+            sizes.append(chain.upper[1] - chain.lower[1])
+        in_box = densities(model.box, theta, COUNT)[0]
+        share = 0.1 / (0.1 + in_box) if theta is shared else 0.0
+        assert np.mean(np.isclose(sizes, 1.0)) == pytest.approx(share, abs=0.04)
 
 
 def test_a_matrix_is_averaged_over_the_orders_of_the_targets() -> None:

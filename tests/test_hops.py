@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,8 @@ from csunmix._kernels.modes import Modes
 from csunmix._kernels.prior import log_prior
 from csunmix.continuous.fit import Fit, fit
 from csunmix.continuous.sampling import cool, draw, effective, hop, occupancy, summarise
-from csunmix.continuous.window import Setting
-from tests.test_billiards import COUNT, INSIDE, model_of
+from csunmix.continuous.window import Setting, log_room
+from tests.test_billiards import BOXES, COUNT, INSIDE, model_of
 
 PRESET = cu.presets.csist_100k()
 NOISE = cu.Sensor(read_noise=3.0)
@@ -27,13 +28,15 @@ def modes_of(*thetas: Any, scale: Any) -> Modes:
     return Modes(theta, theta, factor, np.linalg.inv(factor))
 
 
-@pytest.mark.parametrize("given", [{}, {"extent": 1.2}], ids=["area", "extent"])
+@pytest.mark.parametrize(
+    "given", [BOXES["area"], BOXES["extent"], BOXES["cell or extent"]], ids=str
+)
 def test_without_an_image_hops_leave_the_prior_as_it_is(given: Any) -> None:
     """Modes that mean nothing, of different sizes, must not draw the chain to them."""
     model = model_of(**given)
     modes = modes_of(INSIDE, INSIDE + np.tile([0.1, -0.1, 4.0], COUNT), scale=[1.0, 2.5])
     hopped, straight = (
-        wander(model, modes, np.zeros(20, np.int64), 1000, n_hops, 1) for n_hops in (5, 0)
+        wander(model, modes, np.zeros(20, np.int64), 1000, n_hops, 0.0, 1)[0] for n_hops in (5, 0)
     )
     assert np.isfinite([log_prior(model.box, theta, COUNT) for theta in hopped[0, ::10]]).all()
     hopped, straight = hopped.reshape(-1, 9), straight.reshape(-1, 9)
@@ -48,7 +51,8 @@ def test_without_an_image_targets_spread_as_scenes_of_the_prior_do(extent: float
     """Against scenes drawn and refused: the box of the extent and its walls are right."""
     model = model_of(extent=extent)
     modes = modes_of(INSIDE, INSIDE + np.tile([0.1, -0.1, 4.0], COUNT), scale=[1.0, 2.5])
-    states = wander(model, modes, np.zeros(40, np.int64), 1500, 2, 3).reshape(-1, COUNT, 3)
+    states = wander(model, modes, np.zeros(40, np.int64), 1500, 2, 0.0, 3)[0]
+    states = states.reshape(-1, COUNT, 3)
     rng, n = np.random.default_rng(0), 200_000
     low, high = model.box.area.T
     size = np.minimum(high - low, extent)
@@ -64,13 +68,62 @@ def test_without_an_image_targets_spread_as_scenes_of_the_prior_do(extent: float
         assert middle.std() == pytest.approx(wanted.std(), rel=0.1)
 
 
+def test_without_an_image_as_many_scenes_are_of_a_cell_as_the_prior_says() -> None:
+    """In an area of 2 x 2 cells, of which a box of 1.2 px leaves 0.8 x 0.8 px to its corner."""
+    extent, cell, rng = 1.2, 0.3, np.random.default_rng(0)
+    area = np.array([[1.5, 3.5], [0.5, 2.5]])
+    sizes = (np.full(2, extent), np.ones(2))
+    in_box, in_cell = (np.exp(log_room(size, 0.494, COUNT)) for size in sizes)
+    density = cell / (1.0 - cell) * extent ** (2 * COUNT) * in_box / in_cell
+    model = model_of(area=area, extent=extent, cell=cell, cell_density=density)
+    start = INSIDE - np.tile([0.0, 0.5, 0.0], COUNT)
+    modes = modes_of(start, start + np.tile([0.1, -0.1, 4.0], COUNT), scale=[1.0, 2.5])
+    states = wander(model, modes, np.zeros(40, np.int64), 3000, 2, 0.0, 3)[0]
+
+    def share(place: Any) -> float:
+        pixel = np.floor(place[..., :2] + 0.5)
+        return float((pixel == pixel[:, :1]).all(axis=(1, 2)).mean())
+
+    place = area[:, 0] + rng.uniform(size=(400_000, 1, 2)) * (2.0 - extent)
+    place = place + rng.uniform(size=(400_000, COUNT, 2)) * extent
+    gap = [np.hypot(*(place[:, k] - place[:, m]).T) for k in range(COUNT) for m in range(k)]
+    of_boxes = share(place[np.min(gap, axis=0) >= model.box.separation])
+    cells, boxes = cell * 4.0, (1.0 - cell) * (2.0 - extent) ** 2
+    expected = (cells + boxes * of_boxes) / (cells + boxes)
+    assert share(states.reshape(-1, COUNT, 3)) == pytest.approx(expected, abs=0.03)
+
+
+@pytest.mark.parametrize("read_noise", [0.0, 0.2])
+def test_soft_intervals_are_weighed_to_the_true_ones(read_noise: float) -> None:
+    """Against chains whose likelihood is the true one all along."""
+    sensor = cu.Sensor(rounding=True, read_noise=read_noise)
+    setting = Setting(PRESET.psf, sensor, PRESET.prior, PRESET.shape, 0.0)
+    made = cu.simulate(
+        PRESET.psf, sensor, replace(PRESET.scene, count=(2, 2)), shape=PRESET.shape, n=3, rng=4
+    )
+    for image in made.images:
+        window = setting.window(image)
+        assert window is not None
+        best = fit(setting, window, 2, 0)
+        assert best is not None
+        soft = hop(setting, best, 16, 2000, 0)
+        assert np.ptp(soft.weight[0]) > 0.0
+        model = window.model(setting.optics, 2)
+        true = wander(model, best.modes[0], np.zeros(16, np.int64), 8000, 4, 0.0, 1)[0]
+        mean = np.tensordot(soft.weight, soft.theta, 2)
+        spread = np.sqrt(np.tensordot(soft.weight, (soft.theta - mean) ** 2, 2))
+        expected = true.std(axis=(0, 1))
+        np.testing.assert_allclose((mean - true.mean(axis=(0, 1))) / expected, 0.0, atol=0.2)
+        np.testing.assert_allclose(spread, expected, rtol=0.15)
+
+
 def test_without_an_image_the_background_is_as_the_prior_has_it() -> None:
     model = model_of()
     model = model._replace(precision=np.append(model.precision, 1.0))
     theta = np.append(INSIDE, 0.0)[None]
     factor = np.diag(np.append(np.tile([0.1, 0.1, 5.0], COUNT), 1.0))[None]
     both = (np.concatenate([each, each]) for each in (theta, theta, factor, np.linalg.inv(factor)))
-    states = wander(model, Modes(*both), np.zeros(20, np.int64), 1000, 3, 0)[..., 9]
+    states = wander(model, Modes(*both), np.zeros(20, np.int64), 1000, 3, 0.0, 0)[0][..., 9]
     assert states.mean() == pytest.approx(0.0, abs=0.1)
     assert states.std() == pytest.approx(1.0, abs=0.07)
 
@@ -102,7 +155,7 @@ def test_chains_that_start_in_one_mode_find_what_particles_from_the_prior_do() -
     modes, share = best.modes
     assert len(share) > 1
     model = best.window.model(setting.optics, best.count)
-    theta = wander(model, modes, np.zeros(8, np.int64), 2000, 4, 0)
+    theta = wander(model, modes, np.zeros(8, np.int64), 2000, 4, 0.0, 0)[0]
     particles = np.array(
         [cool(setting, best.window, best.count, seed)[0].theta for seed in range(4)]
     )
@@ -153,7 +206,7 @@ def test_repeat_runs_agree() -> None:
 def test_without_room_around_the_optima_there_is_no_scene() -> None:
     model = model_of()
     far = INSIDE + np.tile([50.0, 0.0, 0.0], COUNT)
-    states = wander(model, modes_of(far, scale=[0.1]), np.zeros(2, np.int64), 20, 4, 0)
+    states = wander(model, modes_of(far, scale=[0.1]), np.zeros(2, np.int64), 20, 4, 0.0, 0)[0]
     assert states.size == 0
 
 

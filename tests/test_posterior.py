@@ -20,7 +20,7 @@ from csunmix.continuous.window import Setting, Window
 
 PRESET = cu.presets.csist_100k()
 SHAPE = PRESET.shape
-PRIOR = replace(PRESET.prior, extent=None)
+PRIOR = replace(PRESET.prior, extent=None, cell=False)
 SENSORS = {
     "noise": cu.Sensor(read_noise=6.0),
     "rounded": cu.Sensor(read_noise=0.7, rounding=True),

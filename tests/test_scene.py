@@ -271,7 +271,8 @@ def box(**given: Any) -> Box:
         "flux": np.array([200.0, 250.0]),
         "separation": 0.4,
         "extent": INF,
-        "cell": False,
+        "cell": 0.0,
+        "cell_density": 0.0,
         "background": np.array([1.0, 2.0]),
     }
     return Box(**(parts | given))
@@ -296,8 +297,11 @@ GOOD = ((1.2, 1.3, 220.0), (1.4, 1.9, 230.0))
         ({}, (1.4, 1.9, 251.0), False),
         ({"extent": 0.7}, GOOD[1], True),
         ({"extent": 0.5}, GOOD[1], False),  # too wide for a box
-        ({"cell": True}, (0.8, 1.0, 230.0), True),
-        ({"cell": True}, (1.2, 1.7, 230.0), False),  # of the next cell
+        ({"cell": 1.0}, (0.8, 1.0, 230.0), True),
+        ({"cell": 1.0}, (1.2, 1.7, 230.0), False),  # of the next cell
+        ({"cell": 0.5, "cell_density": 2.0, "extent": 0.4}, (1.2, 1.7, 230.0), False),
+        ({"cell": 0.5, "cell_density": 2.0, "extent": 0.4}, (0.8, 1.0, 230.0), True),
+        ({"cell": 0.5, "cell_density": 2.0, "extent": 0.7}, GOOD[1], True),
     ],
 )
 def test_what_the_prior_excludes(change: Any, second: Any, possible: bool) -> None:
@@ -331,7 +335,14 @@ def test_a_box_anywhere_is_summed_over_where_it_may_lie(extent: float) -> None:
     np.testing.assert_allclose(density / density.max(), shares / shares.max(), atol=2e-3)
 
 
-PRIORS = [{}, {"extent": 0.9}, {"extent": 20.0}, {"cell": True}, {"cell": True, "separation": 0.6}]
+PRIORS = [
+    {},
+    {"extent": 0.9},
+    {"extent": 20.0},
+    {"cell": 1.0},
+    {"cell": 1.0, "separation": 0.6},
+    {"extent": 1.2, "cell": 0.5, "cell_density": 2.0},
+]
 
 
 @pytest.mark.parametrize("change", PRIORS, ids=str)
@@ -343,7 +354,7 @@ def test_draws_keep_to_the_prior(change: Any) -> None:
         assert np.isfinite(kernel_prior.log_prior(known, theta, 3))
 
 
-@pytest.mark.parametrize("change", [{"extent": 0.9}, {"cell": True}, {}], ids=str)
+@pytest.mark.parametrize("change", [{"extent": 0.9}, {"cell": 1.0}, {}], ids=str)
 def test_draws_without_separation_follow_the_prior(change: Any) -> None:
     known = box(separation=0.0, **change)
     theta = np.empty((20_000, 6))

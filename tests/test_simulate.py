@@ -1,5 +1,6 @@
 """Scenes with truth, what they are drawn from, and the presets."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -44,7 +45,8 @@ def test_everything_in_a_prior_is_optional() -> None:
     prior = cu.Prior()
     assert (prior.count, prior.flux, prior.extent) == (None, None, None)
     assert prior.min_separation == 0.0
-    assert prior.cell is False
+    assert prior.cell == 0.0
+    assert cu.Prior(cell=True).cell == 1.0
     full = cu.Prior(count=[1, 5], flux=(220, 250), min_separation=1, extent=2)
     assert full == cu.Prior(count=(1, 5), flux=[220.0, 250.0], min_separation=1.0, extent=2.0)
     assert isinstance(full.extent, float)
@@ -68,8 +70,10 @@ def test_everything_in_a_prior_is_optional() -> None:
         ({"min_separation": None}, TypeError, "min_separation must be a real number"),
         ({"extent": 0}, ValueError, "extent must be above 0"),
         ({"extent": np.nan}, ValueError, "extent must be finite"),
-        ({"cell": 1}, TypeError, "cell must be True or False, got 1"),
-        ({"extent": 1.2, "cell": True}, ValueError, "extent and cell exclude each other"),
+        ({"cell": "no"}, TypeError, "cell must be a real number, got 'no'"),
+        ({"cell": 1.2}, ValueError, "cell must be a probability, from 0 to 1, got 1.2"),
+        ({"cell": np.nan}, ValueError, "cell must be finite"),
+        ({"extent": 1.2, "cell": True}, ValueError, "extent and a certain cell exclude each other"),
     ],
 )
 def test_bad_prior(options: dict[str, Any], error: type[Exception], message: str) -> None:
@@ -89,7 +93,8 @@ def test_csist_100k_is_what_was_published() -> None:
     assert (setup.sensor.rounding, setup.sensor.saturation) == (True, 255.0)
     assert (setup.sensor.read_noise, setup.sensor.gain) == (0.0, None)
     prior = setup.prior
-    assert (prior.count, prior.flux, prior.extent) == ((1, 5), (220.0, 250.0), 1.2)
+    assert (prior.count, prior.flux) == ((1, 5), (220.0, 250.0))
+    assert (prior.extent, prior.cell) == (1.2, 0.8)
     assert prior.min_separation == pytest.approx(0.52 * PSF.rayleigh)
     assert (setup.scene.cell, setup.scene.extent) == (True, None)
     assert (setup.scene.count, setup.scene.flux) == (prior.count, prior.flux)
@@ -248,6 +253,19 @@ def test_positions_are_uniform_given_their_separation() -> None:
     assert stats.ks_2samp(wrong_radius, expected_radius).pvalue < 1e-3
     nearest, expected_nearest = smallest_distance(offset), smallest_distance(expected)
     assert stats.ks_2samp(nearest, expected_nearest).pvalue > 1e-3
+
+
+def test_a_share_of_the_scenes_is_of_one_cell() -> None:
+    """The others lie in boxes that need not be one; counts and fluxes do not notice."""
+    scene = scene_of(3, min_separation=0.3, extent=1.2, cell=0.4)
+    points = positions(draw(scene, 4000), 3)
+    pixel = np.floor(points + 0.5)
+    shared = (pixel == pixel[:, :1]).all(axis=(1, 2))
+    boxes = positions(draw(replace(scene, cell=False), 4000), 3)
+    pixel = np.floor(boxes + 0.5)
+    by_chance = (pixel == pixel[:, :1]).all(axis=(1, 2)).mean()
+    assert shared.mean() == pytest.approx(0.4 + 0.6 * by_chance, abs=0.03)
+    assert np.ptp(points, axis=1).max() <= 1.2
 
 
 def test_five_targets_of_the_benchmark_fit_into_their_cell() -> None:

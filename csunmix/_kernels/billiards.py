@@ -15,8 +15,9 @@ import numba
 import numpy as np
 
 from csunmix._kernels.model import Model
-from csunmix._kernels.prior import Box, limits, log_level, log_prior
+from csunmix._kernels.prior import Box, densities, limits, log_level, log_prior
 from csunmix._kernels.scene import (
+    _ROUGH,
     Pixels,
     Room,
     fisher,
@@ -25,13 +26,14 @@ from csunmix._kernels.scene import (
     new_room,
     noise_variance,
     score,
+    soft_score,
     varying,
 )
 from csunmix._validation import FloatArray, IntArray
 
 _BOUNCES = 100  # in one drift
-_LENGTH = 1.5  # of a path at most, in standard deviations
-_LEAPS = 20  # of a path at most
+_LENGTH = 2.5  # of a path at most, in standard deviations
+_LEAPS = 40  # of a path at most
 
 
 class Chain(NamedTuple):
@@ -188,7 +190,17 @@ def travel(model: Model, extra: float, leap: float, mass: Mass, chain: Chain, tr
 
 @numba.njit(cache=True, nogil=True)
 def draw_box(box: Box, chain: Chain, count: int) -> None:
-    """Draw the box of the prior's extent, given the targets in it, as limits of their places."""
+    """Draw the box or cell of the prior, given the targets in it, as limits of their places."""
+    if 0.0 < box.cell < 1.0:
+        in_box, in_cell = densities(box, chain.theta, count)
+        if (in_box + in_cell) * np.random.random() < in_cell:
+            for axis in range(2):
+                corner = math.floor(chain.theta[axis] + 0.5) - 0.5
+                for k in range(count):
+                    a = 3 * k + axis
+                    chain.lower[a] = max(chain.lower[a], min(corner, chain.theta[a]))
+                    chain.upper[a] = min(chain.upper[a], max(corner + 1.0, chain.theta[a]))
+            return
     for axis in range(2):
         start, stop = box.area[axis, 0], box.area[axis, 1]
         if box.extent >= stop - start:
@@ -330,11 +342,13 @@ def smooth_scores(pixels: Pixels, extra: float, light: FloatArray, out: FloatArr
                 variance = extra + noise_variance(pixels, at)
                 change = pixels.per_light if at > 0.0 else 0.0
             width = high - low
-            if width < np.inf:
+            if width == np.inf:
+                out[i * n_x + j] = score(low, high, at, variance, change)
+            elif extra > 0.0 and width * width >= _ROUGH**2 * variance:
+                out[i * n_x + j] = soft_score(low, high, at, variance)
+            else:
                 blurred = variance + width * width / 12.0
                 r = 0.5 * (low + high) - at
                 out[i * n_x + j] = r / blurred
                 if varies:
                     out[i * n_x + j] += 0.5 * change * (r * r / blurred - 1.0) / blurred
-            else:
-                out[i * n_x + j] = score(low, high, at, variance, change)

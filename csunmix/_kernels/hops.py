@@ -14,16 +14,17 @@ from csunmix._kernels.prior import log_prior
 from csunmix._kernels.scene import illuminate, log_likelihood
 from csunmix._validation import FloatArray, IntArray
 
-_ACCEPTANCE = 0.7
-_LEAP = (0.05, 0.2, 1.0)  # shortest, first and longest, standard deviations
+_ACCEPTANCE = 0.85
+_LEAP = (0.02, 0.1, 1.0)  # shortest, first and longest, standard deviations
 _DRAWS = 100  # that a chain's start is the likeliest of
+_OWN = 0.5  # of the paths have the mass of the mode that the chain started from
 _ADAPTING = 0.1  # share of a chain that adapts its leaps and is not kept
 
 
 @numba.njit(cache=True, nogil=True)
 def wander(
-    model: Model, modes: Modes, starts: IntArray, n_steps: int, n_hops: int, seed: int
-) -> FloatArray:
+    model: Model, modes: Modes, starts: IntArray, n_steps: int, n_hops: int, extra: float, seed: int
+) -> tuple[FloatArray, FloatArray]:
     """States (n_chains, n, d) of chains that start at the modes `starts`.
 
     Every step is a path and `n_hops` hops. A hop maps one mode's approximation onto another's; a
@@ -35,31 +36,38 @@ def wander(
     chain, trial = new_chain(model), new_chain(model)
     skipped = int(_ADAPTING * n_steps)
     states = np.empty((starts.size, n_steps - skipped, d))
-    leap = _LEAP[1]
+    logs = np.empty(states.shape[:2])
+    leap, weight = _LEAP[1], 0.0
     masses = [_mass(modes, k) for k in range(n_modes)]
     same = np.arange(model.n_targets)
     for c in range(starts.size):
-        if not _begin(model, modes, starts[c], chain, trial) and c == 0:
-            return states[:0]  # otherwise it goes on where the last chain ended
+        if not _begin(model, modes, starts[c], extra, chain, trial) and c == 0:
+            return states[:0], logs[:0]  # otherwise it goes on where the last chain ended
         for s in range(n_steps):
             if s == skipped:  # what is kept has the same masses all along
-                masses.append(weigh(model, 0.0, chain.theta, same, False, trial))
-            moved = travel(model, 0.0, leap, masses[np.random.randint(len(masses))], chain, trial)
+                masses.append(weigh(model, extra, chain.theta, same, False, trial))
+            own = np.random.random() < _OWN
+            at = starts[c] if own else np.random.randint(len(masses))
+            moved = travel(model, extra, leap, masses[at], chain, trial)
             if moved:
                 chain, trial = trial, chain
             if s < skipped:
                 change = 0.3 * ((1.0 if moved else 0.0) - _ACCEPTANCE)
                 leap = min(max(leap * math.exp(change), _LEAP[0]), _LEAP[2])
             for _ in range(n_hops if n_modes > 1 else 0):
-                if _hop(model, modes, chain, trial):
-                    settle(model, 0.0, trial.theta, chain)
+                if _hop(model, modes, extra, chain, trial):
+                    settle(model, extra, trial.theta, chain)
+                    moved = True
             if s >= skipped:
                 states[c, s - skipped] = chain.theta
-    return states
+                if moved or s == skipped:
+                    weight = log_likelihood(model.pixels, chain.room.light, 0.0) - chain.value[0]
+                logs[c, s - skipped] = weight
+    return states, logs
 
 
 @numba.njit(cache=True, nogil=True)
-def _begin(model: Model, modes: Modes, k: int, chain: Chain, trial: Chain) -> bool:
+def _begin(model: Model, modes: Modes, k: int, extra: float, chain: Chain, trial: Chain) -> bool:
     """Put a chain at the likeliest of some draws around a mode; False if the prior has none."""
     best, d = -np.inf, modes.mean.shape[1]
     for n in range(_DRAWS):
@@ -71,14 +79,14 @@ def _begin(model: Model, modes: Modes, k: int, chain: Chain, trial: Chain) -> bo
         if log_prior(model.box, trial.theta, model.n_targets) == -np.inf:
             continue
         illuminate(model.optics, trial.theta, trial.room)
-        value = log_likelihood(model.pixels, trial.room.light, 0.0)
+        value = log_likelihood(model.pixels, trial.room.light, extra)
         if value > best:
             best = value
             chain.theta[:] = trial.theta
     if best == -np.inf:
         return False
     trial.theta[:] = chain.theta
-    settle(model, 0.0, trial.theta, chain)
+    settle(model, extra, trial.theta, chain)
     return True
 
 
@@ -89,7 +97,7 @@ def _mass(modes: Modes, k: int) -> Mass:
 
 
 @numba.njit(cache=True, nogil=True)
-def _hop(model: Model, modes: Modes, chain: Chain, trial: Chain) -> bool:
+def _hop(model: Model, modes: Modes, extra: float, chain: Chain, trial: Chain) -> bool:
     """Whether to hop from the scene of `chain` to that put into `trial`."""
     n_modes, d = modes.mean.shape
     k = np.random.randint(n_modes)
@@ -114,5 +122,5 @@ def _hop(model: Model, modes: Modes, chain: Chain, trial: Chain) -> bool:
     before = log_prior(model.box, chain.theta, model.n_targets)
     floor = chain.value[0] + before - after - log_volume + math.log(np.random.random())
     illuminate(model.optics, trial.theta, trial.room)
-    trial.value[0] = log_likelihood(model.pixels, trial.room.light, 0.0, floor)
+    trial.value[0] = log_likelihood(model.pixels, trial.room.light, extra, floor)
     return bool(trial.value[0] >= floor)

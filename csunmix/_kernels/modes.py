@@ -12,7 +12,7 @@ from csunmix._kernels.billiards import nearest
 from csunmix._kernels.fit import slope
 from csunmix._kernels.linalg import cholesky
 from csunmix._kernels.model import Model
-from csunmix._kernels.prior import Box, limits
+from csunmix._kernels.prior import Box, densities, limits
 from csunmix._kernels.scene import Room, illuminate, new_room
 from csunmix._kernels.truncated import expectation_propagation
 from csunmix._validation import FloatArray
@@ -43,14 +43,16 @@ def approximate(
     is that of all, but for a constant.
     """
     n, d = thetas.shape
-    most = min(n, _MOST)
+    kinds = 2 if 0.0 < model.box.cell < 1.0 else 1
+    most = kinds * min(n, _MOST)
     theta, mean = np.empty((most, d)), np.empty((most, d))
     factor, inverse = np.zeros((most, d, d)), np.zeros((most, d, d))
     logs = np.empty(most)
+    in_box, in_cell = _in_box(model), _in_cell(model)
     room = new_room(model.optics, model.n_targets, d, *model.pixels.low.shape)
     m = 0
     for s in range(n):
-        if m == most or values[s] > values[0] + _NEGLIGIBLE:
+        if m + kinds > most or values[s] > values[0] + _NEGLIGIBLE:
             break
         at = theta[m]
         at[:] = thetas[s]
@@ -58,18 +60,23 @@ def approximate(
         for k in range(model.n_targets):
             at[3 * k : 3 * k + 3] = thetas[s, 3 * order[k] : 3 * order[k] + 3]
         gradient, hessian = curvature(model, at, room)
-        middle, covariance = moments(model, at, gradient, hessian)
-        if cholesky(covariance, d, factor[m]) < d:
-            continue
-        invert(factor[m], inverse[m])
-        if not _apart(theta[:m], at, inverse[m]):
-            continue
-        mean[m] = middle
-        away = middle - at
-        logs[m] = away @ gradient - values[s] + log_room(model.box, middle, model.n_targets)
-        for a in range(d):
-            logs[m] += math.log(factor[m, a, a]) - 0.5 * away[a] * (hessian[a] @ away)
-        m += 1
+        known = m
+        for sure in range(kinds):
+            part = in_cell if sure else in_box
+            theta[m] = at
+            mean[m], covariance = moments(part, at, gradient, hessian)
+            if cholesky(covariance, d, factor[m]) < d:
+                continue
+            invert(factor[m], inverse[m])
+            if not _apart(theta[:known], at, inverse[m]):
+                continue
+            away = mean[m] - at
+            logs[m] = away @ gradient - values[s] + log_density(part.box, mean[m], model.n_targets)
+            for a in range(d):
+                logs[m] += math.log(factor[m, a, a]) - 0.5 * away[a] * (hessian[a] @ away)
+            if sure:
+                logs[m] += math.log(model.box.cell_density)
+            m += 1
     if m == 0:  # lost by rounding
         theta[0], mean[0], logs[0], m = thetas[0], thetas[0], -values[0], 1
         for a in range(d):
@@ -82,10 +89,27 @@ def approximate(
 
 
 @numba.njit(cache=True, nogil=True)
+def _in_box(model: Model) -> Model:
+    """The posterior without a cell that is not sure."""
+    box = model.box
+    cell = 1.0 if box.cell == 1.0 else 0.0
+    box = Box(box.area, box.flux, box.separation, box.extent, cell, 0.0, box.background)
+    return Model(model.optics, model.pixels, box, model.precision, model.n_targets)
+
+
+@numba.njit(cache=True, nogil=True)
+def _in_cell(model: Model) -> Model:
+    """The posterior with a cell that is sure."""
+    box = model.box
+    box = Box(box.area, box.flux, box.separation, np.inf, 1.0, 0.0, box.background)
+    return Model(model.optics, model.pixels, box, model.precision, model.n_targets)
+
+
+@numba.njit(cache=True, nogil=True)
 def curvature(model: Model, theta: FloatArray, room: Room) -> tuple[FloatArray, FloatArray]:
     """Gradient (d,) and minus second derivatives (d, d) of the log likelihood of a scene."""
     box = model.box
-    free = Box(box.area, box.flux, 0.0, np.inf, box.cell, box.background)
+    free = Box(box.area, box.flux, 0.0, np.inf, box.cell, box.cell_density, box.background)
     gradient, hessian = np.empty(theta.size), np.zeros((theta.size, theta.size))
     illuminate(model.optics, theta, room)
     slope(
@@ -167,17 +191,19 @@ def bounds(
 
 
 @numba.njit(cache=True, nogil=True)
-def log_room(box: Box, theta: FloatArray, count: int) -> float:
-    """Log room that the targets leave to the box of the prior's extent."""
-    total = 0.0
+def log_density(box: Box, theta: FloatArray, count: int) -> float:
+    """Log prior density of the places of a scene, with some room for a box of the extent."""
+    if box.cell == 1.0:
+        return 0.0
+    in_box = 1.0
     for axis in range(2):
         start, stop = box.area[axis, 0], box.area[axis, 1]
         if box.extent < stop - start:
             along = theta[axis : 3 * count : 3]
             first = max(along.max() - box.extent, start)
             last = min(along.min(), stop - box.extent)
-            total += math.log(max(last - first, _LEAST_ROOM * box.extent))
-    return total
+            in_box *= max(last - first, _LEAST_ROOM * box.extent)
+    return math.log(in_box + densities(box, theta, count)[1])
 
 
 @numba.njit(cache=True, nogil=True)
@@ -187,7 +213,7 @@ def laplace(model: Model, theta: FloatArray) -> float:
     room = new_room(model.optics, model.n_targets, d, *model.pixels.low.shape)
     _, hessian = curvature(model, theta, room)
     hessian = _with_prior(model, hessian)
-    factor, volume = np.zeros((d, d)), log_room(model.box, theta, model.n_targets)
+    factor, volume = np.zeros((d, d)), log_density(model.box, theta, model.n_targets)
     if cholesky(hessian, d, factor) < d:
         return -np.inf
     for a in range(d):

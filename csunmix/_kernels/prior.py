@@ -17,43 +17,53 @@ _SETS = 2000  # sets tried
 class Box(NamedTuple):
     """What is known of a scene before the image is seen.
 
-    Positions are uniform in `area`, or in a box of size `extent` that is uniform in it, or in one
-    pixel's cell, no two targets closer than `separation`; fluxes uniform; the background normal.
+    Positions are uniform in a box of size `extent` that is uniform in `area`, or in one pixel's
+    cell, no two targets closer than `separation`; fluxes uniform; the background normal.
     """
 
     area: FloatArray  # (2, 2): lowest and highest y, lowest and highest x, px
     flux: FloatArray  # (2,): lowest and highest, DN
     separation: float
-    extent: float  # inf where there is none
-    cell: bool
+    extent: float  # inf: all of the area
+    cell: float  # probability of one
+    cell_density: (
+        float  # of scenes in a cell, where those in a box have 1 for each px^2 of its corner
+    )
     background: FloatArray  # (2,): mean and standard deviation, DN
 
 
 @numba.njit(cache=True, nogil=True)
 def log_prior(box: Box, theta: FloatArray, count: int) -> float:
     """Log prior density of a scene but for a constant; -inf where it is 0."""
-    total = log_level(box, theta, count)
-    for axis in range(2):
-        low, high = np.inf, -np.inf
-        for k in range(count):
-            low, high = min(low, theta[3 * k + axis]), max(high, theta[3 * k + axis])
-        if low < box.area[axis, 0] or high > box.area[axis, 1]:
-            return -np.inf
-        if box.cell and low < math.ceil(high - 0.5) - 0.5:
-            return -np.inf
-        if box.extent < box.area[axis, 1] - box.area[axis, 0]:
-            # Where the box may lie: all of it in the area, all targets in it.
-            first = max(high - box.extent, box.area[axis, 0])
-            last = min(low, box.area[axis, 1] - box.extent)
-            if last <= first:
-                return -np.inf
-            total += math.log(last - first)
+    in_box, in_cell = densities(box, theta, count)
+    if in_box + in_cell <= 0.0:
+        return -np.inf
     for k in range(count):
         if theta[3 * k + 2] < box.flux[0] or theta[3 * k + 2] > box.flux[1]:
             return -np.inf
         if crowded(box, theta, k):
             return -np.inf
-    return total
+    return math.log(in_box + in_cell) + log_level(box, theta, count)
+
+
+@numba.njit(cache=True, nogil=True)
+def densities(box: Box, theta: FloatArray, count: int) -> tuple[float, float]:
+    """Densities of the places of a scene as one in a box of the extent, and in a cell."""
+    in_box, in_cell = (0.0, 1.0) if box.cell == 1.0 else (1.0, box.cell_density)
+    for axis in range(2):
+        low, high = np.inf, -np.inf
+        for k in range(count):
+            low, high = min(low, theta[3 * k + axis]), max(high, theta[3 * k + axis])
+        start, stop = box.area[axis, 0], box.area[axis, 1]
+        if low < start or high > stop:
+            return 0.0, 0.0
+        if low < math.ceil(high - 0.5) - 0.5:
+            in_cell = 0.0
+        if box.extent < stop - start:
+            # Where the box may lie: all of it in the area, all targets in it.
+            first, last = max(high - box.extent, start), min(low, stop - box.extent)
+            in_box *= max(last - first, 0.0)
+    return in_box, in_cell
 
 
 @numba.njit(cache=True, nogil=True)
@@ -76,11 +86,11 @@ def crowded(box: Box, theta: FloatArray, k: int) -> bool:
 
 @numba.njit(cache=True, nogil=True)
 def limits(box: Box, theta: FloatArray, count: int) -> tuple[FloatArray, FloatArray]:
-    """Lowest and highest value of every parameter; a cell is that of the targets' mean."""
+    """Lowest and highest value of every parameter; a sure cell is that of the targets' mean."""
     lower, upper = np.full(theta.size, -np.inf), np.full(theta.size, np.inf)
     for axis in range(2):
         low, high = box.area[axis, 0], box.area[axis, 1]
-        if box.cell:
+        if box.cell == 1.0:
             middle = 0.0
             for k in range(count):
                 middle += theta[3 * k + axis] / count
@@ -118,9 +128,10 @@ def draw_scene(box: Box, count: int, theta: FloatArray) -> bool:
 @numba.njit(cache=True, nogil=True)
 def _draw_frame(box: Box, corner: FloatArray, size: FloatArray) -> None:
     """Draw the box that the targets lie in: a cell, one of the prior's extent, or the area."""
+    in_cell = box.cell == 1.0 or (box.cell > 0.0 and np.random.random() < box.cell)
     for axis in range(2):
         low, high = box.area[axis, 0], box.area[axis, 1]
-        if box.cell:
+        if in_cell:
             first, last = math.floor(low + 0.5), math.ceil(high - 0.5)
             middle = first + np.random.randint(0, max(int(last - first), 0) + 1)
             corner[axis] = max(middle - 0.5, low)

@@ -18,6 +18,7 @@ _SQRT_HALF = math.sqrt(0.5)
 _LOG_SQRT_2PI = 0.5 * math.log(2.0 * math.pi)
 _NARROW = 0.5  # intervals below this share of the noise are Gaussian to 1e-3 in log likelihood
 _ROUGH = 3.0  # the same where noise is added: any way to the posterior will do
+_EDGE = 1.18  # times the noise, from an interval's end to where a soft one begins to fall
 _FAR = 30.0  # standard deviations from where tails are asymptotic
 _PHASES = 4  # along each axis, at which a share is looked at
 _CERTAIN = 6.0  # standard deviations that a normal variable keeps within, but for 1e-9
@@ -240,6 +241,24 @@ def log_pixel(
 
 
 @numba.njit(cache=True, nogil=True)
+def log_soft(low: float, high: float, light: float, variance: float) -> float:
+    """Log likelihood of an interval made easy: 0 inside, a parabola that begins before its ends.
+
+    As the exact one it is ``log(1/2)`` at these.
+    """
+    beyond = abs(0.5 * (low + high) - light) - 0.5 * (high - low) + _EDGE * math.sqrt(variance)
+    return -0.5 * beyond * beyond / variance if beyond > 0.0 else 0.0
+
+
+@numba.njit(cache=True, nogil=True)
+def soft_score(low: float, high: float, light: float, variance: float) -> float:
+    """Derivative of `log_soft` by the light, 1/DN."""
+    r = 0.5 * (low + high) - light
+    beyond = abs(r) - 0.5 * (high - low) + _EDGE * math.sqrt(variance)
+    return math.copysign(max(beyond, 0.0) / variance, r)
+
+
+@numba.njit(cache=True, nogil=True)
 def log_scale(low: float, high: float, variance: float, narrow: float = _NARROW) -> float:
     """What the noise adds to `log_pixel` whatever the light."""
     width = high - low
@@ -269,7 +288,8 @@ def log_likelihood(
     """Log likelihood of an image of `light`, the noise's variance raised by `extra` (DN^2).
 
     Any number below `floor` stands for one that is lower still. With `extra`, intervals below
-    three times the noise are taken as normal errors: only the end of the way need be exact.
+    three times the noise are taken as normal errors, others are soft (`log_soft`): only the end of
+    the way need be exact.
 
     Where the noise is the same whatever the light, it lacks what depends on `extra` alone, see
     `log_scales`.
@@ -290,7 +310,10 @@ def log_likelihood(
                 r = low + 0.5 - light[i, j]
                 total -= inverse * r * r
                 continue
-            total += log_pixel(low, high, light[i, j], variance, narrow)
+            if extra > 0.0 and narrow**2 * variance <= (high - low) ** 2 < np.inf:
+                total += log_soft(low, high, light[i, j], variance)
+            else:
+                total += log_pixel(low, high, light[i, j], variance, narrow)
     return total
 
 

@@ -189,12 +189,17 @@ def _unmix_arguments(parser: argparse.ArgumentParser) -> None:
     prior.add_argument(
         "--min-separation", type=float, metavar="D", default=_ABSENT, help="smallest distance, px"
     )
-    extent = prior.add_mutually_exclusive_group()
-    extent.add_argument(
+    prior.add_argument(
         "--extent", type=float, metavar="E", default=_ABSENT, help="they lie in a box this size, px"
     )
-    extent.add_argument(
-        "--cell", action="store_true", default=_ABSENT, help="they lie in one pixel's cell"
+    prior.add_argument(
+        "--cell",
+        type=float,
+        nargs="?",
+        const=1.0,
+        metavar="P",
+        default=_ABSENT,
+        help="they lie in one pixel's cell, surely or with this probability (else in the box)",
     )
 
 
@@ -374,12 +379,12 @@ def unmixer_from(options: argparse.Namespace, shape: tuple[int, int]) -> Unmixer
     else:
         sensor, prior = Sensor(), Prior()
     assert psf is not None  # without a PSF there is a preset
-    extent = _given(options, "extent", "cell")
+    place = _given(options, "extent", "cell")
     sensor = replace(sensor, **_given(options, "read_noise", "saturation"))
     prior = replace(
         prior,
         **_given(options, "count", "flux", "min_separation"),
-        **({"extent": None, "cell": False} | extent if extent else {}),
+        **({"extent": None, "cell": False} | place if place else {}),
     )
     kind = PosteriorUnmixer if options.method == "posterior" else ContinuousUnmixer
     here = options.scheduler is None and hasattr(os, "sched_getaffinity")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
-from math import lgamma, log, pi
+from functools import cached_property
+from math import lgamma, log, log1p, pi
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from csunmix._kernels.model import Model
 from csunmix._kernels.modes import Modes, approximate, curvature, laplace, moments
 from csunmix._kernels.scene import least_share, log_scales, new_room
 from csunmix._validation import FloatArray
-from csunmix.continuous.window import Setting, Window
+from csunmix.continuous.window import Setting, Window, log_room
 
 _STARTS = (4, 6)  # random starts at most: so many, and so many for every target
 _ENOUGH = (4, 2)  # of these in a row that lead to nothing new end the search
@@ -130,8 +130,8 @@ class Fit:
         total += lgamma(self.count + 1) - self.count * log(box.flux[1] - box.flux[0])
         total -= self.count * float(np.log(self.window.size).sum())
         total -= float(np.log(area[box.extent < area] - box.extent).sum())
-        size_y, size_x = self.window.size.tolist()
-        return float(total - log_room((size_y, size_x), box.separation, self.count))
+        total -= log_room(self.window.size, box.separation, self.count)
+        return float(total + (log1p(-box.cell) if box.cell < 1.0 else 0.0))
 
 
 def fit_counts(setting: Setting, window: Window, seed: int) -> dict[int, Fit]:
@@ -228,26 +228,3 @@ def fit(
     thetas, values = search(model, starts, enough, *ITERATIONS, ceiling, seed)
     found = [Fit(window, model, *each) for each in zip(thetas, values, strict=True)]
     return replace(found[0], others=tuple(found[1:])) if np.isfinite(values[0]) else None
-
-
-@lru_cache(maxsize=256)
-def log_room(size: tuple[float, float], separation: float, count: int) -> float:
-    """Log probability that `count` points uniform in a box keep their distances.
-
-    Points are added one by one to sets that keep them; what share does is multiplied up.
-    """
-    if separation == 0.0 or count < 2:
-        return 0.0
-    rng = np.random.default_rng(0)
-    n, total = 4000, 0.0
-    sets = rng.uniform(size=(n, 1, 2)) * size
-    for _ in range(1, count):
-        new = rng.uniform(size=(20, n, 1, 2)) * size
-        apart = (((sets[None] - new) ** 2).sum(axis=-1) >= separation**2).all(axis=-1)
-        if not apart.any():
-            return -np.inf
-        total += log(apart.mean())
-        draw, which = np.nonzero(apart)
-        keep = rng.choice(draw.size, n)
-        sets = np.concatenate([sets[which[keep]], new[draw[keep], which[keep]]], axis=1)
-    return total

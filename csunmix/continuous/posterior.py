@@ -103,7 +103,7 @@ class PosteriorUnmixer(_Unmixer):
     radius: float = 0.1
     sampler: Literal["hops", "smc"] = "hops"
     n_chains: int = 8
-    n_steps: int = 600
+    n_steps: int = 500
 
     def __post_init__(self) -> None:
         super().__post_init__()

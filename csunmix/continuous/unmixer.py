@@ -88,7 +88,7 @@ class ContinuousUnmixer(_Unmixer):
     """
 
     _: KW_ONLY
-    n_steps: int = 250
+    n_steps: int = 200
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
+from math import exp, log
 from typing import Literal
 
 import numpy as np
@@ -55,7 +56,7 @@ class Window:
     def size(self) -> FloatArray:
         """Size of the area that a target may be in given one other, px."""
         area = self.box.area[:, 1] - self.box.area[:, 0]
-        return np.minimum(area, 1.0 if self.box.cell else self.box.extent)
+        return np.minimum(area, 1.0 if self.box.cell == 1.0 else self.box.extent)
 
     @cached_property
     def smooth(self) -> Pixels:
@@ -65,15 +66,21 @@ class Window:
         if not two.any():
             return self.pixels
         middle = 0.5 * (low[two] + high[two])
-        variance = self.pixels.variance + float((high[two] - low[two]).max()) ** 2 / 12.0
+        variance = self.pixels.variance + self.rounding**2 / 12.0
         low, high = low.copy(), high.copy()
         low[two] = high[two] = middle
         return self.pixels._replace(low=low, high=high, variance=variance)
 
+    @cached_property
+    def rounding(self) -> float:
+        """Width of the intervals that rounding leaves, the largest, DN; 0 where there are none."""
+        width = self.pixels.high - self.pixels.low
+        return float(np.max(width, where=np.isfinite(width), initial=0.0))
+
     @property
     def n_cells(self) -> int:
         """Cells that the targets may share; 1 without that prior."""
-        if not self.box.cell:
+        if self.box.cell < 1.0:
             return 1
         ends = np.ceil(self.box.area[:, 1] - 0.5) - np.floor(self.box.area[:, 0] + 0.5) + 1.0
         return int(ends.prod())
@@ -84,7 +91,19 @@ class Window:
         precision = np.tile(12.0 / widths**2, count)
         if self.fit_background:
             precision = np.append(precision, 1.0 / self.box.background[1] ** 2)
-        return Model(optics, self.pixels, self.box, precision, count)
+        box = self.box._replace(cell_density=self._cell_density(count))
+        return Model(optics, self.pixels, box, precision, count)
+
+    def _cell_density(self, count: int) -> float:
+        """Density of scenes of `count` targets in a cell, see `csunmix._kernels.prior.Box`."""
+        if self.box.cell in (0.0, 1.0):
+            return 0.0
+        area = self.box.area[:, 1] - self.box.area[:, 0]
+        odds = self.box.cell / (1.0 - self.box.cell) * float(self.size.prod()) ** count
+        odds /= float(area[self.box.extent >= area].prod())
+        in_box = log_room(self.size, self.box.separation, count)
+        in_cell = log_room(np.ones(2), self.box.separation, count)
+        return odds * exp(in_box - in_cell) if in_cell > -np.inf else 0.0
 
 
 @dataclass(frozen=True)
@@ -169,6 +188,7 @@ class Setting:
                 self.prior.min_separation,
                 np.inf if self.prior.extent is None else self.prior.extent,
                 self.prior.cell,
+                0.0,  # depends on the number of targets
                 np.array([0.0, spread]),
             ),
             self.background == "fit",
@@ -199,13 +219,15 @@ class Setting:
 
         Pixels are lit from `least` on, so that in a faint image a target's own may be dark.
         """
-        reach = 1.0 if self.prior.cell else self.prior.extent
+        sure = self.prior.cell == 1.0
+        reach = 1.0 if sure else self.prior.extent
         edge = 0.5 + self._width * least / light.max()
         area = np.array([[at.min() - edge, at.max() + edge] for at in np.nonzero(light)])
         if reach is None:
             return area
+        reach = max(reach, 1.0) if self.prior.cell else reach
         near = self._centroid(light, reach)[:, None] + _SLACK * np.array([-1.0, 1.0])
-        if self.prior.cell:
+        if sure:
             near = np.floor(near + 0.5) + np.array([-0.5, 0.5])
         else:
             near = near + reach * np.array([-1.0, 1.0])
@@ -245,3 +267,29 @@ class Setting:
         down = self.psf.kernel(d[:, None], across).max(axis=1)
         right = self.psf.kernel(across, d[:, None]).max(axis=1)
         return np.asarray(np.maximum(down, right))
+
+
+def log_room(size: FloatArray, separation: float, count: int) -> float:
+    """Log probability that `count` points uniform in a box (2,) keep their distances."""
+    size_y, size_x = size.tolist()
+    return _log_room((size_y, size_x), separation, count)
+
+
+@lru_cache(maxsize=256)
+def _log_room(size: tuple[float, float], separation: float, count: int) -> float:
+    """Points are added one by one to sets that keep distances; what share does is multiplied up."""
+    if separation == 0.0 or count < 2:
+        return 0.0
+    rng = np.random.default_rng(0)
+    n, total = 4000, 0.0
+    sets = rng.uniform(size=(n, 1, 2)) * size
+    for _ in range(1, count):
+        new = rng.uniform(size=(20, n, 1, 2)) * size
+        apart = (((sets[None] - new) ** 2).sum(axis=-1) >= separation**2).all(axis=-1)
+        if not apart.any():
+            return -np.inf
+        total += log(apart.mean())
+        draw, which = np.nonzero(apart)
+        keep = rng.choice(draw.size, n)
+        sets = np.concatenate([sets[which[keep]], new[draw[keep], which[keep]]], axis=1)
+    return total
