@@ -16,8 +16,8 @@ from csunmix._kernels.scene import least_share, log_scales, new_room
 from csunmix._validation import FloatArray
 from csunmix.continuous.window import Setting, Window, log_room
 
-_STARTS = (4, 6)  # random starts at most: so many, and so many for every target
-_ENOUGH = (4, 2)  # of these in a row that lead to nothing new end the search
+_STARTS = (8, 12)  # random starts at most: so many, and so many for every target
+_ENOUGH = (6, 4)  # of these in a row that lead to nothing new end the search
 ITERATIONS = (15, 100)
 """Steps of all starts, and of those that end apart."""
 

@@ -13,7 +13,7 @@ from csunmix.targets import Flag
 
 _RADIUS = 0.1  # px, distance that the score speaks of
 _CHAINS = 8
-_LEAST = 150.0  # draws, effective ones, below which chains are run
+_LEAST = 500.0  # draws, effective ones, below which chains are run
 _TOO_FEW = 10.0  # scenes, effective ones, below which they are no answer
 
 
