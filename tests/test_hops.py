@@ -117,6 +117,19 @@ def test_soft_intervals_are_weighed_to_the_true_ones(read_noise: float) -> None:
         np.testing.assert_allclose(spread, expected, rtol=0.15)
 
 
+def test_an_image_that_no_scene_explains_has_many_scenes_all_the_same() -> None:
+    """Where soft intervals and true ones differ beyond measure, chains keep to the true ones."""
+    setting = Setting(PRESET.psf, PRESET.sensor, PRESET.prior, PRESET.shape, 0.0)
+    wide, scene = cu.GaussianPSF(sigma=0.55), replace(PRESET.scene, count=(3, 3))
+    made = cu.simulate(wide, PRESET.sensor, scene, shape=PRESET.shape, n=3, rng=3)
+    for image in made.images:
+        window = setting.window(image)
+        assert window is not None
+        best = fit(setting, window, 3, 0)
+        assert best is not None
+        assert effective(hop(setting, best, 8, 200, 0)) > 100.0
+
+
 def test_without_an_image_the_background_is_as_the_prior_has_it() -> None:
     model = model_of()
     model = model._replace(precision=np.append(model.precision, 1.0))

@@ -4,9 +4,10 @@
 
 CSIST-100K as simulated: 1 to 5 targets in one pixel cell, at least 0.494 px apart, flux 220-250 DN,
 PSF sigma 0.5 px, 11 x 11 pixels. Networks are trained for each row's data on scenes drawn the same
-way (see `train.py`), and so learn that the targets share a pixel cell ("scenes"): what they may be
-compared with is our "cell". "Preset" is told less, a box of 1.2 px anywhere, as the benchmark's
-data do not quite keep to the cell. Ours are told PSF, sensor and prior, and are not trained.
+way (see `train.py`), and so learn that the targets share a pixel cell ("scenes"), as our "cell" is
+told. "Preset" is told less, `presets.csist_100k().prior`: a cell with a probability of 0.8, else a
+box of 1.2 px anywhere, as the published data do not quite keep to the cell; what a box alone would
+do is in `benchmarks/accuracy/off_grid.md`. Ours are told PSF, sensor and prior, and not trained.
 
 The off-grid network is our own and the strongest rival we could build: a perceptron and three
 refining stages, each given the residual and a Gauss-Newton step (`off_grid.py`); its first stage is
@@ -16,10 +17,6 @@ minutes are the sum. The networks with "c = 3" answer with a map on the sub-pixe
 at or above 50 DN a detection, as published; narrower than published where it says so. All see the
 5 x 5 pixels around the brightest. Their training time here is short: learning.png shows where
 more would help.
-
-Where the network is ahead of ours told the preset, it is probably by the cell, as ours told the
-cell are ahead of it: with noise the place of the window tells much. To be ahead told the preset,
-ours would have to take an aligned cell for likelier than any other box, as a network learns to.
 
 Weights are kept of some networks, trained for the first row (`weights/README.md`). The other lines
 need their networks trained first (`train.py`), in the folder that `--runs` names.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -68,7 +68,7 @@ def networks(setting: Setting, runs: Path | None) -> Iterator[Method]:
 
 def ours(setting: Setting) -> Iterator[Method]:
     """Our estimators, told the preset's prior or the pixel cell."""
-    prior = replace(setting.scene, cell=False, extent=1.2)
+    prior = cu.presets.csist_100k().prior
     for told, each in zip(TOLD, (prior, setting.scene), strict=True):
         for name, make in OURS.items():
             yield Method(name, told, make(setting.psf, setting.sensor, each, n_jobs=1))

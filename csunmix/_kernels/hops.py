@@ -28,8 +28,9 @@ def wander(
     """States (n_chains, n, d) of chains that start at the modes `starts`.
 
     Every step is a path and `n_hops` hops. A hop maps one mode's approximation onto another's; a
-    path has the mass of any of them, or the Fisher information where a chain so far began to be
-    kept. Without room around the first start there are no states.
+    path has the mass of the chain's first mode, or of any of them, or the Fisher information where
+    a chain so far began to be kept. The noise's variance is raised by `extra`; the log weights
+    (n_chains, n) make up for it. Without room around the first start there are no states.
     """
     np.random.seed(seed)
     n_modes, d = modes.mean.shape

@@ -39,8 +39,9 @@ def approximate(
 ) -> tuple[Modes, FloatArray, float]:
     """Modes of the optima `thetas` (n, d), the best first, their shares and log mass.
 
-    Each weighs as its likelihood and prior at its mean times the volume of its covariance; the mass
-    is that of all, but for a constant.
+    Where the prior has boxes and cells, an optimum has a mode in each: what is cut off by the walls
+    of a cell is no approximation of what is not. Each weighs as its likelihood and prior at its
+    mean times the volume of its covariance; the mass is that of all, but for a constant.
     """
     n, d = thetas.shape
     kinds = 2 if 0.0 < model.box.cell < 1.0 else 1
@@ -54,9 +55,8 @@ def approximate(
     for s in range(n):
         if m + kinds > most or values[s] > values[0] + _NEGLIGIBLE:
             break
-        at = theta[m]
-        at[:] = thetas[s]
         order = nearest(thetas[s], thetas[0], model.n_targets)
+        at = thetas[s].copy()
         for k in range(model.n_targets):
             at[3 * k : 3 * k + 3] = thetas[s, 3 * order[k] : 3 * order[k] + 3]
         gradient, hessian = curvature(model, at, room)

@@ -17,6 +17,7 @@ from csunmix.targets import Flag
 
 _HOPS = 4  # after every path
 _SOFT = 0.15  # of an interval of rounding, by which chains blur its ends
+_TOO_FEW = 30.0  # scenes that count, below which chains do without that
 _EXPECTED = 10.0  # changes of mode
 _KEEP = 0.25  # of the particles, effective after a stage
 _MAX_STAGES = 500
@@ -36,24 +37,27 @@ class Sample(NamedTuple):
 def hop(setting: Setting, best: Fit, n_chains: int, n_steps: int, seed: int) -> Sample:
     """Chains that start at the optima of a fit and hop between them.
 
-    Every optimum has a chain, and more if its share is larger; every chain takes `n_steps`
-    Hamiltonian paths. Where pixels are rounded, the chains' likelihood is softer than the true one
-    (`csunmix._kernels.scene.log_soft`), and scenes weigh as the two differ; and as `occupancy`
-    says. Where the prior leaves no room around the optima, the sample has no scenes and
-    `Flag.NOT_CONVERGED`.
+    Every mode has a chain, and more if its share is larger; every chain takes `n_steps` Hamiltonian
+    paths. Where pixels are rounded, the likelihood of the chains is softer than the true one
+    (`csunmix._kernels.scene.log_soft`) and scenes weigh as the two differ, unless too few would
+    count, as in an image that no scene explains. They weigh as `occupancy` says, too. Where the
+    prior leaves no room around the modes, the sample has no scenes and `Flag.NOT_CONVERGED`.
     """
     model = best.window.model(setting.optics, best.count)
     modes, share = best.modes
     chains = np.maximum(np.rint(n_chains * share), 1).astype(int)
     starts = np.repeat(np.arange(len(share)), chains)
-    softening = (_SOFT * best.window.rounding) ** 2
-    theta, logs = wander(model, modes, starts, n_steps, _HOPS, softening, seed)
-    if theta.size == 0:
-        return Sample(theta, np.empty((0, 0)), int(Flag.NOT_CONVERGED))
-    mode = _nearest_mode(modes, theta)
-    count = np.bincount(mode.ravel(), minlength=len(share))
-    weight = (occupancy(mode, share) / np.maximum(count, 1))[mode] * np.exp(logs - logs.max())
-    return Sample(theta, weight / weight.sum(), 0)
+    for softening in dict.fromkeys((_SOFT * best.window.rounding, 0.0)):
+        theta, logs = wander(model, modes, starts, n_steps, _HOPS, softening**2, seed)
+        if theta.size == 0:
+            return Sample(theta, np.empty((0, 0)), int(Flag.NOT_CONVERGED))
+        mode = _nearest_mode(modes, theta)
+        count = np.bincount(mode.ravel(), minlength=len(share))
+        weight = (occupancy(mode, share) / np.maximum(count, 1))[mode] * np.exp(logs - logs.max())
+        found = Sample(theta, weight / weight.sum(), 0)
+        if effective(found) > _TOO_FEW:
+            break
+    return found
 
 
 def occupancy(mode: IntArray, share: FloatArray) -> FloatArray:
