@@ -136,8 +136,9 @@ def _fixed_steps(
 
 def _arguments(part: Problem, *rest: Any) -> tuple[Any, ...]:
     """What the kernels want to know of a problem, laid out for the dictionary's bands."""
-    bands = [band.astype(part.y.dtype) for band in part.dictionary.bands]
-    shape = (-1, *(band.n for band in bands))
+    dictionary = part.dictionary
+    bands = [band.astype(part.y.dtype) for band in (*dictionary.bands, dictionary.across)]
+    shape = (-1, *(band.n for band in dictionary.bands))
     images = [array.reshape(shape) for array in (part.y, part.weights, part.censored)]
     return (*bands, *images, part.lam, _lipschitz(part).astype(part.y.dtype), *rest)
 
