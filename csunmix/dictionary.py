@@ -203,8 +203,8 @@ class Dictionary:
         from csunmix._kernels.banded import forward
 
         images = np.empty((len(maps), *self.image_shape), maps.dtype)
-        bands = [band.astype(maps.dtype) for band in self.bands]
-        forward(*bands, np.require(maps, None, ["C", "W"]), images)
+        y, x = (band.astype(maps.dtype) for band in self.bands)
+        forward(y, x, np.require(maps, None, ["C", "W"]), images)
         return images
 
     def adjoint_stack(self, images: FloatArray) -> FloatArray:

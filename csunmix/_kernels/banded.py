@@ -76,17 +76,17 @@ def forward_cells(
 def _spread(band_x: Band, value: float, j: int, row: FloatArray) -> None:
     """Add `value` times column j of ``A_x`` to `row`."""
     q = np.uint64(band_x.first[j])
-    for k in range(band_x.values.shape[1]):
-        row[q + np.uint64(k)] += value * band_x.values[j, k]
+    for k in range(np.uint64(band_x.values.shape[1])):
+        row[q + k] += value * band_x.values[j, k]
 
 
 @numba.njit(cache=True, nogil=True, fastmath=REORDER)
 def _scatter(band_y: Band, row: FloatArray, i: int, image: FloatArray) -> None:
     """Add column i of ``A_y`` times `row`."""
     p = np.uint64(band_y.first[i])
-    for k in range(band_y.values.shape[1]):
-        for c in range(row.size):
-            image[p + np.uint64(k), c] += band_y.values[i, k] * row[c]
+    for k in range(np.uint64(band_y.values.shape[1])):
+        for c in range(np.uint64(row.size)):
+            image[p + k, c] += band_y.values[i, k] * row[c]
 
 
 @numba.njit(cache=True, nogil=True)
@@ -123,15 +123,15 @@ def gather(band_y: Band, image: FloatArray, i: int, row: FloatArray) -> None:
     """Row i of ``A_y^T R``."""
     p = np.uint64(band_y.first[i])
     row[:] = 0
-    for k in range(band_y.values.shape[1]):
-        for q in range(row.size):
-            row[q] += band_y.values[i, k] * image[p + np.uint64(k), q]
+    for k in range(np.uint64(band_y.values.shape[1])):
+        for q in range(np.uint64(row.size)):
+            row[q] += band_y.values[i, k] * image[p + k, q]
 
 
 @numba.njit(cache=True, nogil=True, fastmath=REORDER)
 def inner(band_x: Band, row: FloatArray, j: int) -> np.floating[Any]:
     """Entry j of ``row A_x``."""
     q, s = np.uint64(band_x.first[j]), row.dtype.type(0)
-    for k in range(band_x.values.shape[1]):
-        s += band_x.values[j, k] * row[q + np.uint64(k)]
+    for k in range(np.uint64(band_x.values.shape[1])):
+        s += band_x.values[j, k] * row[q + k]
     return s

@@ -37,9 +37,8 @@ class _Watched(NamedTuple):
     before: FloatArray  # z, when the cells were chosen
     slope: FloatArray  # ``A^T (w r)``, likewise
     g: FloatArray  # and now
-    new: FloatArray
     products: FloatArray  # flat, of one atom with all, for each atom that is known
-    place: IntArray  # of each atom there; -1 where it is not known
+    place: IntArray  # of each atom there, of the first `_FEW`; -1 where it is not known
 
 
 @numba.njit(cache=True, nogil=True)
@@ -72,7 +71,7 @@ def proximal_steps(
     """
     n_cells = x[0].size
     most = min(n_cells, _FEW)
-    room = np.empty((6, n_cells), x.dtype)
+    room = np.empty((5, n_cells), x.dtype)
     watched = _Watched(
         np.empty(n_cells, np.int64),
         np.empty(n_cells, np.int64),
@@ -81,12 +80,10 @@ def proximal_steps(
         room[2],
         room[3],
         room[4],
-        room[5],
         np.empty(most * most, x.dtype),
-        np.empty(n_cells, np.int64),
+        np.empty(most, np.int64),
     )
     r, before, row = np.empty_like(y[0]), np.empty_like(y[0]), np.empty(band_x.n, x.dtype)
-    g = np.empty_like(x[0])
     for b in range(x.shape[0]):
         reach = (1 - _QUIET) * lam[b] / largest_norm
         linear, heaviest, left = not censored[b].any(), weights[b].max(), n_steps
@@ -94,7 +91,7 @@ def proximal_steps(
             forward_one(band_y, band_x, z[b], row, before)
             _weigh(y[b], weights[b], censored[b], before)
             quiet = _QUIET * lam[b]
-            n = _watch(band_y, across, before, quiet, positive, x[b], z[b], row, g, watched)
+            n = _watch(band_y, across, before, quiet, positive, x[b], z[b], row, watched)
             slow = False
             for step in range(left):
                 if step == 0:
@@ -132,20 +129,24 @@ def _watch(
     x: FloatArray,
     z: FloatArray,
     row: FloatArray,
-    g: FloatArray,
     watched: _Watched,
 ) -> int:
-    """Choose the cells that are not 0, or whose gradient is above `quiet`; their number; `g` is scratch."""
+    """Choose the cells that are not 0, or whose gradient is above `quiet`; returns their number.
+
+    `row` is scratch.
+    """
+    g = watched.g.reshape(x.shape)
     adjoint_one(band_y, across, r, row, g)
     n = 0
     for i in range(x.shape[0]):
         for j in range(x.shape[1]):
             steep = g[i, j] if positive else abs(g[i, j])
             if steep > quiet or z[i, j] != 0 or x[i, j] != 0:
-                watched.row[n], watched.col[n], watched.place[n] = i, j, -1
+                watched.row[n], watched.col[n] = i, j
                 watched.x[n], watched.slope[n] = x[i, j], g[i, j]
                 watched.z[n] = watched.before[n] = z[i, j]
                 n += 1
+    watched.place[:] = -1
     return n
 
 
@@ -220,15 +221,15 @@ def _step(
     memory: FloatArray,
     watched: _Watched,
 ) -> None:
-    """One step of the watched cells, from ``z`` along their gradients."""
-    x, z, g, new = watched.x, watched.z, watched.g, watched.new
+    """One step of the watched cells, from ``z`` along their gradients, which it writes over."""
+    x, z, g = watched.x, watched.z, watched.g
     zero, one, length = x.dtype.type(0), x.dtype.type(1), memory[0]
     threshold, uphill, moved = length * lam, zero, zero
     for k in range(n):
         value = _shrink(z[k] + length * g[k], threshold, positive)
         uphill += (z[k] - value) * (value - x[k])
         moved += (value - x[k]) ** 2
-        new[k] = value
+        g[k] = value
     momentum = zero
     if accelerate and restart:
         momentum = one if uphill <= 0 else zero
@@ -241,8 +242,8 @@ def _step(
         memory[1] = (one + np.sqrt(one + 4 * t * t)) / 2
         momentum = (t - one) / memory[1]
     for k in range(n):
-        z[k] = new[k] + momentum * (new[k] - x[k])
-        x[k] = new[k]
+        z[k] = g[k] + momentum * (g[k] - x[k])
+        x[k] = g[k]
 
 
 @numba.njit(cache=True, nogil=True)
@@ -278,7 +279,9 @@ def spectral_steps(
                 for j in range(n_cols):
                     new[i, j] = _shrink(x[b, i, j] + step * g[i, j], step * lam[b], positive)
                     moved += (new[i, j] - x[b, i, j]) ** 2
-            energy = _data_term(band_y, band_x, across, y[b], weights[b], censored[b], new, row, r, g_new)
+            energy = _data_term(
+                band_y, band_x, across, y[b], weights[b], censored[b], new, row, r, g_new
+            )
             value_new = energy + lam[b] * _l1(new)
             if value_new > value - 0.5 * _DECREASE * moved / step and step > shortest:
                 step = max(0.5 * step, shortest)
