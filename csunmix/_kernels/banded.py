@@ -47,7 +47,7 @@ def forward_one(
                 if empty:
                     row[:] = 0
                     empty = False
-                _spread(band_x, cells[i, j], j, row)
+                spread(band_x, cells[i, j], j, row)
         if not empty:
             _scatter(band_y, row, i, image)
 
@@ -66,15 +66,15 @@ def forward_cells(
     image[:] = 0
     row[:] = 0
     for k in range(rows.size):
-        _spread(band_x, values[k], cols[k], row)
+        spread(band_x, values[k], cols[k], row)
         if k + 1 == rows.size or rows[k + 1] != rows[k]:
             _scatter(band_y, row, rows[k], image)
             row[:] = 0
 
 
 @numba.njit(cache=True, nogil=True, fastmath=REORDER)
-def _spread(band_x: Band, value: float, j: int, row: FloatArray) -> None:
-    """Add `value` times column j of ``A_x`` to `row`."""
+def spread(band_x: Band, value: float, j: int, row: FloatArray) -> None:
+    """Add `value` times column j of ``A_x`` to a row."""
     q = np.uint64(band_x.first[j])
     for k in range(np.uint64(band_x.values.shape[1])):
         row[q + k] += value * band_x.values[j, k]
@@ -98,7 +98,7 @@ def adjoint_one(
         gather(band_y, image, i, row)
         cells[i] = 0
         for q in range(row.size):
-            _spread(across, row[q], q, cells[i])
+            spread(across, row[q], q, cells[i])
 
 
 @numba.njit(cache=True, nogil=True)

@@ -13,6 +13,8 @@ from csunmix._kernels.banded import (
     adjoint_one,
     forward_cells,
     forward_one,
+    inner,
+    spread,
 )
 from csunmix._kernels.jit import leaf
 from csunmix._validation import BoolArray, FloatArray, IntArray
@@ -22,8 +24,8 @@ _DECREASE = 0.01  # of the objective, as a share of what the step length promise
 _ALTERNATE = 0.5  # ratio of the two step lengths below which the short one is taken
 _LONGEST = 1e8  # step, in units of 1/L
 _SHORTER = 0.96  # share of a step length that is kept where steps grow
-_QUIET = 0.5  # share of lam below which the gradient at a cell that is 0 is not watched
-_SLOW = 0.01  # share of reach^2 below which many steps stay within it
+_QUIET = 0.3  # share of lam below which the gradient at a cell that is 0 is not watched
+_SLOW = 0.02  # share of reach^2 below which many steps stay within it
 _FEW = 512  # watched cells, of which products of atoms are worth their room
 
 
@@ -83,10 +85,12 @@ def proximal_steps(
         np.empty(most * most, x.dtype),
         np.empty(most, np.int64),
     )
-    r, before, row = np.empty_like(y[0]), np.empty_like(y[0]), np.empty(band_x.n, x.dtype)
+    r, before = np.empty_like(y[0]), np.empty_like(y[0])
+    column, row = np.empty(band_y.n, x.dtype), np.empty(band_x.n, x.dtype)
     for b in range(x.shape[0]):
         reach = (1 - _QUIET) * lam[b] / largest_norm
-        linear, heaviest, left = not censored[b].any(), weights[b].max(), n_steps
+        plain = not censored[b].any() and (weights[b] == 1).all()
+        left = n_steps
         while left > 0:
             forward_one(band_y, band_x, z[b], row, before)
             _weigh(y[b], weights[b], censored[b], before)
@@ -96,8 +100,8 @@ def proximal_steps(
             for step in range(left):
                 if step == 0:
                     watched.g[:n] = watched.slope[:n]
-                elif slow and linear and n <= _FEW:
-                    d2 = heaviest * _follow(band_y, band_x, weights[b], n, r, row, watched)
+                elif slow and plain and n <= _FEW:
+                    d2 = _follow(band_y, band_x, n, column, row, watched)
                     if not d2 < reach * reach:
                         break
                 else:
@@ -154,13 +158,15 @@ def _watch(
 def _follow(
     band_y: Band,
     band_x: Band,
-    weights: FloatArray,
     n: int,
-    image: FloatArray,
+    column: FloatArray,
     row: FloatArray,
     watched: _Watched,
 ) -> float:
-    """Gradients after what ``z`` has moved, by products of atoms; ``sum w (A d)^2`` of the move."""
+    """Gradients after a move ``d`` of ``z``, by products of atoms; returns ``|A d|^2``.
+
+    For weights of 1 in all pixels, none of them censored.
+    """
     g, products = watched.g, watched.products
     for m in range(n):
         g[m] = watched.slope[m]
@@ -173,9 +179,8 @@ def _follow(
             continue
         if watched.place[k] < 0:
             watched.place[k] = n_known
-            _write_products(
-                band_y, band_x, weights, k, n, image, row, watched, products[n_known * n :]
-            )
+            out = products[n_known * n :]
+            _write_products(band_y, band_x, k, n, column, row, watched, out)
             n_known += 1
         first = np.uint64(watched.place[k] * n)
         for m in range(np.uint64(n)):
@@ -190,24 +195,26 @@ def _follow(
 def _write_products(
     band_y: Band,
     band_x: Band,
-    weights: FloatArray,
     k: int,
     n: int,
-    image: FloatArray,
+    column: FloatArray,
     row: FloatArray,
     watched: _Watched,
     out: FloatArray,
 ) -> None:
-    """Products ``a_k^T W a_m`` of cell k with all `n`; `image` and `row` are scratch."""
+    """Products of the atom of cell k with all `n`, one along y times one along x.
+
+    `column` and `row` are scratch.
+    """
+    column[:] = 0
     row[:] = 0
-    image[:] = 0
-    i, j = watched.row[k], watched.col[k]
-    p, q = band_y.first[i], band_x.first[j]
-    for c in range(band_y.values.shape[1]):
-        for e in range(band_x.values.shape[1]):
-            value = band_y.values[i, c] * band_x.values[j, e]
-            image[p + c, q + e] = weights[p + c, q + e] * value
-    adjoint_cells(band_y, band_x, image, watched.row[:n], watched.col[:n], row, out)
+    spread(band_y, 1.0, watched.row[k], column)
+    spread(band_x, 1.0, watched.col[k], row)
+    along_y = 0.0
+    for m in range(n):
+        if m == 0 or watched.row[m] != watched.row[m - 1]:
+            along_y = inner(band_y, column, watched.row[m])
+        out[m] = along_y * inner(band_x, row, watched.col[m])
 
 
 @leaf(fastmath=REORDER)
