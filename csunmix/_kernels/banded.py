@@ -73,7 +73,7 @@ def forward_cells(
 
 
 @numba.njit(cache=True, nogil=True, fastmath=REORDER)
-def spread(band_x: Band, value: float, j: int, row: FloatArray) -> None:
+def spread(band_x: Band, value: np.floating[Any], j: int, row: FloatArray) -> None:
     """Add `value` times column j of ``A_x`` to a row."""
     q = np.uint64(band_x.first[j])
     for k in range(np.uint64(band_x.values.shape[1])):

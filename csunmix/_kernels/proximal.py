@@ -208,9 +208,10 @@ def _write_products(
     """
     column[:] = 0
     row[:] = 0
-    spread(band_y, 1.0, watched.row[k], column)
-    spread(band_x, 1.0, watched.col[k], row)
-    along_y = 0.0
+    one = out.dtype.type(1)  # of one precision, for which alone it is compiled already
+    spread(band_y, one, watched.row[k], column)
+    spread(band_x, one, watched.col[k], row)
+    along_y = out.dtype.type(0)
     for m in range(n):
         if m == 0 or watched.row[m] != watched.row[m - 1]:
             along_y = inner(band_y, column, watched.row[m])

@@ -11,8 +11,8 @@ import numpy as np
 from csunmix._validation import FloatArray, as_bool
 from csunmix.solvers.base import L1Solver, Monitor, Problem, SolveResult
 
-_CHECK_EVERY = 20  # iterations between two looks at the gap, and
-_CHECK_SHARE = 0.3  # of those done
+_CHECK_EVERY = 10  # iterations between two looks at the gap, and
+_CHECK_SHARE = 0.2  # of those done
 _GREEDY = 1.6  # first step length, in units of 1/L
 
 
