@@ -22,6 +22,7 @@ class Band(NamedTuple):
     Attributes
     ----------
     first : ndarray of int, shape (m,)
+        Not falling.
     values : ndarray, shape (m, w)
     n : int
     """
@@ -72,6 +73,20 @@ class Band(NamedTuple):
             np.add.at(lower[k], rows[:, : w - k], products)
         last = self.n - 1
         return float(eigvals_banded(lower, lower=True, select="i", select_range=(last, last))[0])
+
+    @property
+    def transposed(self) -> Band:
+        """The transposed matrix: column ``p`` holds the cells that row ``p`` reaches."""
+        m, w = self.values.shape
+        rows = np.arange(self.n)
+        low = np.searchsorted(self.first, rows - w, side="right")
+        high = np.searchsorted(self.first, rows, side="right")
+        width = int((high - low).max(initial=1))
+        first = np.minimum(low, m - width)
+        cells = first[:, None] + np.arange(width)
+        place = rows[:, None] - self.first[cells]
+        inside = (place >= 0) & (place < w)
+        return Band(first, np.where(inside, self.values[cells, place.clip(0, w - 1)], 0.0), m)
 
     def scaled(self, factors: FloatArray) -> Band:
         """The matrix with its columns times `factors` (m,)."""

@@ -145,6 +145,11 @@ class Dictionary:
         return (y, x), np.outer(norms_y, norms_x).reshape(self.map_shape)
 
     @cached_property
+    def across(self) -> Band:
+        """The second of the `bands` transposed, pixel by pixel: what an adjoint reads in order."""
+        return self.bands[1].transposed
+
+    @cached_property
     def factors(self) -> tuple[FloatArray, FloatArray]:
         """Matrices ``(A_y, A_x)`` with ``A = A_y (x) A_x`` on row-major images and maps, dense.
 
@@ -198,7 +203,8 @@ class Dictionary:
         from csunmix._kernels.banded import forward
 
         images = np.empty((len(maps), *self.image_shape), maps.dtype)
-        forward(*self._bands_as(maps.dtype), np.require(maps, None, ["C", "W"]), images)
+        y, x = (band.astype(maps.dtype) for band in self.bands)
+        forward(y, x, np.require(maps, None, ["C", "W"]), images)
         return images
 
     def adjoint_stack(self, images: FloatArray) -> FloatArray:
@@ -210,7 +216,8 @@ class Dictionary:
         from csunmix._kernels.banded import adjoint
 
         maps = np.empty((len(images), *self.map_shape), images.dtype)
-        adjoint(*self._bands_as(images.dtype), np.require(images, None, ["C", "W"]), maps)
+        y, across = self.bands[0].astype(images.dtype), self.across.astype(images.dtype)
+        adjoint(y, across, np.require(images, None, ["C", "W"]), maps)
         return maps
 
     @property
@@ -288,10 +295,6 @@ class Dictionary:
     def _factors_as(self, dtype: npt.DTypeLike) -> tuple[FloatArray, FloatArray]:
         a_y, a_x = self.factors
         return a_y.astype(dtype, copy=False), a_x.astype(dtype, copy=False)
-
-    def _bands_as(self, dtype: npt.DTypeLike) -> tuple[Band, Band]:
-        y, x = self.bands
-        return y.astype(dtype), x.astype(dtype)
 
     def _check_dense_size(self) -> None:
         size = 8 * self.shape[0] * self.shape[1]

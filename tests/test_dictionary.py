@@ -319,6 +319,7 @@ def test_bands_leave_out_nothing_that_counts(n: int, factor: int, normalised: bo
         largest = np.linalg.norm(whole, 2) ** 2
         assert band.largest_eigenvalue == pytest.approx(largest, rel=1e-12)
     assert d.bands[0].values.shape[1] <= 10
+    np.testing.assert_array_equal(d.across.to_dense(), d.bands[1].to_dense().T)
     assert d.largest_norm == pytest.approx(d.norms.max(), rel=1e-14)
 
 

@@ -177,29 +177,59 @@ def test_banded_products(forward: Any, adjoint: Any, dtype: Any, shape: tuple[in
     maps[:, : d.map_shape[0] // 2] = 0
     image, back = np.empty_like(images, dtype), np.empty_like(maps, dtype)
     forward(*bands, maps.astype(dtype), image)
-    adjoint(*bands, images.astype(dtype), back)
+    adjoint(bands[0], d.across.astype(dtype), images.astype(dtype), back)
     atol = 1e-12 if dtype is np.float64 else 1e-5
     np.testing.assert_allclose(image.reshape(2, -1), maps.reshape(2, -1) @ matrix.T, atol=atol)
     np.testing.assert_allclose(back.reshape(2, -1), images.reshape(2, -1) @ matrix, atol=atol)
 
 
-@both(proximal._gradient_step)
-def test_cells_that_are_nothing_and_stay_nothing_are_left_out(gradient_step: Any) -> None:
-    (band_y, band_x, y, *_), matrix = proximal_problem()
-    room = np.zeros((4, 6, 48))
-    x, z, new = room[:3]
+@both(banded.forward_cells, banded.adjoint_cells)
+def test_banded_products_of_some_cells(forward_cells: Any, adjoint_cells: Any) -> None:
+    given, matrix = proximal_problem()
+    bands, image = given[:2], given[3][0]
+    cells = np.array([0, 3, 50, 52, 94, 200])
+    rows, cols = np.divmod(cells, 48)
+    values, row, out = np.arange(1.0, 7.0), np.empty(24), np.empty(6)
+    adjoint_cells(*bands, image, rows, cols, row, out)
+    np.testing.assert_allclose(out, matrix[:, cells].T @ image.ravel(), atol=1e-13)
+    fitted = np.empty_like(image)
+    forward_cells(*bands, rows, cols, values, row, fitted)
+    np.testing.assert_allclose(fitted.ravel(), matrix[:, cells] @ values, atol=1e-13)
+
+
+@pytest.mark.parametrize("positive", [True, False])
+@both(proximal._watch, proximal._follow)
+def test_gradients_of_watched_cells_follow_their_steps(
+    watch: Any, follow: Any, positive: bool
+) -> None:
+    (band_y, band_x, across, y, w, *_), matrix = proximal_problem()
+    x, z = np.zeros((2, 6, 48))
     x[2, 30], z[2, 33] = 1.0, 1.0
-    start, stop = np.zeros(6, np.int64), np.full(6, 48)
-    g = (matrix.T @ y[0].ravel()).reshape(6, 48)
-    rest = (x, z, start, stop, np.empty(24), new)
-    gradient_step(band_y, band_x, y[0], 0.1, 0.1 * 2.0, True, 1.0, *rest)
-    np.testing.assert_allclose(new, np.maximum(z + 0.1 * (g - 2.0), 0), atol=1e-14)
-    watched = (g > 1.0) | (x != 0) | (z != 0)
-    assert 0 < watched.sum() < 100
-    for i, row in enumerate(watched):
-        cells = np.flatnonzero(row)
-        assert not row.any() or (start[i], stop[i]) == (cells[0], cells[-1] + 1)
-        assert row.any() or start[i] >= stop[i]
+    watched, row = new_watched(x.size), np.empty(24)
+    n = watch(band_y, across, w[0] * y[0], 1.0, positive, x, z, row, watched)
+    cells = watched.row[:n] * 48 + watched.col[:n]
+    g = matrix.T @ (w[0] * y[0]).ravel()
+    steep = g if positive else np.abs(g)
+    told = np.flatnonzero((steep > 1.0) | (x.ravel() != 0) | (z.ravel() != 0))
+    assert 0 < n < 150
+    assert cells.tolist() == told.tolist()
+    np.testing.assert_allclose(watched.slope[:n], g[cells], atol=1e-13)
+
+    moves = np.where(np.arange(n) % 3 == 0, 0.5, 0.0)
+    watched.z[:n] += moves
+    for _ in range(2):  # with products to be made, and with those at hand
+        d2 = follow(band_y, band_x, n, np.empty(3), row, watched)
+        shift = matrix[:, cells] @ moves
+        assert d2 == pytest.approx(shift @ shift)
+        change = matrix[:, cells].T @ shift
+        np.testing.assert_allclose(watched.g[:n], g[cells] - change, atol=1e-12)
+
+
+def new_watched(n: int) -> proximal._Watched:
+    """Room for `n` cells and all their products."""
+    numbers = [np.empty(n, np.int64) for _ in range(3)]
+    room = [np.empty(n) for _ in range(5)]
+    return proximal._Watched(*numbers[:2], *room, np.empty(n * n), numbers[2])
 
 
 # --- proximal gradient --------------------------------------------------------------------------
@@ -236,13 +266,14 @@ def proximal_twin(
 def proximal_problem(dtype: Any = np.float64) -> tuple[tuple[Any, ...], Any]:
     """Two small images as the kernels want them, and the matrix."""
     shape = (3, 24)  # along x a band, along y not
-    bands = [band.astype(dtype) for band in cu.Dictionary(cu.GaussianPSF(0.5), shape, 2).bands]
+    d = cu.Dictionary(cu.GaussianPSF(0.5), shape, 2)
+    bands = [band.astype(dtype) for band in (*d.bands, d.across)]
     rng = np.random.default_rng(5)
     y = rng.normal(0, 0.5, (2, *shape)).astype(dtype)
     y[:, 1, 5:9] += rng.uniform(2, 9, (2, 4)).astype(dtype)
     w = rng.uniform(0.2, 2, y.shape).astype(dtype)
     censored = rng.random(y.shape) < 0.2
-    matrix = np.kron(*(band.to_dense() for band in bands))
+    matrix = np.kron(*(band.to_dense() for band in bands[:2]))
     lipschitz = np.linalg.norm(matrix, 2) ** 2 * w.max(axis=(1, 2)).astype(float)
     lam = np.full(2, 0.4, dtype)
     return (*bands, y, w, censored, lam, lipschitz.astype(dtype)), matrix
@@ -257,7 +288,9 @@ def test_proximal_steps(
     proximal_steps: Any, dtype: Any, positive: bool, accelerate: bool, restart: bool
 ) -> None:
     given, matrix = proximal_problem(dtype)
-    y, w, censored = given[2:5]
+    y, w, censored = given[3:6]
+    w[1], censored[1] = 1.0, False  # of such an image products of atoms are used
+    given[-1][1] = np.linalg.norm(matrix, 2) ** 2
     n_steps = 60
     x = np.zeros((2, 6, 48), dtype)
     z, memory = x.copy(), np.ones((2, 2), dtype)
@@ -314,7 +347,7 @@ def spectral_twin(
 @both(proximal.spectral_steps)
 def test_spectral_steps(spectral_steps: Any, positive: bool) -> None:
     given, matrix = proximal_problem()
-    y, w, censored = given[2:5]
+    y, w, censored = given[3:6]
     x = np.zeros((2, 6, 48))
     lengths = np.full((2, 4), np.inf)
     lengths[:, 0] = 1 / given[-1]

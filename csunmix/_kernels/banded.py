@@ -22,63 +22,100 @@ REORDER = {"reassoc", "contract", "nsz"}
 def forward(band_y: Band, band_x: Band, maps: FloatArray, images: FloatArray) -> None:
     """``A_y X A_x^T`` of maps (b, k, l), written into images (b, p, q)."""
     row = np.empty(band_x.n, maps.dtype)
-    start, stop = all_cells(maps.shape[1], maps.shape[2])
     for b in range(maps.shape[0]):
-        forward_one(band_y, band_x, maps[b], start, stop, row, images[b])
+        forward_one(band_y, band_x, maps[b], row, images[b])
 
 
 @numba.njit(cache=True, nogil=True)
-def adjoint(band_y: Band, band_x: Band, images: FloatArray, maps: FloatArray) -> None:
-    """``A_y^T R A_x`` of images (b, p, q), written into maps (b, k, l)."""
-    row = np.empty(band_x.n, images.dtype)
+def adjoint(band_y: Band, across: Band, images: FloatArray, maps: FloatArray) -> None:
+    """``A_y^T R A_x`` of images (b, p, q), written into maps (b, k, l); `across` is ``A_x^T``."""
+    row = np.empty(images.shape[2], images.dtype)
     for b in range(images.shape[0]):
-        adjoint_one(band_y, band_x, images[b], row, maps[b])
-
-
-@numba.njit(cache=True, nogil=True)
-def all_cells(n_rows: int, n_cols: int) -> tuple[IntArray, IntArray]:
-    """First cell of each row of a map, and the one behind the last: all of them."""
-    return np.zeros(n_rows, np.int64), np.full(n_rows, n_cols)
+        adjoint_one(band_y, across, images[b], row, maps[b])
 
 
 @numba.njit(cache=True, nogil=True, fastmath=REORDER)
 def forward_one(
-    band_y: Band,
-    band_x: Band,
-    cells: FloatArray,
-    start: IntArray,
-    stop: IntArray,
-    row: FloatArray,
-    image: FloatArray,
+    band_y: Band, band_x: Band, cells: FloatArray, row: FloatArray, image: FloatArray
 ) -> None:
-    """``A_y X A_x^T`` of a map that is 0 but in cells ``start[i]`` to ``stop[i]`` of row i."""
+    """``A_y X A_x^T`` of one map; `row` is scratch."""
     image[:] = 0
     for i in range(cells.shape[0]):
         empty = True
-        for j in range(start[i], stop[i]):
+        for j in range(cells.shape[1]):
             if cells[i, j] != 0:
                 if empty:
                     row[:] = 0
                     empty = False
-                q = np.uint64(band_x.first[j])
-                for k in range(band_x.values.shape[1]):
-                    row[q + np.uint64(k)] += cells[i, j] * band_x.values[j, k]
+                spread(band_x, cells[i, j], j, row)
         if not empty:
-            p = np.uint64(band_y.first[i])
-            for k in range(band_y.values.shape[1]):
-                for c in range(row.size):
-                    image[p + np.uint64(k), c] += band_y.values[i, k] * row[c]
+            _scatter(band_y, row, i, image)
+
+
+@numba.njit(cache=True, nogil=True)
+def forward_cells(
+    band_y: Band,
+    band_x: Band,
+    rows: IntArray,
+    cols: IntArray,
+    values: FloatArray,
+    row: FloatArray,
+    image: FloatArray,
+) -> None:
+    """``A_y X A_x^T`` of a map that is 0 but in some cells, in the order of their rows."""
+    image[:] = 0
+    row[:] = 0
+    for k in range(rows.size):
+        spread(band_x, values[k], cols[k], row)
+        if k + 1 == rows.size or rows[k + 1] != rows[k]:
+            _scatter(band_y, row, rows[k], image)
+            row[:] = 0
+
+
+@numba.njit(cache=True, nogil=True, fastmath=REORDER)
+def spread(band_x: Band, value: np.floating[Any], j: int, row: FloatArray) -> None:
+    """Add `value` times column j of ``A_x`` to a row."""
+    q = np.uint64(band_x.first[j])
+    for k in range(np.uint64(band_x.values.shape[1])):
+        row[q + k] += value * band_x.values[j, k]
+
+
+@numba.njit(cache=True, nogil=True, fastmath=REORDER)
+def _scatter(band_y: Band, row: FloatArray, i: int, image: FloatArray) -> None:
+    """Add column i of ``A_y`` times `row`."""
+    p = np.uint64(band_y.first[i])
+    for k in range(np.uint64(band_y.values.shape[1])):
+        for c in range(np.uint64(row.size)):
+            image[p + k, c] += band_y.values[i, k] * row[c]
 
 
 @numba.njit(cache=True, nogil=True)
 def adjoint_one(
-    band_y: Band, band_x: Band, image: FloatArray, row: FloatArray, cells: FloatArray
+    band_y: Band, across: Band, image: FloatArray, row: FloatArray, cells: FloatArray
 ) -> None:
-    """``A_y^T R A_x`` of one image, written into a map."""
+    """``A_y^T R A_x`` of one image, written into a map; `across` is ``A_x^T``, `row` scratch."""
     for i in range(cells.shape[0]):
         gather(band_y, image, i, row)
-        for j in range(cells.shape[1]):
-            cells[i, j] = inner(band_x, row, j)
+        cells[i] = 0
+        for q in range(row.size):
+            spread(across, row[q], q, cells[i])
+
+
+@numba.njit(cache=True, nogil=True)
+def adjoint_cells(
+    band_y: Band,
+    band_x: Band,
+    image: FloatArray,
+    rows: IntArray,
+    cols: IntArray,
+    row: FloatArray,
+    out: FloatArray,
+) -> None:
+    """``A_y^T R A_x`` of one image in some cells, in the order of their rows."""
+    for k in range(rows.size):
+        if k == 0 or rows[k] != rows[k - 1]:
+            gather(band_y, image, rows[k], row)
+        out[k] = inner(band_x, row, cols[k])
 
 
 @numba.njit(cache=True, nogil=True, fastmath=REORDER)
@@ -86,15 +123,15 @@ def gather(band_y: Band, image: FloatArray, i: int, row: FloatArray) -> None:
     """Row i of ``A_y^T R``."""
     p = np.uint64(band_y.first[i])
     row[:] = 0
-    for k in range(band_y.values.shape[1]):
-        for q in range(row.size):
-            row[q] += band_y.values[i, k] * image[p + np.uint64(k), q]
+    for k in range(np.uint64(band_y.values.shape[1])):
+        for q in range(np.uint64(row.size)):
+            row[q] += band_y.values[i, k] * image[p + k, q]
 
 
 @numba.njit(cache=True, nogil=True, fastmath=REORDER)
 def inner(band_x: Band, row: FloatArray, j: int) -> np.floating[Any]:
     """Entry j of ``row A_x``."""
     q, s = np.uint64(band_x.first[j]), row.dtype.type(0)
-    for k in range(band_x.values.shape[1]):
-        s += band_x.values[j, k] * row[q + np.uint64(k)]
+    for k in range(np.uint64(band_x.values.shape[1])):
+        s += band_x.values[j, k] * row[q + k]
     return s

@@ -6,7 +6,7 @@ from functools import partial
 
 import numba
 
-kernel = partial(numba.njit, cache=True, nogil=True)
+kernel = partial(numba.njit, cache=True, nogil=True, no_cfunc_wrapper=True)
 """Compile a function, kept on disk for the next process, that lets other threads run."""
 
 leaf = partial(kernel, _nrt=False)

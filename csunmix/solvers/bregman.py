@@ -27,8 +27,8 @@ class SplitBregman(L1Solver):
     with ``Psi`` the detail coefficients of an orthogonal wavelet transform of the map and ``D`` its
     first differences (Goldstein & Osher 2009, SIAM J. Imaging Sci. 2, 323; for closely spaced
     infrared targets Zuo 2020, Telecommunication Engineering). Each term has a copy of its own of
-    what it acts on; the quadratic steps are solved exactly, by the singular values of the
-    dictionary's factors and by a cosine transform. The gap is that of the whole objective, its dual
+    what it acts on; the quadratic steps are solved exactly, by the eigenvectors of the
+    factors of ``A A^T`` and by a cosine transform. The gap is that of the whole objective, its dual
     point built from the residual and the multipliers of the wavelet and difference terms.
 
     Parameters
@@ -120,7 +120,7 @@ class _State:
 
     problem: Problem
     solver: SplitBregman
-    spectrum: _Spectrum
+    normal: _Normal
     wavelet: _WaveletTerm | None
     z: FloatArray  # copy of x, for the l1 norm and the sign
     b_z: FloatArray
@@ -150,7 +150,7 @@ class _State:
         return cls(
             problem=problem,
             solver=solver,
-            spectrum=_Spectrum(problem.a_y, problem.a_x),
+            normal=_Normal(problem),
             wavelet=wavelet,
             **copies,
             **multipliers,
@@ -165,13 +165,14 @@ class _State:
         """One round: the quadratic problem in x, then every copy and its multiplier."""
         problem, solver, rho = self.problem, self.solver, self.solver._rho
         shape = self.z.shape
-        q = problem.adjoint(self.u - self.b_u) + rho * (self.z - self.b_z)
+        v, n_copies = self.z - self.b_z, 1
         if self.wavelet is not None:
-            q += rho * self.wavelet.adjoint(self.v - self.b_v).reshape(shape)
+            v += self.wavelet.adjoint(self.v - self.b_v).reshape(shape)
+            n_copies += 1
         if solver.lam_tv:
-            q += rho * (self.s - self.b_s).reshape(shape)
-        n_copies = 1 + bool(solver.lam_wavelet) + bool(solver.lam_tv)
-        x = self.spectrum.solve(rho * n_copies, q)
+            v += (self.s - self.b_s).reshape(shape)
+            n_copies += 1
+        x, fit = self.normal.solve(rho * n_copies, self.u - self.b_u, v / n_copies)
         if solver.lam_tv:
             self._step_differences(x.reshape(self.s.shape))
         if self.wavelet is not None:
@@ -179,7 +180,7 @@ class _State:
             h = _relax(h, self.v) + self.b_v
             self.v = _shrink(h, solver.lam_wavelet * self.wavelet.details / rho)
             self.b_v = h - self.v
-        h = _relax(problem.forward(x), self.u) + self.b_u
+        h = _relax(fit, self.u) + self.b_u
         pulled = (problem.weights * problem.y + h) / (1.0 + problem.weights)
         self.u = np.where(problem.censored & (h >= problem.y), h, pulled)
         self.b_u = h - self.u
@@ -225,20 +226,26 @@ def _shrink(a: FloatArray, threshold: Any) -> FloatArray:
     return np.asarray(np.sign(a) * np.maximum(np.abs(a) - threshold, 0.0))
 
 
-class _Spectrum:
-    """Solves ``(A^T A + c I) x = q`` by the singular values of the factors of ``A``."""
+class _Normal:
+    """Minimises ``|u - A x|^2 + c |x - v|^2`` by the eigenvectors of the factors of ``A A^T``.
 
-    def __init__(self, a_y: FloatArray, a_x: FloatArray) -> None:
-        _, s_y, self._v_y = np.linalg.svd(a_y, full_matrices=False)
-        _, s_x, self._v_x = np.linalg.svd(a_x, full_matrices=False)
-        self._eigenvalues = np.outer(s_y**2, s_x**2)
+    With ``(A A^T + c I) s = u - A v``, a system as large as an image, ``x = v + A^T s`` and
+    ``A x = u - c s``.
+    """
 
-    def solve(self, c: float, q: FloatArray) -> FloatArray:
-        """Solve for a batch ``q`` (b, k, l)."""
-        # Outside the row space the system is c I; inside, its eigenvalues differ.
-        inside = self._v_y @ q @ self._v_x.T
-        correction = (1.0 / (self._eigenvalues + c) - 1.0 / c) * inside
-        return np.asarray(q / c + self._v_y.T @ correction @ self._v_x)
+    def __init__(self, problem: Problem) -> None:
+        self._problem = problem
+        a_y, a_x = problem.dictionary.factors
+        values_y, self._vectors_y = np.linalg.eigh(a_y @ a_y.T)
+        values_x, self._vectors_x = np.linalg.eigh(a_x @ a_x.T)
+        self._eigenvalues = np.outer(values_y, values_x)
+
+    def solve(self, c: float, u: FloatArray, v: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """``x`` and ``A x`` for a batch of images ``u`` (b, p, q) and of maps ``v`` (b, k, l)."""
+        e_y, e_x = self._vectors_y, self._vectors_x
+        inside = (e_y.T @ (u - self._problem.forward(v)) @ e_x) / (self._eigenvalues + c)
+        s = e_y @ inside @ e_x.T
+        return v + self._problem.adjoint(s), u - c * s
 
 
 class _WaveletTerm:
