@@ -7,8 +7,9 @@ at least 0.494 px apart, flux 220-250 DN, PSF sigma 0.5 px, 11 x 11 pixels. "Cel
 that the targets share an unknown pixel cell; "extent" no more than that they lie in a box of 1.2 px
 anywhere; "preset" is `presets.csist_100k().prior`: a cell with a probability of 0.8, else such a
 box. The row of sigma 1 px has 15 x 15 pixels, targets at least 0.988 px apart in a window of
-2.4 px. Without a flux prior, fluxes of 220-250 DN are one corner of what a method reckons with: its
-errors are those of scenes as its prior has them (fluxes of 50-500 DN), the row after.
+2.4 px. Without a flux prior, targets that are alike are one corner of all that a method reckons
+with, and its errors are not those of them alone; in the row after, fluxes are 50-500 DN, and the
+method knows no more and no less.
 
 The oracle is no method: it is told the true count, and its Monte Carlo chain of 2,400 paths starts
 at the truth. It shows what the data allow, and more where the chain does not forget the truth: far
@@ -84,8 +85,11 @@ def rows() -> list[Row]:
     out[3:3] = [windows, replace(windows, told="extent", prior=extent)]
     free = replace(extent, flux=None)
     any_flux = replace(out[5], name="8 bit, not clipped, no flux prior", told="extent", prior=free)
-    scene = replace(setup.scene, flux=(50.0, 500.0))
-    out += [any_flux, replace(any_flux, name=f"{any_flux.name}, flux 50-500", scene=scene)]
+    broad, scene = (replace(each, flux=(50.0, 500.0)) for each in (extent, setup.scene))
+    out += [
+        any_flux,
+        replace(any_flux, name="8 bit, not clipped, flux 50-500", prior=broad, scene=scene),
+    ]
     out.append(
         Row(
             "PSF sigma 1 px, 8 bit, clipped",
