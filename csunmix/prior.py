@@ -24,9 +24,10 @@ class Prior:
         Smallest distance between two targets, px.
     extent : float, optional
         The targets lie in a box of this size, anywhere in the image, px.
-    cell : bool or float
+    cell : float or bool
         Probability that the targets share one pixel cell, ``round(y)`` and ``round(x)`` the same
-        for all. Else they lie in a box of size `extent`, so a certain cell excludes that.
+        for all. Else they lie as `extent` says: a cell that is certain excludes that, and one that
+        is not asks for an extent of 1 px or more.
 
     Raises
     ------
@@ -47,7 +48,7 @@ class Prior:
     flux: tuple[float, float] | None = None
     min_separation: float = 0.0
     extent: float | None = None
-    cell: float = False
+    cell: float = 0.0
 
     def __post_init__(self) -> None:
         if self.count is not None:
@@ -63,6 +64,8 @@ class Prior:
             object.__setattr__(self, "extent", as_number(self.extent, "extent", above=0.0))
             if self.cell == 1.0:
                 raise ValueError("extent and a certain cell exclude each other; give one of them")
+            if self.cell > 0.0 and self.extent < 1.0:
+                raise ValueError(f"extent must be at least 1 beside a cell, got {self.extent:g}")
 
 
 def _as_probability(value: Any, name: str) -> float:

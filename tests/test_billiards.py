@@ -97,7 +97,8 @@ def test_without_an_image_paths_leave_the_prior_as_it_is(given: Any) -> None:
     """Fluxes stay uniform, separations above their bound."""
     states = smc.explore(model_of(**given), start_of(given), 10, 500, 0)
     gap = np.hypot(states[:, 0] - states[:, 3], states[:, 1] - states[:, 4])
-    assert (np.diff(states[:, 2]) != 0.0).mean() > 0.3  # paths that change the order are refused
+    least = 0.3 if given is BOXES["cell or extent"] else 0.5  # a change of order is refused
+    assert (np.diff(states[:, 2]) != 0.0).mean() > least
     assert gap.min() >= 0.494 - 1e-9
     assert states[:, 2].mean() == pytest.approx(235.0, abs=1.0)
     assert states[:, 2].std() == pytest.approx(30.0 / np.sqrt(12.0), rel=0.06)

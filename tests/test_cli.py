@@ -221,7 +221,7 @@ def test_library_prints_nothing():
         (["unmix", "x.npy", "--out", "t.csv", "--method", "magic"], "--method"),
         (["unmix", "x.npy", "--out", "t.csv", "--lam", "much"], "--lam: must be a number or auto"),
         (["unmix", "x.npy", "--out", "t.csv", "--background", "all"], "or border"),
-        (["unmix", "x.npy", "--out", "t.csv", "--cell", "x"], "--cell: invalid float value"),
+        (["unmix", "x.npy", "--out", "t.csv", "--cell", "--extent", "1"], "not allowed with"),
         (["unmix", "x.npy", "--out", "t.csv", "--psf", "f", "--psf-sigma", "1"], "not allowed"),
         (["unmix", "x.npy", "--out", "t.csv", "--flux", "1"], "--flux: expected 2 arguments"),
         (["unmix", "x.npy", "--out", "t.csv", "--fac", "3"], "unrecognized arguments: --fac"),

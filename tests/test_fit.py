@@ -181,7 +181,7 @@ def test_slope_is_the_gradient_of_the_objective(
     sensor: cu.Sensor, theta: Any, background: Any
 ) -> None:
     image = sensor.expose(light_of(TRIPLE), rng=1)
-    setting = setting_of(sensor, background=background, extent=0.9)
+    setting = setting_of(sensor, background=background, extent=0.9, cell=False)
     window = window_of(setting, image)
     model = replace(window, pixels=window.smooth).model(setting.optics, 3)
     at = within(window, theta + [0.4] * (background == "fit"))
@@ -374,6 +374,36 @@ def test_room_for_targets_against_rejection(size: tuple[float, float], count: in
     expected = np.log(share)
     error = np.sqrt(1.0 / (trials * share) + count / 4000.0)
     assert log_room(np.array(size), 0.494, count) == pytest.approx(expected, abs=4.0 * error)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_density_of_a_cell_against_rejection(count: int) -> None:
+    """Scenes of a cell and of a box are each as many as their probability says."""
+    setting = setting_of(cu.Sensor(read_noise=1.0), extent=1.3, cell=0.3)
+    window = window_of(setting, light_of([5.1, 4.9, 500.0]))
+    rng, shares = np.random.default_rng(2), []
+    for size in (1.3, 1.0):
+        place = size * rng.uniform(size=(200_000, count, 2))
+        pairs = [place[:, k] - place[:, m] for k in range(count) for m in range(k)]
+        apart = [np.hypot(*pair.T) >= setting.prior.min_separation for pair in pairs]
+        shares.append(np.mean(np.all(apart, axis=0)) if pairs else 1.0)
+    expected = 0.3 / 0.7 * 1.3 ** (2 * count) * shares[0] / shares[1]
+    given = window.model(setting.optics, count).box.cell_density
+    assert given == pytest.approx(expected, rel=0.05)
+
+
+def test_more_targets_than_a_cell_holds_lie_in_a_box() -> None:
+    """A cell that is likely for fewer takes nothing from their evidence."""
+    sensor, known = cu.Sensor(read_noise=2.0), {"extent": 2.5, "min_separation": 1.2}
+    image = sensor.expose(light_of([4.2, 4.3, 230.0, 5.6, 4.4, 235.0, 4.9, 5.8, 240.0]), rng=0)
+    logs = []
+    for cell in (0.8, 0.0):
+        setting = setting_of(sensor, cell=cell, **known)
+        found = fit(setting, window_of(setting, image), 3, 0)
+        assert found is not None
+        assert found.model.box.cell_density == 0.0
+        logs.append(found.log_evidence)
+    assert logs[0] == pytest.approx(logs[1], abs=0.3)
 
 
 def test_moments_of_one_target_are_those_of_its_posterior() -> None:

@@ -74,6 +74,7 @@ def test_everything_in_a_prior_is_optional() -> None:
         ({"cell": 1.2}, ValueError, "cell must be a probability, from 0 to 1, got 1.2"),
         ({"cell": np.nan}, ValueError, "cell must be finite"),
         ({"extent": 1.2, "cell": True}, ValueError, "extent and a certain cell exclude each other"),
+        ({"extent": 0.9, "cell": 0.5}, ValueError, "extent must be at least 1 beside a cell"),
     ],
 )
 def test_bad_prior(options: dict[str, Any], error: type[Exception], message: str) -> None:
@@ -256,7 +257,7 @@ def test_positions_are_uniform_given_their_separation() -> None:
 
 
 def test_a_share_of_the_scenes_is_of_one_cell() -> None:
-    """The others lie in boxes that need not be one; counts and fluxes do not notice."""
+    """The others lie in boxes that need not be one."""
     scene = scene_of(3, min_separation=0.3, extent=1.2, cell=0.4)
     points = positions(draw(scene, 4000), 3)
     pixel = np.floor(points + 0.5)

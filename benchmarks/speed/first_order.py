@@ -17,7 +17,7 @@ is timed with its default penalty, 0.01, and with 0.02: of 0.01, 0.02 and 0.03 t
 of that seed.
 
 A step of `FISTA` works in the cells around the targets only, by stored inner products of their
-atoms; almost a third of the time goes into the first 50 steps, in which many cells move.
+atoms.
 """
 
 from __future__ import annotations

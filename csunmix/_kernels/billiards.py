@@ -2,8 +2,8 @@
 
 Between kicks by the gradient a scene moves on a straight line, along which the time of the next
 wall is known: bounds of fluxes and places, the smallest separation. There the momentum is mirrored
-(Afshar & Domke 2015, NeurIPS 28, 3007), so no step leaves the prior. Of a prior's extent, the box
-that the targets lie in is drawn for every path.
+(Afshar & Domke 2015, NeurIPS 28, 3007), so no step leaves the prior. The box or cell that the
+targets lie in is drawn for every path, where the prior leaves several possible.
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ import numba
 import numpy as np
 
 from csunmix._kernels.model import Model
-from csunmix._kernels.prior import Box, densities, limits, log_level, log_prior
+from csunmix._kernels.prior import Box, densities, limits, log_level, log_prior, sure_cell
 from csunmix._kernels.scene import (
-    _ROUGH,
     Pixels,
     Room,
     fisher,
@@ -26,6 +25,7 @@ from csunmix._kernels.scene import (
     new_room,
     noise_variance,
     score,
+    soft,
     soft_score,
     varying,
 )
@@ -194,12 +194,8 @@ def draw_box(box: Box, chain: Chain, count: int) -> None:
     if 0.0 < box.cell < 1.0:
         in_box, in_cell = densities(box, chain.theta, count)
         if (in_box + in_cell) * np.random.random() < in_cell:
-            for axis in range(2):
-                corner = math.floor(chain.theta[axis] + 0.5) - 0.5
-                for k in range(count):
-                    a = 3 * k + axis
-                    chain.lower[a] = max(chain.lower[a], min(corner, chain.theta[a]))
-                    chain.upper[a] = min(chain.upper[a], max(corner + 1.0, chain.theta[a]))
+            lower, upper = limits(sure_cell(box), chain.theta, count)
+            chain.lower[:], chain.upper[:] = lower, upper
             return
     for axis in range(2):
         start, stop = box.area[axis, 0], box.area[axis, 1]
@@ -304,7 +300,7 @@ def _mirror(normal: FloatArray, inverse: FloatArray, chain: Chain) -> None:
 
 @numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz"})
 def force(model: Model, extra: float, theta: FloatArray, room: Room, gradient: FloatArray) -> None:
-    """Gradient of the log posterior of the scene in the room, rounding taken as a normal error."""
+    """Gradient of the log posterior of the scene in the room; of rounding, see `smooth_scores`."""
     pixels, count = model.pixels, model.n_targets
     n_y, n_x = room.light.shape
     told = room.row
@@ -331,7 +327,10 @@ def force(model: Model, extra: float, theta: FloatArray, room: Room, gradient: F
 
 @numba.njit(cache=True, nogil=True)
 def smooth_scores(pixels: Pixels, extra: float, light: FloatArray, out: FloatArray) -> None:
-    """Derivative of each pixel's log likelihood by its light, rounding taken as a normal error."""
+    """Derivative of each pixel's log likelihood by its light.
+
+    Rounding is taken as a normal error, but for intervals that are `soft`.
+    """
     n_y, n_x = light.shape
     varies, change = varying(pixels), 0.0
     variance = pixels.variance + extra
@@ -344,7 +343,7 @@ def smooth_scores(pixels: Pixels, extra: float, light: FloatArray, out: FloatArr
             width = high - low
             if width == np.inf:
                 out[i * n_x + j] = score(low, high, at, variance, change)
-            elif extra > 0.0 and width * width >= _ROUGH**2 * variance:
+            elif soft(low, high, variance, extra):
                 out[i * n_x + j] = soft_score(low, high, at, variance)
             else:
                 blurred = variance + width * width / 12.0

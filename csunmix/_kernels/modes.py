@@ -12,7 +12,7 @@ from csunmix._kernels.billiards import nearest
 from csunmix._kernels.fit import slope
 from csunmix._kernels.linalg import cholesky
 from csunmix._kernels.model import Model
-from csunmix._kernels.prior import Box, densities, limits
+from csunmix._kernels.prior import Box, densities, limits, sure_cell
 from csunmix._kernels.scene import Room, illuminate, new_room
 from csunmix._kernels.truncated import expectation_propagation
 from csunmix._validation import FloatArray
@@ -44,12 +44,17 @@ def approximate(
     mean times the volume of its covariance; the mass is that of all, but for a constant.
     """
     n, d = thetas.shape
-    kinds = 2 if 0.0 < model.box.cell < 1.0 else 1
+    kinds = 2 if model.box.cell_density > 0.0 else 1
     most = kinds * min(n, _MOST)
     theta, mean = np.empty((most, d)), np.empty((most, d))
     factor, inverse = np.zeros((most, d, d)), np.zeros((most, d, d))
     logs = np.empty(most)
-    in_box, in_cell = _in_box(model), _in_cell(model)
+    box = model.box
+    in_cell = _within(model, sure_cell(box))
+    in_box = in_cell
+    if box.cell < 1.0:
+        area = Box(box.area, box.flux, box.separation, box.extent, 0.0, 0.0, box.background)
+        in_box = _within(model, area)
     room = new_room(model.optics, model.n_targets, d, *model.pixels.low.shape)
     m = 0
     for s in range(n):
@@ -61,8 +66,8 @@ def approximate(
             at[3 * k : 3 * k + 3] = thetas[s, 3 * order[k] : 3 * order[k] + 3]
         gradient, hessian = curvature(model, at, room)
         known = m
-        for sure in range(kinds):
-            part = in_cell if sure else in_box
+        for kind in range(kinds):
+            part = in_cell if kind == 1 else in_box
             theta[m] = at
             mean[m], covariance = moments(part, at, gradient, hessian)
             if cholesky(covariance, d, factor[m]) < d:
@@ -74,7 +79,7 @@ def approximate(
             logs[m] = away @ gradient - values[s] + log_density(part.box, mean[m], model.n_targets)
             for a in range(d):
                 logs[m] += math.log(factor[m, a, a]) - 0.5 * away[a] * (hessian[a] @ away)
-            if sure:
+            if kind == 1:
                 logs[m] += math.log(model.box.cell_density)
             m += 1
     if m == 0:  # lost by rounding
@@ -89,19 +94,8 @@ def approximate(
 
 
 @numba.njit(cache=True, nogil=True)
-def _in_box(model: Model) -> Model:
-    """The posterior without a cell that is not sure."""
-    box = model.box
-    cell = 1.0 if box.cell == 1.0 else 0.0
-    box = Box(box.area, box.flux, box.separation, box.extent, cell, 0.0, box.background)
-    return Model(model.optics, model.pixels, box, model.precision, model.n_targets)
-
-
-@numba.njit(cache=True, nogil=True)
-def _in_cell(model: Model) -> Model:
-    """The posterior with a cell that is sure."""
-    box = model.box
-    box = Box(box.area, box.flux, box.separation, np.inf, 1.0, 0.0, box.background)
+def _within(model: Model, box: Box) -> Model:
+    """The posterior with another prior."""
     return Model(model.optics, model.pixels, box, model.precision, model.n_targets)
 
 
@@ -112,13 +106,7 @@ def curvature(model: Model, theta: FloatArray, room: Room) -> tuple[FloatArray, 
     free = Box(box.area, box.flux, 0.0, np.inf, box.cell, box.cell_density, box.background)
     gradient, hessian = np.empty(theta.size), np.zeros((theta.size, theta.size))
     illuminate(model.optics, theta, room)
-    slope(
-        Model(model.optics, model.pixels, free, model.precision, model.n_targets),
-        theta,
-        room,
-        gradient,
-        hessian,
-    )
+    slope(_within(model, free), theta, room, gradient, hessian)
     for a in range(theta.size):
         for b in range(a):
             hessian[b, a] = hessian[a, b]

@@ -19,6 +19,9 @@ class Box(NamedTuple):
 
     Positions are uniform in a box of size `extent` that is uniform in `area`, or in one pixel's
     cell, no two targets closer than `separation`; fluxes uniform; the background normal.
+
+    `cell_density` is that of scenes in a cell, where it is likely, in an image much larger than the
+    box. Its unit is the density of scenes in a box for each px^2 that the box's corner may be in.
     """
 
     area: FloatArray  # (2, 2): lowest and highest y, lowest and highest x, px
@@ -26,9 +29,7 @@ class Box(NamedTuple):
     separation: float
     extent: float  # inf: all of the area
     cell: float  # probability of one
-    cell_density: (
-        float  # of scenes in a cell, where those in a box have 1 for each px^2 of its corner
-    )
+    cell_density: float  # 0 where it is sure
     background: FloatArray  # (2,): mean and standard deviation, DN
 
 
@@ -64,6 +65,12 @@ def densities(box: Box, theta: FloatArray, count: int) -> tuple[float, float]:
             first, last = max(high - box.extent, start), min(low, stop - box.extent)
             in_box *= max(last - first, 0.0)
     return in_box, in_cell
+
+
+@numba.njit(cache=True, nogil=True)
+def sure_cell(box: Box) -> Box:
+    """What is known of a scene of which it is also known that it lies in a cell."""
+    return Box(box.area, box.flux, box.separation, np.inf, 1.0, 0.0, box.background)
 
 
 @numba.njit(cache=True, nogil=True)

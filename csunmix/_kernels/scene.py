@@ -240,6 +240,12 @@ def log_pixel(
     return log_interval((low - light) / noise, (high - light) / noise)
 
 
+@numba.njit(cache=True, nogil=True, forceinline=True)
+def soft(low: float, high: float, variance: float, extra: float) -> bool:
+    """Whether an interval is made easy: where noise is added and does not hide it."""
+    return extra > 0.0 and _ROUGH**2 * variance <= (high - low) ** 2 < np.inf
+
+
 @numba.njit(cache=True, nogil=True)
 def log_soft(low: float, high: float, light: float, variance: float) -> float:
     """Log likelihood of an interval made easy: 0 inside, a parabola that begins before its ends.
@@ -310,7 +316,7 @@ def log_likelihood(
                 r = low + 0.5 - light[i, j]
                 total -= inverse * r * r
                 continue
-            if extra > 0.0 and narrow**2 * variance <= (high - low) ** 2 < np.inf:
+            if soft(low, high, variance, extra):
                 total += log_soft(low, high, light[i, j], variance)
             else:
                 total += log_pixel(low, high, light[i, j], variance, narrow)

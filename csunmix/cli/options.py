@@ -189,17 +189,12 @@ def _unmix_arguments(parser: argparse.ArgumentParser) -> None:
     prior.add_argument(
         "--min-separation", type=float, metavar="D", default=_ABSENT, help="smallest distance, px"
     )
-    prior.add_argument(
+    place = prior.add_mutually_exclusive_group()
+    place.add_argument(
         "--extent", type=float, metavar="E", default=_ABSENT, help="they lie in a box this size, px"
     )
-    prior.add_argument(
-        "--cell",
-        type=float,
-        nargs="?",
-        const=1.0,
-        metavar="P",
-        default=_ABSENT,
-        help="they lie in one pixel's cell, surely or with this probability (else in the box)",
+    place.add_argument(
+        "--cell", action="store_true", default=_ABSENT, help="they lie in one pixel's cell"
     )
 
 

@@ -131,7 +131,7 @@ class Fit:
         total -= self.count * float(np.log(self.window.size).sum())
         total -= float(np.log(area[box.extent < area] - box.extent).sum())
         total -= log_room(self.window.size, box.separation, self.count)
-        return float(total + (log1p(-box.cell) if box.cell < 1.0 else 0.0))
+        return float(total + (log1p(-box.cell) if box.cell_density > 0.0 else 0.0))
 
 
 def fit_counts(setting: Setting, window: Window, seed: int) -> dict[int, Fit]:

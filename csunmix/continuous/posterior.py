@@ -26,7 +26,7 @@ class PosteriorUnmixer(_Unmixer):
 
     with the interval ``[l, h]`` that rounding and clipping leave of every pixel (`Sensor.interval`;
     a density where it is a point) and normal noise of the sensor's variance; ``p(y, x, f)`` is
-    uniform over what the `Prior` allows.
+    uniform over what the `Prior` allows, of a cell or box wherever that may be.
 
     Of the number of targets with the largest evidence, it is sampled by chains that start at the
     optima of the joint fit (see `ContinuousUnmixer`). They move by Hamiltonian Monte Carlo, the
@@ -34,8 +34,10 @@ class PosteriorUnmixer(_Unmixer):
     between optima: a map from the normal approximation around one to that around another is
     proposed, with its Jacobian in the chance of being taken. How much of the answer the scenes near
     an optimum are follows from how often chains change between them; where they hardly do, from the
-    normal approximations. The evidence of a number of targets is rough first, by Laplace's method;
-    where several remain plausible, it is found by importance sampling around the optima.
+    normal approximations. Where pixels are rounded, chains see the ends of the intervals blurred,
+    and scenes are weighed to make up for it. The evidence of a number of targets is rough first, by
+    Laplace's method; where several remain plausible, it is found by importance sampling around the
+    optima.
 
     With ``sampler="smc"``, scenes and evidence come from waste-free sequential Monte Carlo (Dau &
     Chopin 2022, JRSS B 84, 114) that starts at the prior, the noise shrinking from beyond the image

@@ -40,24 +40,32 @@ def hop(setting: Setting, best: Fit, n_chains: int, n_steps: int, seed: int) -> 
     Every mode has a chain, and more if its share is larger; every chain takes `n_steps` Hamiltonian
     paths. Where pixels are rounded, the likelihood of the chains is softer than the true one
     (`csunmix._kernels.scene.log_soft`) and scenes weigh as the two differ, unless too few would
-    count, as in an image that no scene explains. They weigh as `occupancy` says, too. Where the
-    prior leaves no room around the modes, the sample has no scenes and `Flag.NOT_CONVERGED`.
+    count, as in an image that no scene explains. They weigh as `occupancy` says, too; where chains
+    hardly hop and its shares are those expected, a mode's weight is then off by how its mean
+    likelihoods, soft and true, differ from those of the others. Where the prior leaves no room
+    around the modes, the sample has no scenes and `Flag.NOT_CONVERGED`.
     """
+    found = _hop(setting, best, n_chains, n_steps, _SOFT * best.window.rounding, seed)
+    if best.window.rounding > 0.0 and found.theta.size and effective(found) <= _TOO_FEW:
+        found = _hop(setting, best, n_chains, n_steps, 0.0, seed)
+    return found
+
+
+def _hop(
+    setting: Setting, best: Fit, n_chains: int, n_steps: int, softening: float, seed: int
+) -> Sample:
+    """The same with the ends of intervals blurred by `softening`, DN, or not at all."""
     model = best.window.model(setting.optics, best.count)
     modes, share = best.modes
     chains = np.maximum(np.rint(n_chains * share), 1).astype(int)
     starts = np.repeat(np.arange(len(share)), chains)
-    for softening in dict.fromkeys((_SOFT * best.window.rounding, 0.0)):
-        theta, logs = wander(model, modes, starts, n_steps, _HOPS, softening**2, seed)
-        if theta.size == 0:
-            return Sample(theta, np.empty((0, 0)), int(Flag.NOT_CONVERGED))
-        mode = _nearest_mode(modes, theta)
-        count = np.bincount(mode.ravel(), minlength=len(share))
-        weight = (occupancy(mode, share) / np.maximum(count, 1))[mode] * np.exp(logs - logs.max())
-        found = Sample(theta, weight / weight.sum(), 0)
-        if effective(found) > _TOO_FEW:
-            break
-    return found
+    theta, logs = wander(model, modes, starts, n_steps, _HOPS, softening**2, seed)
+    if theta.size == 0:
+        return Sample(theta, np.empty((0, 0)), int(Flag.NOT_CONVERGED))
+    mode = _nearest_mode(modes, theta)
+    count = np.bincount(mode.ravel(), minlength=len(share))
+    weight = (occupancy(mode, share) / np.maximum(count, 1))[mode] * np.exp(logs - logs.max())
+    return Sample(theta, weight / weight.sum(), 0)
 
 
 def occupancy(mode: IntArray, share: FloatArray) -> FloatArray:

@@ -79,7 +79,7 @@ class Window:
 
     @property
     def n_cells(self) -> int:
-        """Cells that the targets may share; 1 without that prior."""
+        """Cells that the targets may share; 1 where that is not sure."""
         if self.box.cell < 1.0:
             return 1
         ends = np.ceil(self.box.area[:, 1] - 0.5) - np.floor(self.box.area[:, 0] + 0.5) + 1.0
@@ -95,7 +95,11 @@ class Window:
         return Model(optics, self.pixels, box, precision, count)
 
     def _cell_density(self, count: int) -> float:
-        """Density of scenes of `count` targets in a cell, see `csunmix._kernels.prior.Box`."""
+        """Density of scenes in a cell, see `csunmix._kernels.prior.Box`; 0 without room for them.
+
+        Each kind of scene is normalised by itself, ``p`` being the probability of a cell whatever
+        the number of targets: ``p / (1 - p) |box|^K Pr(apart in a box) / Pr(apart in a cell)``.
+        """
         if self.box.cell in (0.0, 1.0):
             return 0.0
         area = self.box.area[:, 1] - self.box.area[:, 0]
