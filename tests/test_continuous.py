@@ -253,7 +253,8 @@ def test_what_the_prior_says_rather_than_the_image_is_flagged(method: str) -> No
 def test_distances_that_the_prior_bounds_are_flagged(
     method: str, apart: float, extent: float | None, held: bool
 ) -> None:
-    prior = replace(PRESET.prior, count=(2, 2), extent=extent, min_separation=0.494)
+    known = {"extent": extent, "cell": False, "min_separation": 0.494}
+    prior = replace(PRESET.prior, count=(2, 2), **known)
     sensor = cu.Sensor(read_noise=2.0)
     light = light_of((5.0, 5.0 - 0.5 * apart, 235.0), (5.0, 5.0 + 0.5 * apart, 235.0))
     table = unmixer(method, PRESET.psf, sensor, prior)(sensor.expose(light, rng=1))
