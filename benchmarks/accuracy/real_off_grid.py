@@ -56,7 +56,7 @@ _Unmixer = type[cu.ContinuousUnmixer] | type[cu.PosteriorUnmixer]
 
 
 def parts(folder: Path) -> list[tuple[Case, float]]:
-    """Data sets, the storm crops in three, each with the box that its targets lie in, px."""
+    """Data sets, the storm crops in parts and whole, each with the box of its targets, px."""
     out: list[tuple[Case, float]] = []
     for case in cases(folder):
         if case.shift:
@@ -72,6 +72,7 @@ def parts(folder: Path) -> list[tuple[Case, float]]:
             "bright singles": bright & ~several,
             "bright multiples": bright & several,
             "faint": ~bright,
+            "all": bright.notna(),
         }.items():
             out.append((some(case, np.flatnonzero(chosen), f"storm crops, {name}"), 4.0))
     return out

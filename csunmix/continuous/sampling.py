@@ -18,7 +18,10 @@ from csunmix.targets import Flag
 _HOPS = 4  # after every path
 _SOFT = 0.15  # of an interval of rounding, by which chains blur its ends
 _TOO_FEW = 30.0  # scenes that count, below which chains do without that
+_UNSETTLED = 0.02  # of a posterior variance, that of its mean from where chains are too short
+_LONGER = 4  # times as long
 _EXPECTED = 10.0  # changes of mode
+_LEAST = float(np.finfo(float).tiny)
 _KEEP = 0.25  # of the particles, effective after a stage
 _MAX_STAGES = 500
 _PARTICLE_CHAINS = 50
@@ -38,13 +41,26 @@ def hop(setting: Setting, best: Fit, n_chains: int, n_steps: int, seed: int) -> 
     """Chains that start at the optima of a fit and hop between them.
 
     Every mode has a chain, and more if its share is larger; every chain takes `n_steps` Hamiltonian
-    paths. Where pixels are rounded, the likelihood of the chains is softer than the true one
+    paths, or, where the chains' means differ too much, all begin anew and take four times as many.
+    Where pixels are rounded, the likelihood of the chains is softer than the true one
     (`csunmix._kernels.scene.log_soft`) and scenes weigh as the two differ, unless too few would
-    count, as in an image that no scene explains. They weigh as `occupancy` says, too; where chains
-    hardly hop and its shares are those expected, a mode's weight is then off by how its mean
-    likelihoods, soft and true, differ from those of the others. Where the prior leaves no room
-    around the modes, the sample has no scenes and `Flag.NOT_CONVERGED`.
+    count, as in an image that no scene explains. They weigh as `occupancy` says, too. Where the
+    prior leaves no room around the modes, the sample has no scenes and `Flag.NOT_CONVERGED`.
     """
+    found = _hop_softly(setting, best, n_chains, n_steps, seed)
+    if found.theta.size and _unsettled(found) > _UNSETTLED:
+        found = _hop_softly(setting, best, n_chains, _LONGER * n_steps, seed)
+    return found
+
+
+def _unsettled(found: Sample) -> float:
+    """Variance of a target's mean over its posterior variance, the largest, as chains tell."""
+    values, of_mean = _describe(found, 1.0)
+    return float((of_mean / values[:, 3:6]).max())
+
+
+def _hop_softly(setting: Setting, best: Fit, n_chains: int, n_steps: int, seed: int) -> Sample:
+    """Chains with the ends of intervals blurred, or without where too few scenes would count."""
     found = _hop(setting, best, n_chains, n_steps, _SOFT * best.window.rounding, seed)
     if best.window.rounding > 0.0 and found.theta.size and effective(found) <= _TOO_FEW:
         found = _hop(setting, best, n_chains, n_steps, 0.0, seed)
@@ -54,7 +70,7 @@ def hop(setting: Setting, best: Fit, n_chains: int, n_steps: int, seed: int) -> 
 def _hop(
     setting: Setting, best: Fit, n_chains: int, n_steps: int, softening: float, seed: int
 ) -> Sample:
-    """The same with the ends of intervals blurred by `softening`, DN, or not at all."""
+    """Chains with the ends of intervals blurred by `softening`, DN, or not at all."""
     model = best.window.model(setting.optics, best.count)
     modes, share = best.modes
     chains = np.maximum(np.rint(n_chains * share), 1).astype(int)
@@ -62,10 +78,17 @@ def _hop(
     theta, logs = wander(model, modes, starts, n_steps, _HOPS, softening**2, seed)
     if theta.size == 0:
         return Sample(theta, np.empty((0, 0)), int(Flag.NOT_CONVERGED))
-    mode = _nearest_mode(modes, theta)
+    mode, true = _nearest_mode(modes, theta), np.exp(logs - logs.max())
     count = np.bincount(mode.ravel(), minlength=len(share))
-    weight = (occupancy(mode, share) / np.maximum(count, 1))[mode] * np.exp(logs - logs.max())
+    share = share / _means(true, mode, count)  # in the soft likelihood's posterior
+    weight = (occupancy(mode, share / share.sum()) / np.maximum(count, 1))[mode] * true
     return Sample(theta, weight / weight.sum(), 0)
+
+
+def _means(value: FloatArray, mode: IntArray, count: IntArray) -> FloatArray:
+    """Mean of values (n_chains, n) in every mode (m,), that of all where it has none."""
+    total = np.bincount(mode.ravel(), value.ravel(), minlength=len(count))
+    return np.where(count > 0, np.maximum(total, _LEAST) / np.maximum(count, 1), value.mean())
 
 
 def occupancy(mode: IntArray, share: FloatArray) -> FloatArray:
@@ -126,6 +149,15 @@ def summarise(window: Window, found: Sample, radius: float) -> FloatArray:
     chains keep to modes of their own. The score is the share of the scenes within `radius` px of
     the mean.
     """
+    out, of_mean = _describe(found, radius)
+    out[:, 3:6] = np.sqrt(out[:, 3:6] + of_mean)
+    out[:, :2] += window.origin
+    out[:, 6] = np.minimum(out[:, 6], 1.0)
+    return out
+
+
+def _describe(found: Sample, radius: float) -> tuple[FloatArray, FloatArray]:
+    """Mean, variance and score of every target (K, 7), and variances of the means (K, 3)."""
     n_chains, n, d = found.theta.shape
     every = max(1, n_chains * n // _SUMMARISED)
     theta, weight = found.theta[:, ::every, : 3 * (d // 3)], found.weight[:, ::every]
@@ -134,15 +166,10 @@ def summarise(window: Window, found: Sample, radius: float) -> FloatArray:
     out = describe(scenes, weight.ravel(), radius)
     if n_chains == 1:
         once = float((weight**2).sum())  # over how many scenes count
-        out[:, 3:6] *= (1.0 + once) / (1.0 - once)
-    else:
-        each = scenes.reshape(n_chains, -1, d // 3, 3)
-        away = np.einsum("cn,cnka->cka", weight, each - out[:, :3])
-        out[:, 3:6] += (away**2).sum(axis=0) * n_chains / (n_chains - 1)
-    out[:, :2] += window.origin
-    out[:, 3:6] = np.sqrt(out[:, 3:6])
-    out[:, 6] = np.minimum(out[:, 6], 1.0)
-    return out
+        return out, out[:, 3:6] * 2.0 * once / (1.0 - once)
+    each = scenes.reshape(n_chains, -1, d // 3, 3)
+    away = np.einsum("cn,cnka->cka", weight, each - out[:, :3])
+    return out, (away**2).sum(axis=0) * n_chains / (n_chains - 1)
 
 
 def approximate(best: Fit, radius: float) -> FloatArray:
