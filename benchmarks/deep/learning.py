@@ -3,7 +3,7 @@
     python -m benchmarks.deep.learning --runs deep-runs
 
 Validation images are those of seed 100, on which nothing else is reported. A run that started from
-the weights of another begins at its time.
+the weights of another begins at its time; runs of one network for the same data are one curve.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def read(runs: Path) -> pd.DataFrame:
         table.insert(0, "setting", state["run"]["setting"])
         table.insert(0, "network", LABELS[state["run"]["name"]])
         tables.append(table)
-    return pd.concat(tables).round(3)
+    return pd.concat(tables).sort_values(["network", "setting", "CPU s"]).round(3)
 
 
 def draw(table: pd.DataFrame, path: Path) -> None:

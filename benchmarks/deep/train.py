@@ -2,11 +2,11 @@
 
     python -m benchmarks.deep.train off-grid --setting clipped --steps 20000 --seed 1
 
-A run has a folder of its own, `NAME-SETTING` in `--runs`, with its last checkpoint and a log of the
-loss, the CPU time, and the CSO-mAP on 2,000 validation images (seed 100, on which nothing is
-reported). The learning rate rises over the first steps and falls to zero as a cosine; answers are
-those of a running average of the weights. Every batch is drawn anew, from the seed and its number:
-a run that was interrupted ends as one that was not.
+A run has a folder of its own in `--runs`, `NAME-SETTING` (or `NAME-SETTING-LABEL`), with its last
+checkpoint and a log of the loss, the CPU time, and the CSO-mAP on 2,000 validation images (seed
+100, on which nothing is reported). The learning rate rises over the first steps and falls to zero
+as a cosine; answers are those of a running average of the weights. Every batch is drawn anew, from
+the seed and its number: a run that was interrupted ends as one that was not.
 """
 
 from __future__ import annotations
@@ -46,12 +46,13 @@ class Run:
     batch: int = 2048
     rate: float = 1e-3
     seed: int = 1
-    first: str = ""  # run whose weights it starts from, NAME-SETTING
+    first: str = ""  # folder of the run whose weights it starts from
+    label: str = ""  # tells runs of one network for the same data apart
 
     @property
     def folder(self) -> str:
         """Name of its folder."""
-        return f"{self.name}-{self.setting}"
+        return "-".join(filter(None, (self.name, self.setting, self.label)))
 
 
 class Trainer:
@@ -200,7 +201,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=Run.batch)
     parser.add_argument("--rate", type=float, default=Run.rate)
     parser.add_argument("--seed", type=int, default=Run.seed)
-    parser.add_argument("--first", default="", help="run to start from, NAME-SETTING")
+    parser.add_argument("--first", default="", help="run to start from, by its folder")
+    parser.add_argument("--label", default="", help="of the folder; evaluated are runs without")
     parser.add_argument("--runs", type=Path, default=Path("deep-runs"))
     parser.add_argument("--every", type=float, default=60.0, help="seconds between checkpoints")
     parser.add_argument("--threads", type=int, default=1)

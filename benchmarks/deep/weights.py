@@ -75,11 +75,15 @@ def total_seconds(state: dict[str, Any], runs: Path) -> float:
     return float(state["seconds"]) + total_seconds(before, runs)
 
 
-def command(run: dict[str, Any]) -> str:
-    """The command that made a run."""
-    options = {key: run[key] for key in ("setting", "steps", "batch", "rate", "seed", "first")}
-    told = " ".join(f"--{key} {value}" for key, value in options.items() if value != "")
-    return f"python -m benchmarks.deep.train {run['name']} {told}"
+def commands(run: dict[str, Any], runs: Path) -> str:
+    """The commands that made a run, those of the runs it started from first."""
+    names = ("setting", "steps", "batch", "rate", "seed", "first", "label")
+    told = " ".join(f"--{name} {run[name]}" for name in names if run.get(name, "") != "")
+    last = f"`python -m benchmarks.deep.train {run['name']} {told}`"
+    if not run["first"]:
+        return last
+    before = torch.load(runs / run["first"] / "checkpoint.pt", weights_only=True)
+    return f"{commands(before['run'], runs)}, then {last}"
 
 
 def main() -> None:
@@ -99,7 +103,7 @@ def main() -> None:
         rows.append(
             {
                 "file": f"{name}.npz",
-                "made by": f"`{command(state['run'])}`",
+                "made by": commands(state["run"], options.runs),
                 "CPU minutes": seconds / 60.0,
                 "CSO-mAP, seed 100": figures["CSO-mAP"],
                 "MB": (FOLDER / f"{name}.npz").stat().st_size / 1e6,
