@@ -21,7 +21,7 @@ _TOO_FEW = 30.0  # scenes that count, below which chains do without that
 _UNSETTLED = 0.02  # of a posterior variance, that of its mean from where chains are too short
 _LONGER = 4  # times as long
 _EXPECTED = 10.0  # changes of mode
-_LEAST = float(np.finfo(float).tiny)
+_FAR_BELOW = 0.01  # of the mean of all
 _KEEP = 0.25  # of the particles, effective after a stage
 _MAX_STAGES = 500
 _PARTICLE_CHAINS = 50
@@ -86,9 +86,10 @@ def _hop(
 
 
 def _means(value: FloatArray, mode: IntArray, count: IntArray) -> FloatArray:
-    """Mean of values (n_chains, n) in every mode (m,), that of all where it has none."""
-    total = np.bincount(mode.ravel(), value.ravel(), minlength=len(count))
-    return np.where(count > 0, np.maximum(total, _LEAST) / np.maximum(count, 1), value.mean())
+    """Mean of values (n_chains, n) in every mode (m,), of all where it has none, not far below."""
+    total, overall = np.bincount(mode.ravel(), value.ravel(), minlength=len(count)), value.mean()
+    means = np.where(count > 0, total / np.maximum(count, 1), overall)
+    return np.asarray(np.maximum(means, _FAR_BELOW * overall))
 
 
 def occupancy(mode: IntArray, share: FloatArray) -> FloatArray:
