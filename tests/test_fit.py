@@ -13,7 +13,7 @@ from scipy.optimize import approx_fprime
 
 import csunmix as cu
 from csunmix._kernels import fit as kernel
-from csunmix._kernels.prior import draw_scene
+from csunmix._kernels.prior import Box, draw_scene, limits
 from csunmix._kernels.scene import illuminate, new_room
 from csunmix._kernels.smc import Model, sample
 from csunmix.continuous.fit import evidences, fit, fit_counts, least_objectives, log_room
@@ -21,6 +21,13 @@ from csunmix.continuous.window import Setting, Window
 
 PRESET = cu.presets.csist_100k()
 SHAPE = PRESET.shape
+
+
+def limits_of(box: Box, theta: Any, count: int) -> tuple[Any, Any]:
+    """Lowest and highest value of every parameter."""
+    lower, upper = np.empty(theta.size), np.empty(theta.size)
+    limits(box, theta, count, box.cell == 1.0, lower, upper)
+    return lower, upper
 
 
 def setting_of(sensor: cu.Sensor | None = None, **given: Any) -> Setting:
@@ -237,7 +244,7 @@ def test_descent_keeps_to_the_bounds_and_goes_down(sensor: cu.Sensor, known: Any
     values, theta = [], np.empty(9)
     for _ in range(40):
         draw_scene(box, 3, theta)
-        lower, upper = kernel.limits(box, theta, 3)
+        lower, upper = limits_of(box, theta, 3)
         before = kernel.objective(best.model, np.clip(theta, lower, upper), room)
         values.append(kernel.descend(best.model, theta, 300, room))
         assert values[-1] <= before
@@ -284,7 +291,7 @@ def test_fits_are_in_order_and_keep_to_the_bounds() -> None:
         values = [best.objective, *(each.objective for each in best.others)]
         assert values == sorted(values)
         for each in (best, *best.others):
-            lower, upper = kernel.limits(each.model.box, each.theta, 4)
+            lower, upper = limits_of(each.model.box, each.theta, 4)
             assert ((each.theta >= lower) & (each.theta <= upper)).all()
             place = each.theta.reshape(-1, 3)[:, :2]
             apart = np.hypot(*(place[:, None] - place).T)[~np.eye(4, dtype=bool)]
@@ -472,7 +479,7 @@ def test_either_edge_of_a_cell_is_as_good_as_the_other(edge: float) -> None:
     )
     assert one is not None
     assert mirrored is not None
-    lower, upper = kernel.limits(one.model.box, one.theta, 2)
+    lower, upper = limits_of(one.model.box, one.theta, 2)
     assert ((one.theta <= lower) | (one.theta >= upper))[[0, 3]].any()
     assert one.log_evidence == pytest.approx(mirrored.log_evidence, abs=0.5)
 

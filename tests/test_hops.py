@@ -13,7 +13,15 @@ from csunmix._kernels.hops import wander
 from csunmix._kernels.modes import Modes
 from csunmix._kernels.prior import log_prior
 from csunmix.continuous.fit import Fit, fit
-from csunmix.continuous.sampling import cool, draw, effective, hop, occupancy, summarise
+from csunmix.continuous.sampling import (
+    _means,
+    cool,
+    draw,
+    effective,
+    hop,
+    occupancy,
+    summarise,
+)
 from csunmix.continuous.window import Setting, log_room
 from tests.test_billiards import BOXES, COUNT, INSIDE, model_of
 
@@ -244,3 +252,23 @@ def test_weighted_draws_agree_with_chains() -> None:
         one, two = (answer[np.lexsort(answer[:, :2].T.round(1))] for answer in answers)
         assert (np.abs(one[:, :3] - two[:, :3]) < 0.6 * two[:, 3:6]).all()
         np.testing.assert_allclose(one[:, 3:6], two[:, 3:6], rtol=0.4)
+
+
+def test_means_of_modes_stay_above_nothing() -> None:
+    mode = np.array([[0, 0, 1, 1], [0, 0, 1, 1]])
+    value = np.where(mode == 0, [[1.0, 3.0, 0.0, 0.0]], 0.0)
+    count = np.array([4, 4, 0])
+    np.testing.assert_allclose(_means(value, mode, count), [2.0, 0.01, 1.0])
+
+
+@pytest.mark.parametrize(("count", "paths"), [(1, 90), (3, 360)])
+def test_chains_whose_means_differ_go_on_for_longer(count: int, paths: int) -> None:
+    """One target is known after a hundred paths, three near each other are not."""
+    setting = Setting(PRESET.psf, NOISE, cu.Prior(extent=1.2, flux=(50, 500)), (11, 11), 0.0)
+    places = [4.8, 5.2, 5.0][:count], [4.9, 5.1, 5.4][:count], [100, 200, 300][:count]
+    light = cu.render(PRESET.psf, cu.targets.make_table(0, *places), shape=(11, 11))[0]
+    window = setting.window(NOISE.expose(light, rng=0))
+    assert window is not None
+    best = fit(setting, window, count, 0)
+    assert best is not None
+    assert hop(setting, best, 8, 100, 0).theta.shape[1] == paths

@@ -74,6 +74,31 @@ def test_cholesky_factors_and_solves(cholesky: Any, cholesky_solve: Any) -> None
     np.testing.assert_allclose(out[:k], np.linalg.solve(gram[:k, :k], rhs[:k]), rtol=1e-10)
 
 
+@both(linalg.invert_lower, linalg.outer_gram, linalg.inner_gram, linalg.invert)
+def test_triangles_and_inverses(
+    invert_lower: Any, outer_gram: Any, inner_gram: Any, invert: Any
+) -> None:
+    a = np.random.default_rng(4).normal(size=(9, 6))
+    gram = a.T @ a
+    lower, out = np.linalg.cholesky(gram), np.zeros((6, 6))
+    invert_lower(lower, out)
+    np.testing.assert_allclose(out, np.linalg.inv(lower), rtol=1e-11, atol=1e-13)
+    outer_gram(lower, out)
+    np.testing.assert_allclose(out, gram, rtol=1e-12)
+    inner_gram(lower, out)
+    np.testing.assert_allclose(out, lower.T @ lower, rtol=1e-12)
+    assert invert(gram, out)
+    np.testing.assert_allclose(out, np.linalg.inv(gram), rtol=1e-9)
+    assert not invert(np.zeros((2, 2)), np.empty((2, 2)))
+
+
+@both(linalg.to_shares)
+def test_shares_of_logarithms(to_shares: Any) -> None:
+    logs, share = np.array([-1000.0, -1001.0, -np.inf]), np.empty(3)
+    assert to_shares(logs, share) == pytest.approx(-1000.0 + np.log1p(np.exp(-1.0)))
+    np.testing.assert_allclose(share, [1 / (1 + np.exp(-1)), 1 / (1 + np.e), 0.0], rtol=1e-12)
+
+
 @both(linalg.cholesky)
 def test_cholesky_names_the_first_dependent_row(cholesky: Any) -> None:
     rng = np.random.default_rng(2)

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba
 import numpy as np
 
+from csunmix._kernels.jit import kernel, leaf
 from csunmix._validation import FloatArray, IntArray
 from csunmix.band import Band
 
@@ -18,7 +18,7 @@ from csunmix.band import Band
 REORDER = {"reassoc", "contract", "nsz"}
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel()
 def forward(band_y: Band, band_x: Band, maps: FloatArray, images: FloatArray) -> None:
     """``A_y X A_x^T`` of maps (b, k, l), written into images (b, p, q)."""
     row = np.empty(band_x.n, maps.dtype)
@@ -26,7 +26,7 @@ def forward(band_y: Band, band_x: Band, maps: FloatArray, images: FloatArray) ->
         forward_one(band_y, band_x, maps[b], row, images[b])
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel()
 def adjoint(band_y: Band, across: Band, images: FloatArray, maps: FloatArray) -> None:
     """``A_y^T R A_x`` of images (b, p, q), written into maps (b, k, l); `across` is ``A_x^T``."""
     row = np.empty(images.shape[2], images.dtype)
@@ -34,7 +34,7 @@ def adjoint(band_y: Band, across: Band, images: FloatArray, maps: FloatArray) ->
         adjoint_one(band_y, across, images[b], row, maps[b])
 
 
-@numba.njit(cache=True, nogil=True, fastmath=REORDER)
+@leaf(fastmath=REORDER)
 def forward_one(
     band_y: Band, band_x: Band, cells: FloatArray, row: FloatArray, image: FloatArray
 ) -> None:
@@ -52,7 +52,7 @@ def forward_one(
             _scatter(band_y, row, i, image)
 
 
-@numba.njit(cache=True, nogil=True)
+@leaf()
 def forward_cells(
     band_y: Band,
     band_x: Band,
@@ -72,7 +72,7 @@ def forward_cells(
             row[:] = 0
 
 
-@numba.njit(cache=True, nogil=True, fastmath=REORDER)
+@leaf(fastmath=REORDER)
 def spread(band_x: Band, value: np.floating[Any], j: int, row: FloatArray) -> None:
     """Add `value` times column j of ``A_x`` to a row."""
     q = np.uint64(band_x.first[j])
@@ -80,7 +80,7 @@ def spread(band_x: Band, value: np.floating[Any], j: int, row: FloatArray) -> No
         row[q + k] += value * band_x.values[j, k]
 
 
-@numba.njit(cache=True, nogil=True, fastmath=REORDER)
+@leaf(fastmath=REORDER)
 def _scatter(band_y: Band, row: FloatArray, i: int, image: FloatArray) -> None:
     """Add column i of ``A_y`` times `row`."""
     p = np.uint64(band_y.first[i])
@@ -89,7 +89,7 @@ def _scatter(band_y: Band, row: FloatArray, i: int, image: FloatArray) -> None:
             image[p + k, c] += band_y.values[i, k] * row[c]
 
 
-@numba.njit(cache=True, nogil=True)
+@leaf()
 def adjoint_one(
     band_y: Band, across: Band, image: FloatArray, row: FloatArray, cells: FloatArray
 ) -> None:
@@ -101,7 +101,7 @@ def adjoint_one(
             spread(across, row[q], q, cells[i])
 
 
-@numba.njit(cache=True, nogil=True)
+@leaf()
 def adjoint_cells(
     band_y: Band,
     band_x: Band,
@@ -118,7 +118,7 @@ def adjoint_cells(
         out[k] = inner(band_x, row, cols[k])
 
 
-@numba.njit(cache=True, nogil=True, fastmath=REORDER)
+@leaf(fastmath=REORDER)
 def gather(band_y: Band, image: FloatArray, i: int, row: FloatArray) -> None:
     """Row i of ``A_y^T R``."""
     p = np.uint64(band_y.first[i])
@@ -128,7 +128,7 @@ def gather(band_y: Band, image: FloatArray, i: int, row: FloatArray) -> None:
             row[q] += band_y.values[i, k] * image[p + k, q]
 
 
-@numba.njit(cache=True, nogil=True, fastmath=REORDER)
+@leaf(fastmath=REORDER)
 def inner(band_x: Band, row: FloatArray, j: int) -> np.floating[Any]:
     """Entry j of ``row A_x``."""
     q, s = np.uint64(band_x.first[j]), row.dtype.type(0)

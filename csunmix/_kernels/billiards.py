@@ -11,11 +11,12 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-import numba
 import numpy as np
 
+from csunmix._kernels.jit import kernel, leaf
+from csunmix._kernels.linalg import cholesky, copy, invert
 from csunmix._kernels.model import Model
-from csunmix._kernels.prior import Box, densities, limits, log_level, log_prior, sure_cell
+from csunmix._kernels.prior import Box, densities, extremes, limits, log_level, log_prior
 from csunmix._kernels.scene import (
     Pixels,
     Room,
@@ -45,6 +46,7 @@ class Chain(NamedTuple):
     gradient: FloatArray
     lower: FloatArray  # limits of the parameters on a path
     upper: FloatArray
+    normal: FloatArray  # of a wall
     room: Room
     value: FloatArray
 
@@ -56,7 +58,7 @@ class Mass(NamedTuple):
     inverse: FloatArray
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel()
 def new_chain(model: Model) -> Chain:
     """Space for one scene."""
     d = model.precision.size
@@ -69,67 +71,51 @@ def new_chain(model: Model) -> Chain:
         np.empty(d),
         np.empty(d),
         np.empty(d),
+        np.empty(d),
         room,
         np.empty(2),
     )
 
 
-@numba.njit(cache=True, nogil=True)
+@leaf()
 def settle(model: Model, extra: float, theta: FloatArray, chain: Chain) -> None:
     """Put a chain at `theta`."""
-    chain.theta[:] = theta
+    copy(theta, chain.theta)
     chain.value[1] = log_level(model.box, theta, model.n_targets)
     illuminate(model.optics, theta, chain.room)
     chain.value[0] = log_likelihood(model.pixels, chain.room.light, extra)
     force(model, extra, chain.theta, chain.room, chain.gradient)
 
 
-@numba.njit(cache=True, nogil=True)
+@leaf()
 def weigh(
-    model: Model, extra: float, theta: FloatArray, order: IntArray, alike: bool, space: Chain
-) -> Mass:
-    """Mass matrix: the Fisher information at `theta`, its targets in this order or all alike.
+    model: Model, extra: float, theta: FloatArray, order: IntArray, space: Chain, gram: FloatArray
+) -> None:
+    """Fisher information at `theta`, its targets in this order, for a mass matrix.
 
     It must not be that of the scene it is to move, or steps there and back would differ.
     """
     d = theta.size
-    space.theta[:] = theta
+    copy(theta, space.theta)
     for k in range(model.n_targets):
         for c in range(3):
             space.theta[3 * k + c] = theta[3 * order[k] + c]
     illuminate(model.optics, space.theta, space.room)
-    gram = np.zeros((d, d))
     fisher(model.pixels, extra, space.theta, space.room, model.precision, gram)
     for a in range(d):
         for b in range(a):
             gram[b, a] = gram[a, b]
         gram[a, a] *= 1.0 + 1e-9
-    if alike:
-        level(gram, model.n_targets)
-    return Mass(np.linalg.cholesky(gram), np.ascontiguousarray(np.linalg.inv(gram)))
 
 
-@numba.njit(cache=True, nogil=True)
-def level(gram: FloatArray, count: int) -> None:
-    """Average a matrix over all orders of the targets, in place."""
-    n = 3 * count
-    alone, pair, rest = np.zeros((3, 3)), np.zeros((3, 3)), np.zeros((gram.shape[0] - n, 3))
-    for k in range(count):
-        rest += gram[n:, 3 * k : 3 * k + 3] / count
-        for m in range(count):
-            part = gram[3 * k : 3 * k + 3, 3 * m : 3 * m + 3]
-            if k == m:
-                alone += part / count
-            else:
-                pair += part / (count * (count - 1))
-    for k in range(count):
-        gram[n:, 3 * k : 3 * k + 3] = rest
-        gram[3 * k : 3 * k + 3, n:] = rest.T
-        for m in range(count):
-            gram[3 * k : 3 * k + 3, 3 * m : 3 * m + 3] = alone if k == m else pair
+@kernel()
+def to_mass(gram: FloatArray, mass: Mass) -> None:
+    """Make a matrix the mass."""
+    cholesky(gram, gram.shape[0], mass.factor)
+    invert(gram, mass.inverse)
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel()
 def nearest(theta: FloatArray, like: FloatArray, count: int) -> IntArray:
     """Targets of `theta` that lie next to those of `like`, the closest pairs first."""
     order, used = np.full(count, -1), np.zeros(count, np.bool_)
@@ -146,7 +132,7 @@ def nearest(theta: FloatArray, like: FloatArray, count: int) -> IntArray:
     return order
 
 
-@numba.njit(cache=True, nogil=True)
+@leaf()
 def travel(model: Model, extra: float, leap: float, mass: Mass, chain: Chain, trial: Chain) -> bool:
     """One path from the scene of `chain`; whether its end, in `trial`, is to be taken."""
     d = chain.theta.size
@@ -162,8 +148,7 @@ def travel(model: Model, extra: float, leap: float, mass: Mass, chain: Chain, tr
             s += mass.factor[a, b] * trial.velocity[b]
         trial.momentum[a] = s
         before += 0.5 * trial.velocity[a] ** 2
-    lower, upper = limits(model.box, trial.theta, model.n_targets)
-    trial.lower[:], trial.upper[:] = lower, upper
+    limits(model.box, trial.theta, model.n_targets, model.box.cell == 1.0, trial.lower, trial.upper)
     draw_box(model.box, trial, model.n_targets)
     for n in range(n_leaps + 1):
         part = leap if 0 < n < n_leaps else 0.5 * leap
@@ -188,23 +173,20 @@ def travel(model: Model, extra: float, leap: float, mass: Mass, chain: Chain, tr
     return bool(trial.value[0] >= floor)
 
 
-@numba.njit(cache=True, nogil=True)
+@leaf()
 def draw_box(box: Box, chain: Chain, count: int) -> None:
     """Draw the box or cell of the prior, given the targets in it, as limits of their places."""
     if 0.0 < box.cell < 1.0:
         in_box, in_cell = densities(box, chain.theta, count)
         if (in_box + in_cell) * np.random.random() < in_cell:
-            lower, upper = limits(sure_cell(box), chain.theta, count)
-            chain.lower[:], chain.upper[:] = lower, upper
+            limits(box, chain.theta, count, True, chain.lower, chain.upper)
             return
     for axis in range(2):
         start, stop = box.area[axis, 0], box.area[axis, 1]
         if box.extent >= stop - start:
             continue
-        low, high = stop, start
-        for k in range(count):
-            low = min(low, chain.theta[3 * k + axis])
-            high = max(high, chain.theta[3 * k + axis])
+        lowest, highest = extremes(chain.theta, axis, count)
+        low, high = chain.theta[lowest], chain.theta[highest]
         first, last = max(high - box.extent, start), min(low, stop - box.extent)
         corner = first + (last - first) * np.random.random()
         for k in range(count):
@@ -212,7 +194,7 @@ def draw_box(box: Box, chain: Chain, count: int) -> None:
             chain.upper[3 * k + axis] = max(corner + box.extent, high)
 
 
-@numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz"})
+@leaf(fastmath={"reassoc", "contract", "nsz"})
 def speed(mass: Mass, chain: Chain) -> None:
     """Velocity from the momentum."""
     for a in range(chain.theta.size):
@@ -222,11 +204,10 @@ def speed(mass: Mass, chain: Chain) -> None:
         chain.velocity[a] = s
 
 
-@numba.njit(cache=True, nogil=True)
+@leaf()
 def drift(box: Box, count: int, inverse: FloatArray, time: float, chain: Chain) -> bool:
     """Move on a straight line for `time`, mirrored at walls; False if they are too many."""
-    theta, velocity = chain.theta, chain.velocity
-    normal = np.zeros(theta.size)
+    theta, velocity, normal = chain.theta, chain.velocity, chain.normal
     for _ in range(_BOUNCES):
         until, k, m, axis = _next_wall(box, count, chain, time)
         for a in range(theta.size):
@@ -234,7 +215,8 @@ def drift(box: Box, count: int, inverse: FloatArray, time: float, chain: Chain) 
         if k < 0:
             return True
         time -= until
-        normal[:] = 0.0
+        for a in range(theta.size):
+            normal[a] = 0.0
         if axis >= 0:
             normal[3 * k + axis] = 1.0
         else:
@@ -245,7 +227,7 @@ def drift(box: Box, count: int, inverse: FloatArray, time: float, chain: Chain) 
     return False
 
 
-@numba.njit(cache=True, nogil=True)
+@leaf()
 def _next_wall(box: Box, count: int, chain: Chain, time: float) -> tuple[float, int, int, int]:
     """Time of the next wall, the target or pair that meets it, and the axis (-1: separation).
 
@@ -280,7 +262,7 @@ def _next_wall(box: Box, count: int, chain: Chain, time: float) -> tuple[float, 
     return first, at, other, along
 
 
-@numba.njit(cache=True, nogil=True)
+@leaf()
 def _mirror(normal: FloatArray, inverse: FloatArray, chain: Chain) -> None:
     """Reflect the momentum at a wall with this normal."""
     d = normal.size
@@ -298,7 +280,7 @@ def _mirror(normal: FloatArray, inverse: FloatArray, chain: Chain) -> None:
                 chain.velocity[b] -= push * normal[a] * inverse[a, b]
 
 
-@numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz"})
+@leaf(fastmath={"reassoc", "contract", "nsz"})
 def force(model: Model, extra: float, theta: FloatArray, room: Room, gradient: FloatArray) -> None:
     """Gradient of the log posterior of the scene in the room; of rounding, see `smooth_scores`."""
     pixels, count = model.pixels, model.n_targets
@@ -325,7 +307,7 @@ def force(model: Model, extra: float, theta: FloatArray, room: Room, gradient: F
         gradient[b] -= (theta[b] - model.box.background[0]) / model.box.background[1] ** 2
 
 
-@numba.njit(cache=True, nogil=True)
+@leaf()
 def smooth_scores(pixels: Pixels, extra: float, light: FloatArray, out: FloatArray) -> None:
     """Derivative of each pixel's log likelihood by its light.
 

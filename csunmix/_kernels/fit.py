@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-import numba
 import numpy as np
 
 from csunmix._kernels.billiards import force, nearest
-from csunmix._kernels.linalg import cholesky, cholesky_solve
+from csunmix._kernels.jit import kernel, leaf
+from csunmix._kernels.linalg import cholesky, cholesky_solve, copy, inner
 from csunmix._kernels.model import Model
-from csunmix._kernels.prior import draw_scene, limits
+from csunmix._kernels.prior import draw_scene, extremes, limits
 from csunmix._kernels.scene import (
     Room,
     fisher,
@@ -41,7 +41,7 @@ class Space(NamedTuple):
     free: IntArray  # (d)
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel()
 def search(
     model: Model,
     n_starts: int,
@@ -77,17 +77,24 @@ def search(
         if known < 0:
             known, found = found, found + 1
         if value < values[known]:
-            thetas[known], values[known] = theta, value
+            copy(theta, thetas[known])
+            values[known] = value
         if values[known] < values[best]:
             best = known
         hopeless = values[best] > ceiling + _HOPELESS
         if in_a_row >= (min(enough, _FEW) if hopeless else enough):
             break
-    order = np.argsort(values[: max(found, 1)])
-    return thetas[order], values[order]
+    out, sizes = np.zeros((max(found, 1), d)), np.full(max(found, 1), np.inf)
+    for n in range(found):
+        best = 0
+        for s in range(found):
+            best = s if values[s] < values[best] else best
+        copy(thetas[best], out[n])
+        sizes[n], values[best] = values[best], np.inf
+    return out, sizes
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel()
 def _draw(model: Model, theta: FloatArray, room: Room) -> bool:
     """Put the best of some random scenes into `theta`; False if none was drawn."""
     trial, best = np.empty_like(theta), np.inf
@@ -96,11 +103,12 @@ def _draw(model: Model, theta: FloatArray, room: Room) -> bool:
             break
         value = objective(model, trial, room)
         if value < best:
-            theta[:], best = trial, value
+            copy(trial, theta)
+            best = value
     return best < np.inf
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel()
 def _known(count: int, thetas: FloatArray, theta: FloatArray) -> int:
     """Which of `thetas` has its targets where those of `theta` are, or -1."""
     for s in range(thetas.shape[0]):
@@ -115,11 +123,12 @@ def _known(count: int, thetas: FloatArray, theta: FloatArray) -> int:
     return -1
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel()
 def descend(model: Model, theta: FloatArray, max_iter: int, room: Room) -> float:
     """Fit from `theta`, in place; returns the objective, see `objective`."""
     d = theta.size
-    lower, upper = limits(model.box, theta, model.n_targets)
+    lower, upper = np.empty(d), np.empty(d)
+    limits(model.box, theta, model.n_targets, model.box.cell == 1.0, lower, upper)
     clip(theta, lower, upper)
     gradient, hessian, step, trial = np.empty(d), np.zeros((d, d)), np.empty(d), np.empty(d)
     space = Space(
@@ -132,14 +141,15 @@ def descend(model: Model, theta: FloatArray, max_iter: int, room: Room) -> float
         better = False
         while damping < _DAMPING[2]:
             if bounded_step(hessian, gradient, damping, theta, lower, upper, space, step):
-                if not step.any():
+                if not inner(step, step) > 0.0:
                     break
                 for a in range(d):
                     trial[a] = min(max(theta[a] + step[a], lower[a]), upper[a])
                 new = objective(model, trial, room)
                 if new < value:
                     better = value - new > _FLAT
-                    theta[:], value = trial, new
+                    copy(trial, theta)
+                    value = new
                     damping = max(damping / 5.0, _DAMPING[0])
                     break
             damping *= 4.0
@@ -148,7 +158,7 @@ def descend(model: Model, theta: FloatArray, max_iter: int, room: Room) -> float
     return value
 
 
-@numba.njit(cache=True, nogil=True)
+@leaf()
 def bounded_step(
     hessian: FloatArray,
     gradient: FloatArray,
@@ -204,14 +214,14 @@ def bounded_step(
     return True
 
 
-@numba.njit(cache=True, nogil=True)
+@leaf()
 def clip(theta: FloatArray, lower: FloatArray, upper: FloatArray) -> None:
     """Put every parameter between its limits."""
     for a in range(theta.size):
         theta[a] = min(max(theta[a], lower[a]), upper[a])
 
 
-@numba.njit(cache=True, nogil=True)
+@leaf()
 def objective(model: Model, theta: FloatArray, room: Room) -> float:
     """Minus log likelihood, plus half the squares of what oversteps the prior's distances.
 
@@ -228,7 +238,8 @@ def objective(model: Model, theta: FloatArray, room: Room) -> float:
             if gap > 0.0:
                 value += 0.5 * _STIFFNESS * gap * gap
     for axis in range(2):
-        excess = theta[axis : 3 * count : 3].max() - theta[axis : 3 * count : 3].min() - box.extent
+        first, last = extremes(theta, axis, count)
+        excess = theta[last] - theta[first] - box.extent
         if excess > 0.0:
             value += 0.5 * _STIFFNESS * excess * excess
     if theta.size > 3 * count:
@@ -236,7 +247,7 @@ def objective(model: Model, theta: FloatArray, room: Room) -> float:
     return value
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel()
 def slope(
     model: Model, theta: FloatArray, room: Room, gradient: FloatArray, hessian: FloatArray
 ) -> None:
@@ -261,8 +272,7 @@ def slope(
                             hessian[3 * k + a, 3 * k + b] += bend
                             hessian[3 * m + a, 3 * m + b] += bend
     for axis in range(2):
-        along = theta[axis : 3 * count : 3]
-        first, last = 3 * along.argmin() + axis, 3 * along.argmax() + axis
+        first, last = extremes(theta, axis, count)
         excess = theta[last] - theta[first] - box.extent
         if excess > 0.0:
             gradient[last] -= _STIFFNESS * excess

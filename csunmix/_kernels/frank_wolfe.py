@@ -8,9 +8,9 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-import numba
 import numpy as np
 
+from csunmix._kernels.jit import kernel, leaf
 from csunmix._kernels.linalg import cholesky, cholesky_solve, inner
 from csunmix._kernels.scene import Optics, Room, axis_factor, differentiate, illuminate, new_room
 from csunmix._validation import BoolArray, FloatArray
@@ -47,7 +47,7 @@ class Slope(NamedTuple):
     xx: float
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel()
 def new_task(
     optics: Optics, image: FloatArray, weights: FloatArray, censored: BoolArray, lam: float
 ) -> Task:
@@ -57,7 +57,7 @@ def new_task(
     return Task(optics, image, weights, censored, lam, grid_y, grid_x)
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel()
 def _grid_factors(table: FloatArray, change: FloatArray, n: int) -> FloatArray:
     """Factors (m, rank, n) at equal steps from -0.5 to n - 0.5."""
     rank, n_phases = table.shape[0], table.shape[1] - 1
@@ -68,7 +68,7 @@ def _grid_factors(table: FloatArray, change: FloatArray, n: int) -> FloatArray:
     return factors
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel()
 def frank_wolfe(
     task: Task, max_targets: int, max_iter: int, tol: float
 ) -> tuple[FloatArray, float, float, int]:
@@ -90,12 +90,12 @@ def frank_wolfe(
     return theta, value, gap, n_iter
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel()
 def _room(task: Task, theta: FloatArray) -> Room:
     return new_room(task.optics, theta.size // 3, theta.size, *task.image.shape)
 
 
-@numba.njit(cache=True, nogil=True)
+@leaf()
 def objective(task: Task, theta: FloatArray, room: Room) -> float:
     """``1/2 sum w r^2 + lam sum f``; leaves the scene in the room."""
     illuminate(task.optics, theta, room)
@@ -110,7 +110,7 @@ def objective(task: Task, theta: FloatArray, room: Room) -> float:
     return total
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel()
 def residual(task: Task, theta: FloatArray) -> FloatArray:
     """``w r`` of a scene, (n_y, n_x)."""
     room = _room(task, theta)
@@ -120,7 +120,7 @@ def residual(task: Task, theta: FloatArray) -> FloatArray:
     return out
 
 
-@numba.njit(cache=True, nogil=True)
+@leaf()
 def _weigh(task: Task, room: Room, out: FloatArray) -> None:
     """``w r`` of the scene in the room, whose ``weight`` becomes 0 where a bound is exceeded."""
     n_x = out.shape[1]
@@ -132,7 +132,7 @@ def _weigh(task: Task, room: Room, out: FloatArray) -> None:
             out[i, j] = room.weight[i * n_x + j] * r
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel()
 def correlate(optics: Optics, pull: FloatArray, y: float, x: float) -> Slope:
     """Inner product of `pull` (n_y, n_x) with the atom at a position, and its derivatives."""
     y0, y1, y2 = _bent(optics.value_y, optics.slope_y, y, pull.shape[0])
@@ -150,7 +150,7 @@ def correlate(optics: Optics, pull: FloatArray, y: float, x: float) -> Slope:
     return Slope(value, by_y, by_x, by_yy, by_yx, by_xx)
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel()
 def _bent(
     table: FloatArray, change: FloatArray, position: float, n: int
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
@@ -162,7 +162,7 @@ def _bent(
     return factor[1], slope[1], (slope[2] - slope[0]) / (2.0 * half)
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel()
 def summit(task: Task, pull: FloatArray) -> tuple[float, float, float]:
     """Position of the atom that correlates most with `pull`, anywhere in the image, and how much.
 
@@ -187,7 +187,7 @@ def summit(task: Task, pull: FloatArray) -> tuple[float, float, float]:
     return best
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel()
 def search(task: Task, pull: FloatArray) -> FloatArray:
     """Correlation of `pull` with the atoms of the grid, (m_y, m_x)."""
     m_y, rank, n_y = task.grid_y.shape
@@ -203,7 +203,7 @@ def search(task: Task, pull: FloatArray) -> FloatArray:
     return out
 
 
-@numba.njit(cache=True, nogil=True)
+@leaf()
 def climb(optics: Optics, pull: FloatArray, y: float, x: float) -> tuple[float, float, float]:
     """Nearest maximum of the correlation by Newton's method, damped until it is an ascent."""
     here = correlate(optics, pull, y, x)
@@ -236,18 +236,18 @@ def climb(optics: Optics, pull: FloatArray, y: float, x: float) -> tuple[float, 
     return y, x, here.value
 
 
-@numba.njit(cache=True, nogil=True)
+@leaf()
 def _inside(position: float, n: int) -> float:
     return min(max(position, -0.5), n - 0.5)
 
 
-@numba.njit(cache=True, nogil=True)
+@leaf()
 def _held(position: float, ascent: float, n: int) -> bool:
     """Whether the image's edge keeps a position from going where it wants to."""
     return (position <= -0.5 and ascent < 0.0) or (position >= n - 0.5 and ascent > 0.0)
 
 
-@numba.njit(cache=True, nogil=True)
+@leaf()
 def relative_gap(task: Task, pull: FloatArray, highest: float, value: float) -> float:
     """Relative duality gap, see `csunmix.solvers.base.Problem.certify`."""
     energy = product = 0.0
@@ -265,13 +265,13 @@ def relative_gap(task: Task, pull: FloatArray, highest: float, value: float) -> 
     return max(value - scale * product + 0.5 * scale**2 * energy, 0.0) / value
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel()
 def _lit(theta: FloatArray) -> FloatArray:
     """The atoms that have a flux."""
     return theta.reshape(-1, 3)[theta[2::3] > 0.0].ravel()
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel()
 def merge(task: Task, theta: FloatArray, value: float) -> tuple[FloatArray, float]:
     """Make the closest two atoms one, as often as that does not raise the objective."""
     closest = _PHASES_APART / (task.optics.value_y.shape[1] - 1)
@@ -295,7 +295,7 @@ def merge(task: Task, theta: FloatArray, value: float) -> tuple[FloatArray, floa
     return theta, value
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel()
 def slide(task: Task, theta: FloatArray, moving: bool) -> tuple[FloatArray, float]:
     """Nearest minimum by damped Newton steps, without atoms of flux 0; positions if `moving`."""
     d = theta.size
@@ -342,7 +342,7 @@ def slide(task: Task, theta: FloatArray, moving: bool) -> tuple[FloatArray, floa
     return _lit(theta), value
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel()
 def derive(
     task: Task,
     theta: FloatArray,

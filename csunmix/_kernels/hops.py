@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 
-import numba
 import numpy as np
 
-from csunmix._kernels.billiards import Chain, Mass, new_chain, settle, travel, weigh
+from csunmix._kernels.billiards import Chain, Mass, new_chain, settle, to_mass, travel, weigh
+from csunmix._kernels.jit import kernel, leaf
+from csunmix._kernels.linalg import cholesky, copy, inner_gram, outer_gram
 from csunmix._kernels.model import Model
 from csunmix._kernels.modes import Modes
 from csunmix._kernels.prior import log_prior
@@ -21,7 +22,7 @@ _OWN = 0.5  # of the paths have the mass of the mode that the chain started from
 _ADAPTING = 0.1  # share of a chain that adapts its leaps and is not kept
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel()
 def wander(
     model: Model, modes: Modes, starts: IntArray, n_steps: int, n_hops: int, extra: float, seed: int
 ) -> tuple[FloatArray, FloatArray]:
@@ -39,17 +40,24 @@ def wander(
     states = np.empty((starts.size, n_steps - skipped, d))
     logs = np.empty(states.shape[:2])
     leap, weight = _LEAP[1], 0.0
-    masses = [_mass(modes, k) for k in range(n_modes)]
+    n_masses, gram = n_modes, np.zeros((d, d))
+    factors = np.empty((n_modes + starts.size, d, d))
+    inverses = np.empty((n_modes + starts.size, d, d))
+    for k in range(n_modes):
+        _inform(modes, k, Mass(factors[k], inverses[k]))
     same = np.arange(model.n_targets)
     for c in range(starts.size):
         if not _begin(model, modes, starts[c], extra, chain, trial) and c == 0:
             return states[:0], logs[:0]  # otherwise it goes on where the last chain ended
         for s in range(n_steps):
             if s == skipped:  # what is kept has the same masses all along
-                masses.append(weigh(model, extra, chain.theta, same, False, trial))
+                mass = Mass(factors[n_masses], inverses[n_masses])
+                weigh(model, extra, chain.theta, same, trial, gram)
+                to_mass(gram, mass)
+                n_masses += 1
             own = np.random.random() < _OWN
-            at = starts[c] if own else np.random.randint(len(masses))
-            moved = travel(model, extra, leap, masses[at], chain, trial)
+            at = starts[c] if own else np.random.randint(n_masses)
+            moved = travel(model, extra, leap, Mass(factors[at], inverses[at]), chain, trial)
             if moved:
                 chain, trial = trial, chain
             if s < skipped:
@@ -60,19 +68,19 @@ def wander(
                     settle(model, extra, trial.theta, chain)
                     moved = True
             if s >= skipped:
-                states[c, s - skipped] = chain.theta
+                copy(chain.theta, states[c, s - skipped])
                 if moved or s == skipped:
                     weight = log_likelihood(model.pixels, chain.room.light, 0.0) - chain.value[0]
                 logs[c, s - skipped] = weight
     return states, logs
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel()
 def _begin(model: Model, modes: Modes, k: int, extra: float, chain: Chain, trial: Chain) -> bool:
     """Put a chain at the likeliest of some draws around a mode; False if the prior has none."""
     best, d = -np.inf, modes.mean.shape[1]
     for n in range(_DRAWS):
-        trial.theta[:] = modes.theta[k] if n % 2 == 0 else modes.mean[k]
+        copy(modes.theta[k] if n % 2 == 0 else modes.mean[k], trial.theta)
         for b in range(d):
             z = n / _DRAWS * np.random.normal()
             for a in range(b, d):
@@ -83,33 +91,36 @@ def _begin(model: Model, modes: Modes, k: int, extra: float, chain: Chain, trial
         value = log_likelihood(model.pixels, trial.room.light, extra)
         if value > best:
             best = value
-            chain.theta[:] = trial.theta
+            copy(trial.theta, chain.theta)
     if best == -np.inf:
         return False
-    trial.theta[:] = chain.theta
+    copy(chain.theta, trial.theta)
     settle(model, extra, trial.theta, chain)
     return True
 
 
-@numba.njit(cache=True, nogil=True)
-def _mass(modes: Modes, k: int) -> Mass:
-    inverse = modes.inverse[k]
-    return Mass(np.linalg.cholesky(inverse.T @ inverse), modes.factor[k] @ modes.factor[k].T)
+@kernel()
+def _inform(modes: Modes, k: int, mass: Mass) -> None:
+    """Put the precision of a mode into `mass`."""
+    d = modes.mean.shape[1]
+    precision = np.empty((d, d))
+    inner_gram(modes.inverse[k], precision)
+    cholesky(precision, d, mass.factor)
+    outer_gram(modes.factor[k], mass.inverse)
 
 
-@numba.njit(cache=True, nogil=True)
+@leaf()
 def _hop(model: Model, modes: Modes, extra: float, chain: Chain, trial: Chain) -> bool:
     """Whether to hop from the scene of `chain` to that put into `trial`."""
     n_modes, d = modes.mean.shape
     k = np.random.randint(n_modes)
     m = (k + 1 + np.random.randint(n_modes - 1)) % n_modes
     log_volume = 0.0
-    unit, away = trial.velocity, trial.momentum
-    away[:] = chain.theta - modes.mean[k]
+    unit = trial.velocity
     for a in range(d):
         s = 0.0
         for b in range(a + 1):
-            s += modes.inverse[k, a, b] * away[b]
+            s += modes.inverse[k, a, b] * (chain.theta[b] - modes.mean[k, b])
         unit[a] = s
         log_volume += math.log(modes.factor[m, a, a] * modes.inverse[k, a, a])
     for a in range(d):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 
-import numba
 import numpy as np
 
 from csunmix._kernels.billiards import nearest
+from csunmix._kernels.jit import kernel, leaf
+from csunmix._kernels.linalg import copy, to_shares
 from csunmix._kernels.model import Model
 from csunmix._kernels.modes import Modes
 from csunmix._kernels.prior import log_prior
@@ -15,10 +16,11 @@ from csunmix._kernels.scene import illuminate, log_likelihood, new_room
 from csunmix._validation import FloatArray
 
 _DEGREES = 8.0  # of freedom of the t distributions: tails that hold what is not normal
+_TINY = 1e-300  # share of a mode whose logarithm is finite
 _BLOCK = 100  # draws between two looks at how many count
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel()
 def importance(
     model: Model, modes: Modes, share: FloatArray, most: int, enough: float, seed: int
 ) -> tuple[FloatArray, FloatArray, float]:
@@ -43,46 +45,46 @@ def importance(
             illuminate(model.optics, theta, room)
             logs[kept] = prior + log_likelihood(model.pixels, room.light, 0.0)
             logs[kept] -= _log_density(modes, level, theta)
-            thetas[kept] = theta
+            copy(theta, thetas[kept])
             kept += 1
         if drawn % _BLOCK == 0 and _effective(logs[:kept]) >= enough:
             break
     if kept == 0:
         return thetas[:0], logs[:0], -np.inf
-    top = logs[:kept].max()
-    weight = np.exp(logs[:kept] - top)
-    total = weight.sum()
-    return thetas[:kept], weight / total, top + math.log(total / drawn)
+    weight = np.empty(kept)
+    total = to_shares(logs[:kept], weight)
+    return thetas[:kept], weight, total - math.log(drawn)
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel()
 def _levels(modes: Modes, share: FloatArray) -> FloatArray:
     """Log densities at the means."""
     m, d = modes.mean.shape
     half = 0.5 * _DEGREES
-    level = np.log(share) + math.lgamma(half + 0.5 * d) - math.lgamma(half)
-    level -= 0.5 * d * math.log(half)
+    level = np.empty(m)
     for k in range(m):
+        level[k] = math.log(max(share[k], _TINY)) - 0.5 * d * math.log(half)
+        level[k] += math.lgamma(half + 0.5 * d) - math.lgamma(half)
         for a in range(d):
             level[k] += math.log(modes.inverse[k, a, a])
     return level
 
 
-@numba.njit(cache=True, nogil=True)
+@leaf()
 def _draw(modes: Modes, share: FloatArray, theta: FloatArray) -> None:
     k, left = 0, np.random.random()
     while k < share.size - 1 and left > share[k]:
         left -= share[k]
         k += 1
     spread = math.sqrt(0.5 * _DEGREES / np.random.gamma(0.5 * _DEGREES))
-    theta[:] = modes.mean[k]
+    copy(modes.mean[k], theta)
     for b in range(theta.size):
         z = spread * np.random.normal()
         for a in range(b, theta.size):
             theta[a] += modes.factor[k, a, b] * z
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel()
 def _in_order(theta: FloatArray, like: FloatArray, count: int) -> bool:
     """Whether targets lie next to those of `like`, see `nearest`."""
     for k in range(count):
@@ -90,11 +92,14 @@ def _in_order(theta: FloatArray, like: FloatArray, count: int) -> bool:
         for m in range(count):
             d2 = (theta[3 * m] - like[3 * k]) ** 2 + (theta[3 * m + 1] - like[3 * k + 1]) ** 2
             if d2 < own:
-                return bool((nearest(theta, like, count) == np.arange(count)).all())
+                order, same = nearest(theta, like, count), True
+                for n in range(count):
+                    same = same and order[n] == n
+                return same
     return True
 
 
-@numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz"})
+@leaf(fastmath={"reassoc", "contract", "nsz"})
 def _log_density(modes: Modes, level: FloatArray, theta: FloatArray) -> float:
     m, d = modes.mean.shape
     top, total = -np.inf, 0.0
@@ -112,12 +117,14 @@ def _log_density(modes: Modes, level: FloatArray, theta: FloatArray) -> float:
     return top + math.log(total)
 
 
-@numba.njit(cache=True, nogil=True)
+@leaf()
 def _effective(logs: FloatArray) -> float:
     """How many draws of these log weights count."""
     if logs.size == 0:
         return 0.0
-    top, total, squares = logs.max(), 0.0, 0.0
+    top, total, squares = -np.inf, 0.0, 0.0
+    for n in range(logs.size):
+        top = max(top, logs[n])
     for n in range(logs.size):
         w = math.exp(logs[n] - top)
         total += w

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 
+from csunmix._kernels.jit import kernel
+from csunmix._kernels.linalg import copy
 from csunmix._validation import FloatArray, IntArray
 
 _ROUNDS = 10
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel()
 def settle(scenes: FloatArray, weight: FloatArray, mean: FloatArray) -> float:
     """Put the targets of all scenes (n, K, 3) into the order nearest to their mean, in place.
 
@@ -27,20 +28,24 @@ def settle(scenes: FloatArray, weight: FloatArray, mean: FloatArray) -> float:
             spread += weight[s] * assign(scenes[s], mean, cost, order)
             for k in range(count):
                 changed = changed or order[k] != k
-                scene[k] = scenes[s, order[k]]
-            scenes[s] = scene
+                copy(scenes[s, order[k]], scene[k])
+            for k in range(count):
+                copy(scene[k], scenes[s, k])
         if turn > 0 and not changed:
             break
-        mean[:] = 0.0
+        total = 0.0
         for s in range(n):
-            for k in range(count):
-                for axis in range(2):
+            total += weight[s]
+        for k in range(count):
+            for axis in range(2):
+                mean[k, axis] = 0.0
+                for s in range(n):
                     mean[k, axis] += weight[s] * scenes[s, k, axis]
-        mean /= weight.sum()
+                mean[k, axis] /= total
     return spread
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel()
 def describe(scenes: FloatArray, weight: FloatArray, radius: float) -> FloatArray:
     """Mean and variance of ``y, x, flux`` of every target of weighted scenes (n, K, 3), (K, 7).
 
@@ -64,7 +69,7 @@ def describe(scenes: FloatArray, weight: FloatArray, radius: float) -> FloatArra
     return out
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel()
 def assign(scene: FloatArray, mean: FloatArray, cost: FloatArray, order: IntArray) -> float:
     """Target ``order[k]`` of a scene (K, 3) for every place (K, 2), and the squared distance."""
     count = mean.shape[0]
@@ -86,7 +91,7 @@ def assign(scene: FloatArray, mean: FloatArray, cost: FloatArray, order: IntArra
     return total
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel()
 def hungarian(cost: FloatArray, order: IntArray) -> None:
     """Column ``order[k]`` of every row of a square matrix, the sum of these being least.
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import numba
+import math
+
 import numpy as np
 
+from csunmix._kernels.jit import kernel, leaf
 from csunmix._validation import FloatArray
 
 _DEPENDENT = 1e-13  # a pivot below this share of its diagonal counts as linear dependence
 
 
-@numba.njit(cache=True, nogil=True)
+@leaf()
 def inner(a: FloatArray, b: FloatArray) -> float:
     """``sum a b`` of two vectors."""
     s = 0.0
@@ -19,14 +21,35 @@ def inner(a: FloatArray, b: FloatArray) -> float:
     return s
 
 
-@numba.njit(cache=True, nogil=True)
+@leaf()
+def copy(a: FloatArray, out: FloatArray) -> None:
+    """``out = a``."""
+    for p in range(a.size):
+        out[p] = a[p]
+
+
+@leaf()
 def add(factor: float, a: FloatArray, out: FloatArray) -> None:
     """``out += factor a``."""
     for p in range(a.size):
         out[p] += factor * a[p]
 
 
-@numba.njit(cache=True, nogil=True)
+@leaf()
+def to_shares(logs: FloatArray, share: FloatArray) -> float:
+    """``exp(logs)`` over their sum, into `share`; returns the log of the sum."""
+    top, total = -np.inf, 0.0
+    for n in range(logs.size):
+        top = max(top, logs[n])
+    for n in range(logs.size):
+        share[n] = math.exp(logs[n] - top)
+        total += share[n]
+    for n in range(logs.size):
+        share[n] /= total
+    return top + math.log(total)
+
+
+@leaf()
 def cholesky(gram: FloatArray, k: int, lower: FloatArray) -> int:
     """Factor the leading k x k block; returns k, or the index of the first dependent row."""
     for i in range(k):
@@ -35,7 +58,55 @@ def cholesky(gram: FloatArray, k: int, lower: FloatArray) -> int:
     return k
 
 
-@numba.njit(cache=True, nogil=True)
+@leaf()
+def invert_lower(lower: FloatArray, out: FloatArray) -> None:
+    """Inverse of a lower triangle, into that of `out`."""
+    d = lower.shape[0]
+    for b in range(d):
+        out[b, b] = 1.0 / lower[b, b]
+        for a in range(b + 1, d):
+            s = 0.0
+            for c in range(b, a):
+                s += lower[a, c] * out[c, b]
+            out[a, b] = -s / lower[a, a]
+
+
+@leaf()
+def outer_gram(lower: FloatArray, out: FloatArray) -> None:
+    """``L L^T`` of a lower triangle."""
+    for a in range(lower.shape[0]):
+        for b in range(a + 1):
+            s = 0.0
+            for c in range(b + 1):
+                s += lower[a, c] * lower[b, c]
+            out[a, b] = out[b, a] = s
+
+
+@leaf()
+def inner_gram(lower: FloatArray, out: FloatArray) -> None:
+    """``L^T L`` of a lower triangle."""
+    d = lower.shape[0]
+    for a in range(d):
+        for b in range(a + 1):
+            s = 0.0
+            for c in range(a, d):
+                s += lower[c, a] * lower[c, b]
+            out[a, b] = out[b, a] = s
+
+
+@kernel()
+def invert(gram: FloatArray, out: FloatArray) -> bool:
+    """Inverse of a positive definite matrix; False if it is none."""
+    d = gram.shape[0]
+    lower, inverse = np.empty((d, d)), np.empty((d, d))
+    if cholesky(gram, d, lower) < d:
+        return False
+    invert_lower(lower, inverse)
+    inner_gram(inverse, out)
+    return True
+
+
+@leaf()
 def cholesky_append(gram: FloatArray, i: int, lower: FloatArray) -> bool:
     """Row i of the factor, rows 0 to i - 1 being there; False if it depends on them."""
     pivot = gram[i, i]
@@ -51,7 +122,7 @@ def cholesky_append(gram: FloatArray, i: int, lower: FloatArray) -> bool:
     return True
 
 
-@numba.njit(cache=True, nogil=True)
+@leaf()
 def cholesky_drop(lower: FloatArray, k: int, position: int) -> None:
     """The factor of k rows without the row and column at `position`, by Givens rotations."""
     for i in range(position, k - 1):
@@ -66,7 +137,7 @@ def cholesky_drop(lower: FloatArray, k: int, position: int) -> None:
             lower[i, j], lower[i, j + 1] = c * u + s * v, c * v - s * u
 
 
-@numba.njit(cache=True, nogil=True)
+@leaf()
 def cholesky_solve(lower: FloatArray, k: int, rhs: FloatArray, out: FloatArray) -> None:
     """Solve ``L L^T out = rhs`` for the leading k unknowns."""
     for i in range(k):

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-import numba
 import numpy as np
 
 from csunmix._kernels.billiards import nearest
 from csunmix._kernels.fit import slope
-from csunmix._kernels.linalg import cholesky
+from csunmix._kernels.jit import kernel, leaf
+from csunmix._kernels.linalg import cholesky, copy, invert, invert_lower, to_shares
 from csunmix._kernels.model import Model
-from csunmix._kernels.prior import Box, densities, limits, sure_cell
+from csunmix._kernels.prior import Box, densities, extremes, limits, sure_cell
 from csunmix._kernels.scene import Room, illuminate, new_room
 from csunmix._kernels.truncated import expectation_propagation
 from csunmix._validation import FloatArray
@@ -33,7 +33,7 @@ class Modes(NamedTuple):
     inverse: FloatArray  # (m, d, d), inverses of these factors
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel()
 def approximate(
     model: Model, thetas: FloatArray, values: FloatArray
 ) -> tuple[Modes, FloatArray, float]:
@@ -56,50 +56,55 @@ def approximate(
         area = Box(box.area, box.flux, box.separation, box.extent, 0.0, 0.0, box.background)
         in_box = _within(model, area)
     room = new_room(model.optics, model.n_targets, d, *model.pixels.low.shape)
-    m = 0
+    at, m = np.empty(d), 0
     for s in range(n):
         if m + kinds > most or values[s] > values[0] + _NEGLIGIBLE:
             break
         order = nearest(thetas[s], thetas[0], model.n_targets)
-        at = thetas[s].copy()
+        copy(thetas[s], at)
         for k in range(model.n_targets):
-            at[3 * k : 3 * k + 3] = thetas[s, 3 * order[k] : 3 * order[k] + 3]
+            for c in range(3):
+                at[3 * k + c] = thetas[s, 3 * order[k] + c]
         gradient, hessian = curvature(model, at, room)
         known = m
         for kind in range(kinds):
             part = in_cell if kind == 1 else in_box
-            theta[m] = at
-            mean[m], covariance = moments(part, at, gradient, hessian)
+            copy(at, theta[m])
+            middle, covariance = moments(part, at, gradient, hessian)
+            copy(middle, mean[m])
             if cholesky(covariance, d, factor[m]) < d:
                 continue
-            invert(factor[m], inverse[m])
+            invert_lower(factor[m], inverse[m])
             if not _apart(theta[:known], at, inverse[m]):
                 continue
-            away = mean[m] - at
-            logs[m] = away @ gradient - values[s] + log_density(part.box, mean[m], model.n_targets)
+            logs[m] = log_density(part.box, mean[m], model.n_targets) - values[s]
             for a in range(d):
-                logs[m] += math.log(factor[m, a, a]) - 0.5 * away[a] * (hessian[a] @ away)
+                pull = gradient[a]
+                for b in range(d):
+                    pull -= 0.5 * hessian[a, b] * (mean[m, b] - at[b])
+                logs[m] += math.log(factor[m, a, a]) + pull * (mean[m, a] - at[a])
             if kind == 1:
                 logs[m] += math.log(model.box.cell_density)
             m += 1
     if m == 0:  # lost by rounding
-        theta[0], mean[0], logs[0], m = thetas[0], thetas[0], -values[0], 1
+        copy(thetas[0], theta[0])
+        copy(thetas[0], mean[0])
+        logs[0], m = -values[0], 1
         for a in range(d):
             factor[0, a, a] = 1.0 / math.sqrt(model.precision[a])
             inverse[0, a, a] = 1.0 / factor[0, a, a]
-    top = logs[:m].max()
-    share = np.exp(logs[:m] - top)
-    total = share.sum()
-    return Modes(theta[:m], mean[:m], factor[:m], inverse[:m]), share / total, top + math.log(total)
+    share = np.empty(m)
+    mass = to_shares(logs[:m], share)
+    return Modes(theta[:m], mean[:m], factor[:m], inverse[:m]), share, mass
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel()
 def _within(model: Model, box: Box) -> Model:
     """The posterior with another prior."""
     return Model(model.optics, model.pixels, box, model.precision, model.n_targets)
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel()
 def curvature(model: Model, theta: FloatArray, room: Room) -> tuple[FloatArray, FloatArray]:
     """Gradient (d,) and minus second derivatives (d, d) of the log likelihood of a scene."""
     box = model.box
@@ -113,7 +118,7 @@ def curvature(model: Model, theta: FloatArray, room: Room) -> tuple[FloatArray, 
     return gradient, hessian
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel()
 def moments(
     model: Model, theta: FloatArray, gradient: FloatArray, hessian: FloatArray
 ) -> tuple[FloatArray, FloatArray]:
@@ -125,27 +130,33 @@ def moments(
     """
     d = theta.size
     rows, low, high, width = bounds(model, theta)
-    shift = gradient.copy()
+    shift = np.empty(d)
     for a in range(d):
-        shift[a] += hessian[a] @ theta
+        shift[a] = gradient[a]
+        for b in range(d):
+            shift[a] += hessian[a, b] * theta[b]
     mean, covariance = expectation_propagation(hessian, shift, rows, low, high, width)
     if _regular(mean, covariance):
         return mean, covariance
-    return theta.copy(), np.linalg.inv(_with_prior(model, hessian))
+    copy(theta, mean)
+    invert(_with_prior(model, hessian), covariance)
+    return mean, covariance
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel()
 def _with_prior(model: Model, hessian: FloatArray) -> FloatArray:
     """Precision of the posterior, the prior's own of the targets counted; never singular."""
-    total = hessian.copy()
-    for a in range(total.shape[0]):
+    d = hessian.shape[0]
+    total = np.empty((d, d))
+    for a in range(d):
+        copy(hessian[a], total[a])
         if a < 3 * model.n_targets:
             total[a, a] += model.precision[a]
         total[a, a] *= 1.0 + _RIDGE
     return total
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel()
 def bounds(
     model: Model, theta: FloatArray
 ) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
@@ -155,7 +166,8 @@ def bounds(
     most = n + count * (count - 1) // 2 + 2
     rows, width = np.zeros((most, d)), np.full(most, np.inf)
     low, high = np.full(most, -np.inf), np.full(most, np.inf)
-    lower, upper = limits(box, theta, count)
+    lower, upper = np.empty(d), np.empty(d)
+    limits(box, theta, count, box.cell == 1.0, lower, upper)
     for a in range(n):
         rows[a, a], low[a], high[a] = 1.0, lower[a], upper[a]
         width[a] = (upper[a] - lower[a]) / math.sqrt(12.0)
@@ -170,15 +182,15 @@ def bounds(
                 n += 1
     if count > 1 and box.extent < np.inf:
         for axis in range(2):
-            along = theta[axis : 3 * count : 3]
-            rows[n, 3 * along.argmax() + axis] += 1.0
-            rows[n, 3 * along.argmin() + axis] -= 1.0
+            first, last = extremes(theta, axis, count)
+            rows[n, last] += 1.0
+            rows[n, first] -= 1.0
             high[n] = box.extent
             n += 1
     return rows[:n], low[:n], high[:n], width[:n]
 
 
-@numba.njit(cache=True, nogil=True)
+@leaf()
 def log_density(box: Box, theta: FloatArray, count: int) -> float:
     """Log prior density of the places of a scene, with some room for a box of the extent."""
     if box.cell == 1.0:
@@ -187,14 +199,14 @@ def log_density(box: Box, theta: FloatArray, count: int) -> float:
     for axis in range(2):
         start, stop = box.area[axis, 0], box.area[axis, 1]
         if box.extent < stop - start:
-            along = theta[axis : 3 * count : 3]
-            first = max(along.max() - box.extent, start)
-            last = min(along.min(), stop - box.extent)
+            lowest, highest = extremes(theta, axis, count)
+            first = max(theta[highest] - box.extent, start)
+            last = min(theta[lowest], stop - box.extent)
             in_box *= max(last - first, _LEAST_ROOM * box.extent)
     return math.log(in_box + densities(box, theta, count)[1])
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel()
 def laplace(model: Model, theta: FloatArray) -> float:
     """Log volume of the posterior around an optimum by Laplace's method, bounds left out."""
     d = theta.size
@@ -209,20 +221,7 @@ def laplace(model: Model, theta: FloatArray) -> float:
     return volume
 
 
-@numba.njit(cache=True, nogil=True)
-def invert(factor: FloatArray, out: FloatArray) -> None:
-    """Inverse of a lower triangle, into that of `out`."""
-    d = factor.shape[0]
-    for b in range(d):
-        out[b, b] = 1.0 / factor[b, b]
-        for a in range(b + 1, d):
-            s = 0.0
-            for c in range(b, a):
-                s += factor[a, c] * out[c, b]
-            out[a, b] = -s / factor[a, a]
-
-
-@numba.njit(cache=True, nogil=True)
+@kernel()
 def _regular(mean: FloatArray, covariance: FloatArray) -> bool:
     """Whether moments are finite and those of a distribution."""
     d = mean.size
@@ -234,10 +233,13 @@ def _regular(mean: FloatArray, covariance: FloatArray) -> bool:
             correlation[a, b] = covariance[a, b] / math.sqrt(covariance[a, a] * covariance[b, b])
     if cholesky(correlation, d, factor) < d:
         return False
-    return bool((np.diag(factor) ** 2 > _SINGULAR).all())
+    smallest = np.inf
+    for a in range(d):
+        smallest = min(smallest, factor[a, a] ** 2)
+    return bool(smallest > _SINGULAR)
 
 
-@numba.njit(cache=True, nogil=True)
+@leaf()
 def _apart(known: FloatArray, theta: FloatArray, inverse: FloatArray) -> bool:
     """Whether a fit is none of those known but for how far they went."""
     d = theta.size

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-import numba
 import numpy as np
 
+from csunmix._kernels.jit import kernel, leaf
 from csunmix._validation import FloatArray
 
 _TRIES = 50  # places tried for one target before the whole set is drawn anew
@@ -33,7 +33,7 @@ class Box(NamedTuple):
     background: FloatArray  # (2,): mean and standard deviation, DN
 
 
-@numba.njit(cache=True, nogil=True)
+@leaf()
 def log_prior(box: Box, theta: FloatArray, count: int) -> float:
     """Log prior density of a scene but for a constant; -inf where it is 0."""
     in_box, in_cell = densities(box, theta, count)
@@ -47,14 +47,13 @@ def log_prior(box: Box, theta: FloatArray, count: int) -> float:
     return math.log(in_box + in_cell) + log_level(box, theta, count)
 
 
-@numba.njit(cache=True, nogil=True)
+@leaf()
 def densities(box: Box, theta: FloatArray, count: int) -> tuple[float, float]:
     """Densities of the places of a scene as one in a box of the extent, and in a cell."""
     in_box, in_cell = (0.0, 1.0) if box.cell == 1.0 else (1.0, box.cell_density)
     for axis in range(2):
-        low, high = np.inf, -np.inf
-        for k in range(count):
-            low, high = min(low, theta[3 * k + axis]), max(high, theta[3 * k + axis])
+        lowest, highest = extremes(theta, axis, count)
+        low, high = theta[lowest], theta[highest]
         start, stop = box.area[axis, 0], box.area[axis, 1]
         if low < start or high > stop:
             return 0.0, 0.0
@@ -67,13 +66,13 @@ def densities(box: Box, theta: FloatArray, count: int) -> tuple[float, float]:
     return in_box, in_cell
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel()
 def sure_cell(box: Box) -> Box:
     """What is known of a scene of which it is also known that it lies in a cell."""
     return Box(box.area, box.flux, box.separation, np.inf, 1.0, 0.0, box.background)
 
 
-@numba.njit(cache=True, nogil=True)
+@leaf()
 def log_level(box: Box, theta: FloatArray, count: int) -> float:
     """Log prior density of the background but for a constant; 0 where it is not fitted."""
     if theta.size == 3 * count:
@@ -81,7 +80,7 @@ def log_level(box: Box, theta: FloatArray, count: int) -> float:
     return float(-0.5 * ((theta[3 * count] - box.background[0]) / box.background[1]) ** 2)
 
 
-@numba.njit(cache=True, nogil=True)
+@leaf()
 def crowded(box: Box, theta: FloatArray, k: int) -> bool:
     """Whether target k is too close to one before it."""
     for m in range(k):
@@ -91,13 +90,16 @@ def crowded(box: Box, theta: FloatArray, k: int) -> bool:
     return False
 
 
-@numba.njit(cache=True, nogil=True)
-def limits(box: Box, theta: FloatArray, count: int) -> tuple[FloatArray, FloatArray]:
-    """Lowest and highest value of every parameter; a sure cell is that of the targets' mean."""
-    lower, upper = np.full(theta.size, -np.inf), np.full(theta.size, np.inf)
+@leaf()
+def limits(
+    box: Box, theta: FloatArray, count: int, in_cell: bool, lower: FloatArray, upper: FloatArray
+) -> None:
+    """Lowest and highest value of every parameter; a cell is that of the targets' mean."""
+    for a in range(3 * count, theta.size):
+        lower[a], upper[a] = -np.inf, np.inf
     for axis in range(2):
         low, high = box.area[axis, 0], box.area[axis, 1]
-        if box.cell == 1.0:
+        if in_cell:
             middle = 0.0
             for k in range(count):
                 middle += theta[3 * k + axis] / count
@@ -107,10 +109,19 @@ def limits(box: Box, theta: FloatArray, count: int) -> tuple[FloatArray, FloatAr
             lower[3 * k + axis], upper[3 * k + axis] = low, high
     for k in range(count):
         lower[3 * k + 2], upper[3 * k + 2] = box.flux[0], box.flux[1]
-    return lower, upper
 
 
-@numba.njit(cache=True, nogil=True)
+@leaf()
+def extremes(theta: FloatArray, axis: int, count: int) -> tuple[int, int]:
+    """Which parameters are the lowest and the highest place along an axis."""
+    first = last = axis
+    for k in range(1, count):
+        first = 3 * k + axis if theta[3 * k + axis] < theta[first] else first
+        last = 3 * k + axis if theta[3 * k + axis] > theta[last] else last
+    return first, last
+
+
+@kernel()
 def draw_scene(box: Box, count: int, theta: FloatArray) -> bool:
     """Draw a scene target by target; False if they find no room.
 
@@ -132,7 +143,7 @@ def draw_scene(box: Box, count: int, theta: FloatArray) -> bool:
     return False
 
 
-@numba.njit(cache=True, nogil=True)
+@leaf()
 def _draw_frame(box: Box, corner: FloatArray, size: FloatArray) -> None:
     """Draw the box that the targets lie in: a cell, one of the prior's extent, or the area."""
     in_cell = box.cell == 1.0 or (box.cell > 0.0 and np.random.random() < box.cell)
@@ -150,7 +161,7 @@ def _draw_frame(box: Box, corner: FloatArray, size: FloatArray) -> None:
             corner[axis], size[axis] = low, high - low
 
 
-@numba.njit(cache=True, nogil=True)
+@leaf()
 def _draw_place(box: Box, k: int, corner: FloatArray, size: FloatArray, theta: FloatArray) -> bool:
     """Draw a place for target k that keeps its distance to those before it."""
     for _ in range(_TRIES):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numba
 import numpy as np
 
 from csunmix._kernels.banded import (
@@ -16,7 +15,7 @@ from csunmix._kernels.banded import (
     inner,
     spread,
 )
-from csunmix._kernels.jit import leaf
+from csunmix._kernels.jit import kernel, leaf
 from csunmix._validation import BoolArray, FloatArray, IntArray
 from csunmix.band import Band
 
@@ -43,7 +42,7 @@ class _Watched(NamedTuple):
     place: IntArray  # of each atom there, of the first `_FEW`; -1 where it is not known
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel()
 def proximal_steps(
     band_y: Band,
     band_x: Band,
@@ -254,7 +253,7 @@ def _step(
         x[k] = g[k]
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel()
 def spectral_steps(
     band_y: Band,
     band_x: Band,
@@ -310,14 +309,14 @@ def spectral_steps(
         lengths[b, 0] = step
 
 
-@numba.njit(cache=True, nogil=True)
+@leaf()
 def _spectral_length(long: float, short: float, lengths: FloatArray) -> float:
     """The long step, or the shortest of the last short ones where the two differ much."""
     lengths[1], lengths[2], lengths[3] = lengths[2], lengths[3], short
     return min(lengths[1], lengths[2], lengths[3]) if short < _ALTERNATE * long else long
 
 
-@numba.njit(cache=True, nogil=True)
+@leaf()
 def _data_term(
     band_y: Band,
     band_x: Band,
@@ -337,7 +336,7 @@ def _data_term(
     return energy
 
 
-@numba.njit(cache=True, nogil=True, fastmath=REORDER)
+@leaf(fastmath=REORDER)
 def _weigh(y: FloatArray, weights: FloatArray, censored: BoolArray, r: FloatArray) -> float:
     """Turn ``A x`` in `r` into ``w r``; ``1/2 sum w r^2``."""
     energy = 0.0
@@ -351,7 +350,7 @@ def _weigh(y: FloatArray, weights: FloatArray, censored: BoolArray, r: FloatArra
     return energy
 
 
-@numba.njit(cache=True, nogil=True, fastmath=REORDER)
+@kernel(fastmath=REORDER)
 def _distance2(a: FloatArray, b: FloatArray) -> float:
     """``||a - b||^2``."""
     s = 0.0
@@ -361,7 +360,7 @@ def _distance2(a: FloatArray, b: FloatArray) -> float:
     return s
 
 
-@numba.njit(cache=True, nogil=True)
+@leaf()
 def _shrink(v: float, threshold: float, positive: bool) -> float:
     """Proximal map of ``threshold |x|``, over ``x >= 0`` where `positive`."""
     if v > threshold:
@@ -369,7 +368,7 @@ def _shrink(v: float, threshold: float, positive: bool) -> float:
     return 0.0 if positive else min(v + threshold, 0.0)
 
 
-@numba.njit(cache=True, nogil=True)
+@leaf()
 def _l1(x: FloatArray) -> float:
     """``||x||_1``."""
     s = 0.0

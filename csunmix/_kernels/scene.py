@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-import numba
 import numpy as np
 
+from csunmix._kernels.jit import kernel, leaf
 from csunmix._validation import FloatArray
 
 _SQRT_HALF = math.sqrt(0.5)
@@ -50,7 +50,7 @@ class Pixels(NamedTuple):
     per_light: float  # variance per DN of light, 1/gain
 
 
-@numba.njit(cache=True, nogil=True, forceinline=True)
+@leaf(forceinline=True)
 def axis_factor(
     table: FloatArray,
     change: FloatArray,
@@ -83,13 +83,13 @@ def axis_factor(
             rise[q] = g * (w[q] - v[q]) + e0 * s[q] + e1 * t[q]
 
 
-@numba.njit(cache=True, nogil=True, forceinline=True)
+@leaf(forceinline=True)
 def varying(pixels: Pixels) -> bool:
     """Whether the noise of a pixel depends on its light."""
     return pixels.per_light > 0.0
 
 
-@numba.njit(cache=True, nogil=True, forceinline=True)
+@leaf(forceinline=True)
 def noise_variance(pixels: Pixels, light: float) -> float:
     """Variance of the noise of a pixel of so much light, DN^2."""
     return pixels.variance + pixels.per_light * max(light, 0.0)
@@ -109,7 +109,7 @@ class Room(NamedTuple):
     column: FloatArray  # (d)
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel()
 def new_room(optics: Optics, count: int, d: int, n_y: int, n_x: int) -> Room:
     """Space for scenes of `count` targets and `d` parameters."""
     rank = optics.value_y.shape[0]
@@ -126,7 +126,7 @@ def new_room(optics: Optics, count: int, d: int, n_y: int, n_x: int) -> Room:
     )
 
 
-@numba.njit(cache=True, nogil=True)
+@leaf()
 def illuminate(optics: Optics, theta: FloatArray, room: Room) -> None:
     """Image of a scene, into ``room.light``; leaves the targets' factors in the room."""
     for k in range(room.y.shape[0]):
@@ -134,14 +134,14 @@ def illuminate(optics: Optics, theta: FloatArray, room: Room) -> None:
     shine(theta, room)
 
 
-@numba.njit(cache=True, nogil=True, forceinline=True)
+@leaf(forceinline=True)
 def place(optics: Optics, theta: FloatArray, k: int, room: Room) -> None:
     """Factors of target k, into the room."""
     axis_factor(optics.value_y, optics.slope_y, theta[3 * k], k, room.y, room.y_slope)
     axis_factor(optics.value_x, optics.slope_x, theta[3 * k + 1], k, room.x, room.x_slope)
 
 
-@numba.njit(cache=True, nogil=True, forceinline=True)
+@leaf(forceinline=True)
 def shine(theta: FloatArray, room: Room) -> None:
     """Image of the targets whose factors are in the room, into ``room.light``."""
     count, rank = room.y.shape[0], room.y.shape[1]
@@ -155,7 +155,7 @@ def shine(theta: FloatArray, room: Room) -> None:
                     room.light[i, j] += a * room.x[k, r, j]
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel()
 def least_share(optics: Optics, area: FloatArray, n_y: int, n_x: int) -> float:
     """Share of a target's light that falls into the window near the worst corner of `area`.
 
@@ -174,7 +174,7 @@ def least_share(optics: Optics, area: FloatArray, n_y: int, n_x: int) -> float:
     return share
 
 
-@numba.njit(cache=True, nogil=True)
+@leaf()
 def differentiate(theta: FloatArray, room: Room) -> None:
     """Jacobian of the image that `illuminate` left, into ``room.jacobian``."""
     count, rank = room.y.shape[0], room.y.shape[1]
@@ -195,7 +195,7 @@ def differentiate(theta: FloatArray, room: Room) -> None:
                     by_f[at + j] += a * room.x[k, r, j]
 
 
-@numba.njit(cache=True, nogil=True)
+@leaf()
 def log_tail(z: float) -> float:
     """Logarithm of the probability above `z` of a standard normal variable."""
     if z < -_CERTAIN:
@@ -205,7 +205,7 @@ def log_tail(z: float) -> float:
     return math.log(0.5 * math.erfc(z * _SQRT_HALF))
 
 
-@numba.njit(cache=True, nogil=True)
+@leaf()
 def log_interval(a: float, b: float) -> float:
     """Logarithm of the probability between `a` and `b` > `a` of a standard normal variable."""
     if a + b < 0.0:
@@ -219,7 +219,7 @@ def log_interval(a: float, b: float) -> float:
     return math.log(0.5 * (math.erfc(a * _SQRT_HALF) - math.erfc(b * _SQRT_HALF)))
 
 
-@numba.njit(cache=True, nogil=True)
+@leaf()
 def log_pixel(
     low: float, high: float, light: float, variance: float, narrow: float = _NARROW
 ) -> float:
@@ -240,13 +240,13 @@ def log_pixel(
     return log_interval((low - light) / noise, (high - light) / noise)
 
 
-@numba.njit(cache=True, nogil=True, forceinline=True)
+@leaf(forceinline=True)
 def soft(low: float, high: float, variance: float, extra: float) -> bool:
     """Whether an interval is made easy: where noise is added and does not hide it."""
     return extra > 0.0 and _ROUGH**2 * variance <= (high - low) ** 2 < np.inf
 
 
-@numba.njit(cache=True, nogil=True)
+@leaf()
 def log_soft(low: float, high: float, light: float, variance: float) -> float:
     """Log likelihood of an interval made easy: 0 inside, a parabola that begins before its ends.
 
@@ -256,7 +256,7 @@ def log_soft(low: float, high: float, light: float, variance: float) -> float:
     return -0.5 * beyond * beyond / variance if beyond > 0.0 else 0.0
 
 
-@numba.njit(cache=True, nogil=True)
+@leaf()
 def soft_score(low: float, high: float, light: float, variance: float) -> float:
     """Derivative of `log_soft` by the light, 1/DN."""
     r = 0.5 * (low + high) - light
@@ -264,7 +264,7 @@ def soft_score(low: float, high: float, light: float, variance: float) -> float:
     return math.copysign(max(beyond, 0.0) / variance, r)
 
 
-@numba.njit(cache=True, nogil=True)
+@leaf()
 def log_scale(low: float, high: float, variance: float, narrow: float = _NARROW) -> float:
     """What the noise adds to `log_pixel` whatever the light."""
     width = high - low
@@ -274,7 +274,7 @@ def log_scale(low: float, high: float, variance: float, narrow: float = _NARROW)
     return 0.0
 
 
-@numba.njit(cache=True, nogil=True)
+@leaf()
 def information(low: float, high: float, light: float, variance: float) -> float:
     """What a pixel tells of its light, 1/DN^2: observed for a bound, expected for an interval."""
     if low == -np.inf or high == np.inf:
@@ -287,7 +287,7 @@ def information(low: float, high: float, light: float, variance: float) -> float
     return 1.0 / (variance + (high - low) ** 2 / 12.0)
 
 
-@numba.njit(cache=True, nogil=True)
+@leaf()
 def log_likelihood(
     pixels: Pixels, light: FloatArray, extra: float, floor: float = -np.inf
 ) -> float:
@@ -323,7 +323,7 @@ def log_likelihood(
     return total
 
 
-@numba.njit(cache=True, nogil=True)
+@leaf()
 def log_scales(pixels: Pixels, extra: float) -> float:
     """What `log_likelihood` leaves out: the part that is the same for all scenes."""
     total = 0.0
@@ -336,7 +336,7 @@ def log_scales(pixels: Pixels, extra: float) -> float:
     return total
 
 
-@numba.njit(cache=True, nogil=True)
+@leaf()
 def fisher(
     pixels: Pixels,
     extra: float,
@@ -364,7 +364,7 @@ def fisher(
         out[a, a] += precision[a]
 
 
-@numba.njit(cache=True, nogil=True)
+@leaf()
 def _weigh_pixels(pixels: Pixels, extra: float, room: Room) -> float:
     """What each pixel tells, into the room; returns that of the first which is no bound, or 0."""
     n_y, n_x = room.light.shape
@@ -380,7 +380,7 @@ def _weigh_pixels(pixels: Pixels, extra: float, room: Room) -> float:
     return alike
 
 
-@numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz"})
+@leaf(fastmath={"reassoc", "contract", "nsz"})
 def _uniform_gram(theta: FloatArray, room: Room, weight: float, out: FloatArray) -> None:
     """``weight J^T J`` into the lower triangle of `out`, where the PSF is one product."""
     count = room.y.shape[0]
@@ -409,7 +409,7 @@ def _uniform_gram(theta: FloatArray, room: Room, weight: float, out: FloatArray)
         out[b, b] = weight * n_y * n_x
 
 
-@numba.njit(cache=True, nogil=True, forceinline=True)
+@leaf(forceinline=True)
 def _products(
     value: FloatArray, slope: FloatArray, k: int, m: int, n: int
 ) -> tuple[float, float, float, float]:
@@ -422,7 +422,7 @@ def _products(
     return s00, s01, s10, s11
 
 
-@numba.njit(cache=True, nogil=True)
+@leaf()
 def _add_pixel(
     theta: FloatArray, room: Room, i: int, j: int, weight: float, out: FloatArray
 ) -> None:
@@ -439,7 +439,7 @@ def _add_pixel(
             out[a, b] += weight * column[a] * column[b]
 
 
-@numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz"})
+@leaf(fastmath={"reassoc", "contract", "nsz"})
 def _weighted_gram(room: Room, out: FloatArray) -> None:
     """``J^T W J`` of the Jacobian and weights in the room, into the lower triangle of `out`."""
     jacobian, weight, row = room.jacobian, room.weight, room.row
@@ -453,7 +453,7 @@ def _weighted_gram(room: Room, out: FloatArray) -> None:
             out[a, b] = s
 
 
-@numba.njit(cache=True, nogil=True)
+@leaf()
 def score(low: float, high: float, light: float, variance: float, change: float) -> float:
     """Derivative of the log likelihood of a pixel by its light, 1/DN.
 

@@ -9,10 +9,19 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-import numba
 import numpy as np
 
-from csunmix._kernels.billiards import Chain, nearest, new_chain, settle, travel, weigh
+from csunmix._kernels.billiards import (
+    Chain,
+    Mass,
+    nearest,
+    new_chain,
+    settle,
+    to_mass,
+    travel,
+    weigh,
+)
+from csunmix._kernels.jit import kernel, leaf
 from csunmix._kernels.model import Model
 from csunmix._kernels.prior import draw_scene
 from csunmix._kernels.scene import Pixels, log_likelihood, log_scales
@@ -38,7 +47,7 @@ class Particles(NamedTuple):
     loglik: FloatArray  # (n,)
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel()
 def sample(
     model: Model, n_chains: int, n_steps: int, keep: float, max_stages: int, seed: int
 ) -> tuple[FloatArray, float, int]:
@@ -88,7 +97,7 @@ def sample(
     return particles.theta, log_evidence, max_stages
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel()
 def explore(model: Model, start: FloatArray, n_blocks: int, n_steps: int, seed: int) -> FloatArray:
     """States (n_blocks n_steps, d) of one chain from `start`; steps are adapted block by block."""
     np.random.seed(seed)
@@ -106,7 +115,7 @@ def explore(model: Model, start: FloatArray, n_blocks: int, n_steps: int, seed: 
     return states
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel()
 def _move(
     model: Model,
     extra: float,
@@ -123,11 +132,15 @@ def _move(
 
     The mass of each is that of the scene half of all `others` away.
     """
-    taken, mixed = 0.0, 0.0
+    taken, mixed, d = 0.0, 0.0, chain.theta.size
+    gram, mass = np.zeros((d, d)), Mass(np.empty((d, d)), np.empty((d, d)))
     for c in range(starts.shape[0]):
         other = others[c - others.shape[0] // 2]  # resampling leaves neighbours alike
         order = nearest(other, starts[c], model.n_targets)
-        mass = weigh(model, extra, other, order, alike, trial)
+        weigh(model, extra, other, order, trial, gram)
+        if alike:
+            level(gram, model.n_targets)
+        to_mass(gram, mass)
         settle(model, extra, starts[c], chain)
         for s in range(n_steps):
             moves = travel(model, extra, leap, mass, chain, trial)
@@ -147,7 +160,27 @@ def _move(
     return leap, mixed / max(taken, 1.0)
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel()
+def level(gram: FloatArray, count: int) -> None:
+    """Average a matrix over all orders of the targets, in place."""
+    n = 3 * count
+    alone, pair, rest = np.zeros((3, 3)), np.zeros((3, 3)), np.zeros((gram.shape[0] - n, 3))
+    for k in range(count):
+        rest += gram[n:, 3 * k : 3 * k + 3] / count
+        for m in range(count):
+            part = gram[3 * k : 3 * k + 3, 3 * m : 3 * m + 3]
+            if k == m:
+                alone += part / count
+            else:
+                pair += part / (count * (count - 1))
+    for k in range(count):
+        gram[n:, 3 * k : 3 * k + 3] = rest
+        gram[3 * k : 3 * k + 3, n:] = rest.T
+        for m in range(count):
+            gram[3 * k : 3 * k + 3, 3 * m : 3 * m + 3] = alone if k == m else pair
+
+
+@kernel()
 def _cool(
     pixels: Pixels, particles: Particles, keep: float, log_extra: float, coldest: float
 ) -> float:
@@ -172,7 +205,7 @@ def _cool(
     return high
 
 
-@numba.njit(cache=True, nogil=True)
+@leaf()
 def _effective(logs: FloatArray) -> float:
     """Effective share of a sample with log weights `logs`."""
     top, total, squares = logs.max(), 0.0, 0.0
@@ -183,13 +216,13 @@ def _effective(logs: FloatArray) -> float:
     return float(total * total / (squares * logs.size))
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel()
 def _log_mean(logs: FloatArray) -> float:
     top = logs.max()
     return float(top + math.log(np.exp(logs - top).mean()))
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel()
 def _resample(logs: FloatArray, n: int) -> IntArray:
     """Systematic resampling: `n` indices with weights ``exp(logs)``."""
     weights = np.exp(logs - logs.max())

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 
-import numba
 import numpy as np
 
+from csunmix._kernels.jit import kernel, leaf
+from csunmix._kernels.linalg import copy, invert
 from csunmix._validation import FloatArray
 
 _SWEEPS = 30
@@ -17,7 +18,7 @@ _SQRT_HALF = math.sqrt(0.5)
 _DENSITY = 1.0 / math.sqrt(2.0 * math.pi)
 
 
-@numba.njit(cache=True, nogil=True)
+@leaf()
 def truncated_normal(a: float, b: float) -> tuple[float, float]:
     """Mean and variance of a standard normal variable that lies between `a` and `b`."""
     if a + b < 0.0:
@@ -26,7 +27,7 @@ def truncated_normal(a: float, b: float) -> tuple[float, float]:
     return truncated_normal_above(a, b)
 
 
-@numba.njit(cache=True, nogil=True)
+@leaf()
 def truncated_normal_above(a: float, b: float) -> tuple[float, float]:
     """The same where ``a + b >= 0``: all is told in units of the density at `a`, if above 0."""
     if a > 20.0 or b - a < 1e-3:
@@ -51,7 +52,7 @@ def truncated_normal_above(a: float, b: float) -> tuple[float, float]:
     return mean, max(variance, 1e-12)
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel()
 def expectation_propagation(
     precision: FloatArray,
     shift: FloatArray,
@@ -64,11 +65,14 @@ def expectation_propagation(
 
     Each bound is a normal factor along its row (Minka 2001; Cunningham, Hennig & Lacoste-Julien
     2011, arXiv 1111.6832). `scale` is a standard deviation to start each factor from, inf for none;
-    it is centred between its bounds.
+    it is centred between its bounds. The first covariance is NaN where there is none.
     """
     n, d = rows.shape
     tau, nu = np.zeros(n), np.zeros(n)
-    total, natural = precision.copy(), shift.copy()
+    total, natural = np.empty((d, d)), np.empty(d)
+    copy(shift, natural)
+    for a in range(d):
+        copy(precision[a], total[a])
     for i in range(n):
         if scale[i] < np.inf:
             tau[i] = 1.0 / scale[i] ** 2
@@ -77,9 +81,13 @@ def expectation_propagation(
                 natural[a] += nu[i] * rows[i, a]
                 for b in range(d):
                     total[a, b] += tau[i] * rows[i, a] * rows[i, b]
-    covariance = np.linalg.inv(total)
-    mean = covariance @ natural
-    along = np.empty(d)
+    mean, covariance, along = np.zeros(d), np.empty((d, d)), np.empty(d)
+    if not invert(total, covariance):
+        covariance[0, 0] = np.nan
+        return mean, covariance
+    for a in range(d):
+        for b in range(d):
+            mean[a] += covariance[a, b] * natural[b]
     for _ in range(_SWEEPS):
         largest = 0.0
         for i in range(n):

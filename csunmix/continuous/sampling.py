@@ -22,6 +22,7 @@ _UNSETTLED = 0.02  # of a posterior variance, that of its mean from where chains
 _LONGER = 4  # times as long
 _EXPECTED = 10.0  # changes of mode
 _FAR_BELOW = 0.01  # of the mean of all
+_LEAST = float(np.finfo(float).tiny)
 _KEEP = 0.25  # of the particles, effective after a stage
 _MAX_STAGES = 500
 _PARTICLE_CHAINS = 50
@@ -56,7 +57,7 @@ def hop(setting: Setting, best: Fit, n_chains: int, n_steps: int, seed: int) -> 
 def _unsettled(found: Sample) -> float:
     """Variance of a target's mean over its posterior variance, the largest, as chains tell."""
     values, of_mean = _describe(found, 1.0)
-    return float((of_mean / values[:, 3:6]).max())
+    return float((of_mean / np.maximum(values[:, 3:6], _LEAST)).max())
 
 
 def _hop_softly(setting: Setting, best: Fit, n_chains: int, n_steps: int, seed: int) -> Sample:
