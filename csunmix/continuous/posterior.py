@@ -66,7 +66,8 @@ class PosteriorUnmixer(_Unmixer):
         Where samples come from, see above.
     n_chains, n_steps : int
         Chains that hop (one more for every optimum that would have none), and paths of each, the
-        first tenth of which is not kept; without a meaning for "smc".
+        first tenth of which is not kept; four times as many where the chains' means show that they
+        are too few. Without a meaning for "smc".
     seed : int
         Of the random numbers, which follow from it and the pixels of each image.
     n_jobs : int

@@ -49,7 +49,8 @@ class ContinuousUnmixer(_Unmixer):
         the noise variance of every pixel. To be taken larger than what single stars leave, as a
         PSF errs alike in neighbouring pixels.
     n_steps : int
-        Paths of each of the chains, 8 or as many as there are optima; 0: weighted draws always,
+        Paths of each of the chains, 8 or as many as there are optima, or four times as many where
+        the chains' means show that they are too few; 0: weighted draws always,
         which is several times faster, but errors are too small where four or more targets stand
         close together.
     seed : int
