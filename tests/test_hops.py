@@ -44,7 +44,7 @@ def test_without_an_image_hops_leave_the_prior_as_it_is(given: Any) -> None:
     model = model_of(**given)
     modes = modes_of(INSIDE, INSIDE + np.tile([0.1, -0.1, 4.0], COUNT), scale=[1.0, 2.5])
     hopped, straight = (
-        wander(model, modes, np.zeros(20, np.int64), 1000, n_hops, 0.0, 1)[0] for n_hops in (5, 0)
+        wander(model, modes, np.zeros(60, np.int64), 1000, n_hops, 0.0, 1)[0] for n_hops in (5, 0)
     )
     assert np.isfinite([log_prior(model.box, theta, COUNT) for theta in hopped[0, ::10]]).all()
     hopped, straight = hopped.reshape(-1, 9), straight.reshape(-1, 9)

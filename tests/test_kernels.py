@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
+import pkgutil
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 from scipy.optimize import lsq_linear, nnls
 
 import csunmix as cu
+from csunmix import _kernels
 from csunmix._kernels import active_set as active
 from csunmix._kernels import atoms, banded, claims, linalg, merging, proximal, pursuit
 
@@ -74,22 +77,22 @@ def test_cholesky_factors_and_solves(cholesky: Any, cholesky_solve: Any) -> None
     np.testing.assert_allclose(out[:k], np.linalg.solve(gram[:k, :k], rhs[:k]), rtol=1e-10)
 
 
-@both(linalg.invert_lower, linalg.outer_gram, linalg.inner_gram, linalg.invert)
-def test_triangles_and_inverses(
-    invert_lower: Any, outer_gram: Any, inner_gram: Any, invert: Any
-) -> None:
+@both(linalg.invert_lower, linalg.inner_gram, linalg.invert)
+def test_triangles_and_inverses(invert_lower: Any, inner_gram: Any, invert: Any) -> None:
     a = np.random.default_rng(4).normal(size=(9, 6))
     gram = a.T @ a
     lower, out = np.linalg.cholesky(gram), np.zeros((6, 6))
     invert_lower(lower, out)
     np.testing.assert_allclose(out, np.linalg.inv(lower), rtol=1e-11, atol=1e-13)
-    outer_gram(lower, out)
-    np.testing.assert_allclose(out, gram, rtol=1e-12)
     inner_gram(lower, out)
     np.testing.assert_allclose(out, lower.T @ lower, rtol=1e-12)
     assert invert(gram, out)
     np.testing.assert_allclose(out, np.linalg.inv(gram), rtol=1e-9)
-    assert not invert(np.zeros((2, 2)), np.empty((2, 2)))
+    for bad in ([[1.0, 2.0], [2.0, 2.0]], [[1.0, np.nan], [np.nan, 2.0]]):
+        assert not invert(np.array(bad), out[:2, :2].copy())
+    out = np.empty((2, 2))
+    invert(np.array([[1.0, 2.0], [2.0, 2.0]]), out)
+    assert out.tolist() == [[1.0, 0.0], [0.0, 0.5]]
 
 
 @both(linalg.to_shares)
@@ -834,3 +837,18 @@ def test_claims_and_the_envelope_of_precision(claim: Any, envelope: Any) -> None
     np.testing.assert_allclose(precision[:2], [2 / 3, 2 / 3])
     claim(nearest[3:4], distance[3:4], np.array([1.0]), np.empty(0, bool), hit[:1, :1])
     assert not hit[0, 0]
+
+
+def test_leaves_call_no_kernel() -> None:
+    """What a leaf is the first to call is compiled as it is, and could not make an array."""
+    names = [each.name for each in pkgutil.iter_modules(_kernels.__path__)]
+    found = [vars(importlib.import_module(f"csunmix._kernels.{name}")) for name in names]
+    leaves = 0
+    for module in found:
+        compiled = {name: each for name, each in module.items() if hasattr(each, "py_func")}
+        plain = {name for name, each in compiled.items() if each.targetoptions.get("_nrt", True)}
+        for name in set(compiled) - plain:
+            if compiled[name].py_func.__module__ == module["__name__"]:
+                leaves += 1
+                assert not plain & set(compiled[name].py_func.__code__.co_names), name
+    assert leaves > 50

@@ -130,7 +130,7 @@ class Trainer:
 
     def _load(self) -> None:
         state: dict[str, Any] = torch.load(self.path, weights_only=True)
-        if state["run"] != asdict(self.run):
+        if {"label": "", **state["run"]} != asdict(self.run):
             raise SystemExit(
                 f"{self.path}: another run, {state['run']}; remove it or go on with it"
             )
@@ -202,7 +202,9 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=Run.rate)
     parser.add_argument("--seed", type=int, default=Run.seed)
     parser.add_argument("--first", default="", help="run to start from, by its folder")
-    parser.add_argument("--label", default="", help="of the folder; evaluated are runs without")
+    parser.add_argument(
+        "--label", default="", help="of its folder; only runs without are evaluated"
+    )
     parser.add_argument("--runs", type=Path, default=Path("deep-runs"))
     parser.add_argument("--every", type=float, default=60.0, help="seconds between checkpoints")
     parser.add_argument("--threads", type=int, default=1)

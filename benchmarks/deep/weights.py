@@ -89,7 +89,7 @@ def commands(run: dict[str, Any], runs: Path) -> str:
 def main() -> None:
     """Write the weights that are kept."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*", default=KEPT, help="NAME-SETTING")
+    parser.add_argument("names", nargs="*", default=KEPT, help="NAME-SETTING, without labels")
     parser.add_argument("--runs", type=Path, default=Path("deep-runs"))
     options = parser.parse_args()
     FOLDER.mkdir(exist_ok=True)

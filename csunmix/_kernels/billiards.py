@@ -110,9 +110,13 @@ def weigh(
 
 @kernel()
 def to_mass(gram: FloatArray, mass: Mass) -> None:
-    """Make a matrix the mass."""
-    cholesky(gram, gram.shape[0], mass.factor)
-    invert(gram, mass.inverse)
+    """Make a matrix the mass, or its diagonal where it is not positive definite."""
+    d = gram.shape[0]
+    if not invert(gram, mass.inverse):
+        for a in range(d):
+            for b in range(a):
+                gram[a, b] = gram[b, a] = 0.0
+    cholesky(gram, d, mass.factor)
 
 
 @kernel()

@@ -84,14 +84,16 @@ def search(
         hopeless = values[best] > ceiling + _HOPELESS
         if in_a_row >= (min(enough, _FEW) if hopeless else enough):
             break
-    out, sizes = np.zeros((max(found, 1), d)), np.full(max(found, 1), np.inf)
+    optima, objectives = np.zeros((max(found, 1), d)), np.full(max(found, 1), np.inf)
     for n in range(found):
-        best = 0
+        least = 0
         for s in range(found):
-            best = s if values[s] < values[best] else best
-        copy(thetas[best], out[n])
-        sizes[n], values[best] = values[best], np.inf
-    return out, sizes
+            least = s if values[s] < values[least] else least
+        if values[least] == np.inf:
+            break
+        copy(thetas[least], optima[n])
+        objectives[n], values[least] = values[least], np.inf
+    return optima, objectives
 
 
 @kernel()

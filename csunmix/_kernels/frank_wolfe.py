@@ -203,7 +203,7 @@ def search(task: Task, pull: FloatArray) -> FloatArray:
     return out
 
 
-@leaf()
+@kernel()
 def climb(optics: Optics, pull: FloatArray, y: float, x: float) -> tuple[float, float, float]:
     """Nearest maximum of the correlation by Newton's method, damped until it is an ascent."""
     here = correlate(optics, pull, y, x)

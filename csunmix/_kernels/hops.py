@@ -8,7 +8,7 @@ import numpy as np
 
 from csunmix._kernels.billiards import Chain, Mass, new_chain, settle, to_mass, travel, weigh
 from csunmix._kernels.jit import kernel, leaf
-from csunmix._kernels.linalg import cholesky, copy, inner_gram, outer_gram
+from csunmix._kernels.linalg import copy, inner_gram
 from csunmix._kernels.model import Model
 from csunmix._kernels.modes import Modes
 from csunmix._kernels.prior import log_prior
@@ -44,7 +44,8 @@ def wander(
     factors = np.empty((n_modes + starts.size, d, d))
     inverses = np.empty((n_modes + starts.size, d, d))
     for k in range(n_modes):
-        _inform(modes, k, Mass(factors[k], inverses[k]))
+        inner_gram(modes.inverse[k], gram)
+        to_mass(gram, Mass(factors[k], inverses[k]))
     same = np.arange(model.n_targets)
     for c in range(starts.size):
         if not _begin(model, modes, starts[c], extra, chain, trial) and c == 0:
@@ -97,16 +98,6 @@ def _begin(model: Model, modes: Modes, k: int, extra: float, chain: Chain, trial
     copy(chain.theta, trial.theta)
     settle(model, extra, trial.theta, chain)
     return True
-
-
-@kernel()
-def _inform(modes: Modes, k: int, mass: Mass) -> None:
-    """Put the precision of a mode into `mass`."""
-    d = modes.mean.shape[1]
-    precision = np.empty((d, d))
-    inner_gram(modes.inverse[k], precision)
-    cholesky(precision, d, mass.factor)
-    outer_gram(modes.factor[k], mass.inverse)
 
 
 @leaf()

@@ -16,7 +16,7 @@ from csunmix._kernels.scene import illuminate, log_likelihood, new_room
 from csunmix._validation import FloatArray
 
 _DEGREES = 8.0  # of freedom of the t distributions: tails that hold what is not normal
-_TINY = 1e-300  # share of a mode whose logarithm is finite
+_TINY = 1e-300  # least share of a mode, so that its logarithm is finite
 _BLOCK = 100  # draws between two looks at how many count
 
 

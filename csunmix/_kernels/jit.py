@@ -10,7 +10,7 @@ kernel = partial(numba.njit, cache=True, nogil=True, no_cfunc_wrapper=True)
 """Compile a function, kept on disk for the next process, that lets other threads run."""
 
 leaf = partial(kernel, _nrt=False)
-"""Compile a function that neither makes arrays nor returns one.
+"""Compile a function that neither makes arrays nor returns one, and calls leaves alone.
 
 It need not count references to those it is given: with named tuples of them, numba would do so at
 every call, which costs more than what a short function has to do, and longer to compile.

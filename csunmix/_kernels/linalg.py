@@ -72,17 +72,6 @@ def invert_lower(lower: FloatArray, out: FloatArray) -> None:
 
 
 @leaf()
-def outer_gram(lower: FloatArray, out: FloatArray) -> None:
-    """``L L^T`` of a lower triangle."""
-    for a in range(lower.shape[0]):
-        for b in range(a + 1):
-            s = 0.0
-            for c in range(b + 1):
-                s += lower[a, c] * lower[b, c]
-            out[a, b] = out[b, a] = s
-
-
-@leaf()
 def inner_gram(lower: FloatArray, out: FloatArray) -> None:
     """``L^T L`` of a lower triangle."""
     d = lower.shape[0]
@@ -96,10 +85,13 @@ def inner_gram(lower: FloatArray, out: FloatArray) -> None:
 
 @kernel()
 def invert(gram: FloatArray, out: FloatArray) -> bool:
-    """Inverse of a positive definite matrix; False if it is none."""
+    """Inverse of a positive definite matrix, or of its diagonal, and False, where it is none."""
     d = gram.shape[0]
     lower, inverse = np.empty((d, d)), np.empty((d, d))
     if cholesky(gram, d, lower) < d:
+        for a in range(d):
+            for b in range(d):
+                out[a, b] = 1.0 / gram[a, a] if a == b else 0.0
         return False
     invert_lower(lower, inverse)
     inner_gram(inverse, out)
@@ -116,7 +108,7 @@ def cholesky_append(gram: FloatArray, i: int, lower: FloatArray) -> bool:
             s += lower[i, n] * lower[j, n]
         lower[i, j] = (gram[i, j] - s) / lower[j, j]
         pivot -= lower[i, j] * lower[i, j]
-    if pivot <= _DEPENDENT * gram[i, i]:
+    if not pivot > _DEPENDENT * gram[i, i]:  # or it is NaN
         return False
     lower[i, i] = np.sqrt(pivot)
     return True

@@ -65,7 +65,8 @@ def expectation_propagation(
 
     Each bound is a normal factor along its row (Minka 2001; Cunningham, Hennig & Lacoste-Julien
     2011, arXiv 1111.6832). `scale` is a standard deviation to start each factor from, inf for none;
-    it is centred between its bounds. The first covariance is NaN where there is none.
+    it is centred between its bounds. The first mean is NaN where
+    the precision is singular.
     """
     n, d = rows.shape
     tau, nu = np.zeros(n), np.zeros(n)
@@ -83,7 +84,7 @@ def expectation_propagation(
                     total[a, b] += tau[i] * rows[i, a] * rows[i, b]
     mean, covariance, along = np.zeros(d), np.empty((d, d)), np.empty(d)
     if not invert(total, covariance):
-        covariance[0, 0] = np.nan
+        mean[0] = np.nan
         return mean, covariance
     for a in range(d):
         for b in range(d):

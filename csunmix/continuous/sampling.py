@@ -49,7 +49,7 @@ def hop(setting: Setting, best: Fit, n_chains: int, n_steps: int, seed: int) -> 
     prior leaves no room around the modes, the sample has no scenes and `Flag.NOT_CONVERGED`.
     """
     found = _hop_softly(setting, best, n_chains, n_steps, seed)
-    if found.theta.size and _unsettled(found) > _UNSETTLED:
+    if found.theta.size and not _unsettled(found) <= _UNSETTLED:
         found = _hop_softly(setting, best, n_chains, _LONGER * n_steps, seed)
     return found
 
@@ -87,7 +87,10 @@ def _hop(
 
 
 def _means(value: FloatArray, mode: IntArray, count: IntArray) -> FloatArray:
-    """Mean of values (n_chains, n) in every mode (m,), of all where it has none, not far below."""
+    """Mean of values (n_chains, n) in every mode (m,), at least 0.01 of the mean of all.
+
+    That mean stands for a mode without values.
+    """
     total, overall = np.bincount(mode.ravel(), value.ravel(), minlength=len(count)), value.mean()
     means = np.where(count > 0, total / np.maximum(count, 1), overall)
     return np.asarray(np.maximum(means, _FAR_BELOW * overall))
@@ -168,7 +171,7 @@ def _describe(found: Sample, radius: float) -> tuple[FloatArray, FloatArray]:
     out = describe(scenes, weight.ravel(), radius)
     if n_chains == 1:
         once = float((weight**2).sum())  # over how many scenes count
-        return out, out[:, 3:6] * 2.0 * once / (1.0 - once)
+        return out, out[:, 3:6] * 2.0 * once / max(1.0 - once, _LEAST)
     each = scenes.reshape(n_chains, -1, d // 3, 3)
     away = np.einsum("cn,cnka->cka", weight, each - out[:, :3])
     return out, (away**2).sum(axis=0) * n_chains / (n_chains - 1)
