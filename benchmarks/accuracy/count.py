@@ -1,6 +1,6 @@
 """Is it one target or two? False alarms of `count_test`, and what it detects.
 
-    python -m benchmarks.accuracy.count --n 1000
+    python -m benchmarks.accuracy.count
 
 Single targets and pairs lie anywhere in the central pixel of 11 x 11 images: Gaussian PSF of sigma
 0.5 px and normal noise of 2 DN where nothing else is said. First the share of singles that are
@@ -96,7 +96,7 @@ def detected(separation: float, n: int) -> dict[str, object]:
 def main() -> None:
     """Run the benchmark and write its tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--n", type=int, default=1000, help="single targets a row")
+    parser.add_argument("--n", type=int, default=200, help="single targets a row")
     parser.add_argument("--pairs", type=int, default=30, help="pairs a cell")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".md"))
     options = parser.parse_args()
