@@ -12,11 +12,11 @@ do is in `benchmarks/accuracy/off_grid.md`. Ours are told PSF, sensor and prior,
 The off-grid network is our own and the strongest rival we could build: a perceptron and three
 refining stages, each given the residual and a Gauss-Newton step (`off_grid.py`); its first stage is
 the perceptron alone, whose share of the training time is not known apart. The amortised posterior
-stands on it. For rows other than the first it was trained on from the network of another row; CPU
-minutes are the sum. The networks with "c = 3" answer with a map on the sub-pixel grid, every cell
-at or above 50 DN a detection, as published; narrower than published where it says so. All see the
-5 x 5 pixels around the brightest. Their training time here is short: learning.png shows where
-more would help.
+stands on it. It was trained in two rounds, and for rows other than the first from the network of
+the row before; CPU minutes are the sum. The networks with "c = 3" answer with a map on the
+sub-pixel grid, every cell at or above 50 DN a detection, as published; narrower than published
+where it says so. All see the 5 x 5 pixels around the brightest. learning.png shows how much longer
+training would help.
 
 Weights are kept of some networks, trained for the first row (`weights/README.md`). The other lines
 need their networks trained first (`train.py`), in the folder that `--runs` names.
