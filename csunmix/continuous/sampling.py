@@ -22,7 +22,7 @@ _UNSETTLED = 0.02  # of a posterior variance, that of its mean from where chains
 _LONGER = 4  # times as long
 _EXPECTED = 10.0  # changes of mode
 _FAR_BELOW = 0.01  # of the mean of all
-_LEAST = float(np.finfo(float).tiny)
+_LEAST = 1e-200  # of what is divided by
 _KEEP = 0.25  # of the particles, effective after a stage
 _MAX_STAGES = 500
 _PARTICLE_CHAINS = 50
@@ -108,7 +108,8 @@ def occupancy(mode: IntArray, share: FloatArray) -> FloatArray:
     balance = changes / changes.sum(axis=1, keepdims=True) - np.eye(len(share))
     system = np.vstack([balance.T, np.ones(len(share))])
     found = np.linalg.lstsq(system, np.eye(len(system))[-1])[0]
-    return np.asarray(np.maximum(found, 0.0) / np.maximum(found, 0.0).sum())
+    found = np.maximum(found, _LEAST)
+    return np.asarray(found / found.sum())
 
 
 def _nearest_mode(modes: Modes, theta: FloatArray) -> IntArray:
