@@ -272,3 +272,13 @@ def test_chains_whose_means_differ_go_on_for_longer(count: int, paths: int) -> N
     best = fit(setting, window, count, 0)
     assert best is not None
     assert hop(setting, best, 8, 100, 0).theta.shape[1] == paths
+
+
+def test_a_mode_without_room_does_not_stop_chains() -> None:
+    """The first mode lies beyond the prior; chains begin at another, and none without any."""
+    model = model_of(**BOXES["area"])
+    beyond = INSIDE + np.tile([50.0, 50.0, 0.0], COUNT)
+    for other, n_chains in ((INSIDE, 2), (beyond, 0)):
+        modes = modes_of(beyond, other, scale=[1.0, 1.0])
+        states, logs = wander(model, modes, np.zeros(2, np.int64), 50, 2, 0.0, 0)
+        assert len(states) == len(logs) == n_chains

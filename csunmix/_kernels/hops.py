@@ -31,7 +31,7 @@ def wander(
     Every step is a path and `n_hops` hops. A hop maps one mode's approximation onto another's; a
     path has the mass of the chain's first mode, or of any of them, or the Fisher information where
     a chain so far began to be kept. The noise's variance is raised by `extra`; the log weights
-    (n_chains, n) make up for it. Without room around the first start there are no states.
+    (n_chains, n) make up for it. Without room around any mode there are no states.
     """
     np.random.seed(seed)
     n_modes, d = modes.mean.shape
@@ -48,8 +48,12 @@ def wander(
         to_mass(gram, Mass(factors[k], inverses[k]))
     same = np.arange(model.n_targets)
     for c in range(starts.size):
-        if not _begin(model, modes, starts[c], extra, chain, trial) and c == 0:
-            return states[:0], logs[:0]  # otherwise it goes on where the last chain ended
+        begun = _begin(model, modes, starts[c], extra, chain, trial)
+        begun = begun or c > 0  # it goes on where the last chain ended
+        for k in range(n_modes):
+            begun = begun or _begin(model, modes, k, extra, chain, trial)
+        if not begun:
+            return states[:0], logs[:0]
         for s in range(n_steps):
             if s == skipped:  # what is kept has the same masses all along
                 mass = Mass(factors[n_masses], inverses[n_masses])
