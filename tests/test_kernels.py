@@ -102,6 +102,15 @@ def test_shares_of_logarithms(to_shares: Any) -> None:
     np.testing.assert_allclose(share, [1 / (1 + np.exp(-1)), 1 / (1 + np.e), 0.0], rtol=1e-12)
 
 
+@both(linalg.effective)
+def test_how_many_draws_count(effective: Any) -> None:
+    logs = np.array([-1000.0, -1000.0, -1001.0])
+    weight = np.exp(logs + 1000.0)
+    assert effective(logs) == pytest.approx(weight.sum() ** 2 / (weight**2).sum())
+    assert effective(logs[:2]) == pytest.approx(2.0)
+    assert effective(logs[:0]) == 0.0
+
+
 @both(linalg.cholesky)
 def test_cholesky_names_the_first_dependent_row(cholesky: Any) -> None:
     rng = np.random.default_rng(2)

@@ -3,8 +3,8 @@
     python -m benchmarks.deep.learning --runs deep-runs
 
 Validation images are those of seed 100, on which nothing else is reported. A run that started from
-the weights of another begins at its time; labelled runs are part of
-the curve of the run that went on from them.
+the weights of another begins at its time; labelled runs are part of the
+curve of the run that went on from them.
 """
 
 from __future__ import annotations

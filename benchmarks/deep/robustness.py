@@ -7,7 +7,8 @@ the PSF; the noise, rounding included, by more read noise; the flux range; the l
 down to 0.3 Rayleigh units (0.285 px); six targets in every image, at least 0.45 px apart, as hardly
 any six fit into a pixel at 0.494 px. Networks are those of `evaluate.py`, trained for the protocol
 unchanged. A network that is told of a change is one that was trained on for it, with all weights:
-shown for the off-grid network and a PSF 1.2 times as wide (`train.py off-grid --setting psf-1.2`).
+shown for the off-grid network and a PSF 1.2 times as wide (`train.py off-grid --setting psf-1.2
+--steps 1000 --batch 1024 --rate 0.001 --seed 17 --first off-grid-clipped`).
 `ContinuousUnmixer` knows that targets share a pixel cell, which is what the networks learned, and
 is either told the setting unchanged ("not told") or as it is ("told"). No method has had its
 settings chosen on these data. `PosteriorUnmixer`, which costs several times as much, is left out.

@@ -8,7 +8,7 @@ import numpy as np
 
 from csunmix._kernels.billiards import nearest
 from csunmix._kernels.jit import kernel, leaf
-from csunmix._kernels.linalg import copy, to_shares
+from csunmix._kernels.linalg import copy, effective, to_shares
 from csunmix._kernels.model import Model
 from csunmix._kernels.modes import Modes
 from csunmix._kernels.prior import log_prior
@@ -47,7 +47,7 @@ def importance(
             logs[kept] -= _log_density(modes, level, theta)
             copy(theta, thetas[kept])
             kept += 1
-        if drawn % _BLOCK == 0 and _effective(logs[:kept]) >= enough:
+        if drawn % _BLOCK == 0 and effective(logs[:kept]) >= enough:
             break
     if kept == 0:
         return thetas[:0], logs[:0], -np.inf
@@ -115,18 +115,3 @@ def _log_density(modes: Modes, level: FloatArray, theta: FloatArray) -> float:
             total, top = total * math.exp(top - log), log
         total += math.exp(log - top)
     return top + math.log(total)
-
-
-@leaf()
-def _effective(logs: FloatArray) -> float:
-    """How many draws of these log weights count."""
-    if logs.size == 0:
-        return 0.0
-    top, total, squares = -np.inf, 0.0, 0.0
-    for n in range(logs.size):
-        top = max(top, logs[n])
-    for n in range(logs.size):
-        w = math.exp(logs[n] - top)
-        total += w
-        squares += w * w
-    return float(total * total / squares)

@@ -50,6 +50,21 @@ def to_shares(logs: FloatArray, share: FloatArray) -> float:
 
 
 @leaf()
+def effective(logs: FloatArray) -> float:
+    """How many draws of these log weights count, ``(sum w)^2 / sum w^2``; 0 of none."""
+    if logs.size == 0:
+        return 0.0
+    top, total, squares = -np.inf, 0.0, 0.0
+    for n in range(logs.size):
+        top = max(top, logs[n])
+    for n in range(logs.size):
+        w = math.exp(logs[n] - top)
+        total += w
+        squares += w * w
+    return total * total / squares
+
+
+@leaf()
 def cholesky(gram: FloatArray, k: int, lower: FloatArray) -> int:
     """Factor the leading k x k block; returns k, or the index of the first dependent row."""
     for i in range(k):

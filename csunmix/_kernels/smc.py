@@ -21,7 +21,8 @@ from csunmix._kernels.billiards import (
     travel,
     weigh,
 )
-from csunmix._kernels.jit import kernel, leaf
+from csunmix._kernels.jit import kernel
+from csunmix._kernels.linalg import effective
 from csunmix._kernels.model import Model
 from csunmix._kernels.prior import draw_scene
 from csunmix._kernels.scene import Pixels, log_likelihood, log_scales
@@ -195,7 +196,7 @@ def _cool(
         for i in range(logs.size):
             before = particles.loglik[i * stride]
             logs[i] = log_likelihood(pixels, particles.light[i * stride], extra) - before
-        share = _effective(logs)
+        share = effective(logs) / logs.size
         if share >= keep:
             high = middle
             if halving == 0 or share < 1.1 * keep:
@@ -203,17 +204,6 @@ def _cool(
         else:
             low = middle
     return high
-
-
-@leaf()
-def _effective(logs: FloatArray) -> float:
-    """Effective share of a sample with log weights `logs`."""
-    top, total, squares = logs.max(), 0.0, 0.0
-    for i in range(logs.size):
-        w = math.exp(logs[i] - top)
-        total += w
-        squares += w * w
-    return float(total * total / (squares * logs.size))
 
 
 @kernel()

@@ -65,8 +65,8 @@ def expectation_propagation(
 
     Each bound is a normal factor along its row (Minka 2001; Cunningham, Hennig & Lacoste-Julien
     2011, arXiv 1111.6832). `scale` is a standard deviation to start each factor from, inf for none;
-    it is centred between its bounds. The first mean is NaN where
-    the precision is singular.
+    it is centred between its bounds. The first mean is NaN where the
+    precision is singular.
     """
     n, d = rows.shape
     tau, nu = np.zeros(n), np.zeros(n)
