@@ -6,8 +6,21 @@ from functools import partial
 
 import numba
 
-kernel = partial(numba.njit, cache=True, nogil=True, no_cfunc_wrapper=True)
-"""Compile a function, kept on disk for the next process, that lets other threads run."""
+kernel = partial(
+    numba.njit,
+    cache=True,
+    nogil=True,
+    no_cfunc_wrapper=True,
+    error_model="numpy",
+    # Said although they are the defaults: a function that does not say takes them from whichever
+    # caller is compiled first, and results would depend on the order of calls in the last digit.
+    fastmath=False,
+    _nrt=True,
+)
+"""Compile a function, kept on disk for the next process, that lets other threads run.
+
+Division by zero gives an infinity or NaN, as NumPy has it.
+"""
 
 leaf = partial(kernel, _nrt=False)
 """Compile a function that neither makes arrays nor returns one, and calls leaves alone.

@@ -225,7 +225,7 @@ def _renew(energies: FloatArray, room: _Room) -> None:
     _invert(energies, _UNSEEN * extremes(energies)[1], room.free, room.inverse)
 
 
-@leaf(error_model="numpy")
+@leaf
 def _invert(energies: FloatArray, floor: float, copy: FloatArray, inverse: FloatArray) -> None:
     """Copy energies, and invert those above `floor`; 0 for others."""
     for atom in range(energies.size):
@@ -294,7 +294,7 @@ def _project_out(view: View, chosen: Chosen, room: _Room) -> bool:
     return True
 
 
-@leaf(error_model="numpy", fastmath={"contract"})
+@leaf(fastmath={"contract"})
 def _take_squares(products: FloatArray, free: FloatArray, inverse: FloatArray) -> None:
     """Lessen energies by the squares of products; an atom of which nothing is left is done with."""
     for atom in range(free.size):
