@@ -245,6 +245,17 @@ def test_what_the_prior_says_rather_than_the_image_is_flagged(method: str) -> No
 
 
 @BOTH
+@pytest.mark.parametrize(("y", "flagged"), [(5.0, False), (5.5, True)], ids=["middle", "wall"])
+def test_walls_of_a_cell_that_is_likely_are_flagged(method: str, y: float, flagged: bool) -> None:
+    prior = replace(PRESET.prior, count=(2, 2), flux=(100.0, 400.0), cell=0.8)
+    sensor = cu.Sensor(read_noise=0.3)
+    light = light_of((y, 4.7, 235.0), (5.0, 5.3, 235.0))
+    table = unmixer(method, PRESET.psf, sensor, prior)(sensor.expose(light, 4))
+    at_bound = (table.sort_values("x")["flags"].to_numpy() & int(Flag.AT_BOUND)) != 0
+    assert at_bound.tolist() == [flagged, False]
+
+
+@BOTH
 @pytest.mark.parametrize(
     ("apart", "extent", "held"),
     [(0.5, None, True), (0.9, None, False), (0.9, 0.91, True)],

@@ -240,10 +240,19 @@ def prior_flags(window: Window, targets: FloatArray) -> IntArray:
     ends = np.vstack([box.area + np.array(window.origin)[:, None], box.flux])
     value, error = targets[:, :3], targets[:, 3:6]
     room = np.minimum(value - ends[:, 0], ends[:, 1] - value)
+    if box.cell > 0.0 and len(value) > 1:
+        room[:, :2] = np.minimum(room[:, :2], _room_in_cell(value[:, :2], error[:, :2]))
     spread = np.append(window.size, ends[2, 1] - ends[2, 0]) / np.sqrt(12.0)
     leaning = (room < _LEANING * error).any(axis=1) | _held(box, value[:, :2], error[:, :2])
     flat = (error > _FLAT * spread).any(axis=1)
     return np.asarray(leaning * int(Flag.AT_BOUND) | flat * int(Flag.FLAT), dtype=np.int64)
+
+
+def _room_in_cell(place: FloatArray, error: FloatArray) -> FloatArray:
+    """Distances (n, 2) to the nearest wall of the cell that targets share; inf if they do not."""
+    room = 0.5 - np.abs(place - np.floor(place.mean(axis=0) + 0.5))
+    shared = (room > -_LEANING * error).all()
+    return np.asarray(np.abs(room)) if shared else np.full_like(room, np.inf)
 
 
 def _held(box: Box, place: FloatArray, error: FloatArray) -> BoolArray:

@@ -79,12 +79,15 @@ class PosteriorUnmixer(_Unmixer):
     err by counted in; ``score`` is the probability that the count is right and the target lies
     within `radius` of its estimate.
 
-    ``Flag.NOT_CONVERGED`` marks targets of an image whose optima the prior leaves no room around:
-    the answer is that of the normal approximations.
+    ``Flag.NOT_CONVERGED`` marks targets of an image whose chains are still apart after the longer
+    run, the variance of the mean above 0.05 of the posterior's for some target (a part of the
+    claimed error), and of one whose optima the prior leaves no room around: there the answer is
+    that of the normal approximations.
 
     ``Flag.AT_BOUND`` marks targets with a coordinate, a flux or a distance to another target within
-    1.5 errors of a bound of the prior (those of two targets taken as independent), ``Flag.FLAT``
-    those with an error above 0.8 of the prior's own standard deviation.
+    1.5 errors of a bound of the prior, of which walls of a cell that they may share are one (errors
+    of two targets are taken as independent), ``Flag.FLAT`` those with an error above 0.8 of the
+    prior's own standard deviation.
 
     Raises
     ------

@@ -20,6 +20,7 @@ _SOFT = 0.15  # of an interval of rounding, by which chains blur its ends
 _TOO_FEW = 30.0  # scenes that count, below which chains do without that
 _UNSETTLED = 0.02  # of a posterior variance, that of its mean from where chains are too short
 _LONGER = 4  # times as long
+_APART = 0.05  # the same after that, from where the sample is flagged
 _EXPECTED = 10.0  # changes of mode
 _FAR_BELOW = 0.01  # of the mean of all
 _LEAST = 1e-200  # of what is divided by
@@ -45,12 +46,15 @@ def hop(setting: Setting, best: Fit, n_chains: int, n_steps: int, seed: int) -> 
     paths, or, where the chains' means differ too much, all begin anew and take four times as many.
     Where pixels are rounded, the likelihood of the chains is softer than the true one
     (`csunmix._kernels.scene.log_soft`) and scenes weigh as the two differ, unless too few would
-    count, as in an image that no scene explains. They weigh as `occupancy` says, too. Where the
-    prior leaves no room around the modes, the sample has no scenes and `Flag.NOT_CONVERGED`.
+    count, as in an image that no scene explains. They weigh as `occupancy` says, too. The sample
+    has `Flag.NOT_CONVERGED` where chains are still apart after the longer run, and, without scenes,
+    where the prior leaves no room around the modes.
     """
     found = _hop_softly(setting, best, n_chains, n_steps, seed)
     if found.theta.size and not _unsettled(found) <= _UNSETTLED:
         found = _hop_softly(setting, best, n_chains, _LONGER * n_steps, seed)
+        if found.theta.size and not _unsettled(found) <= _APART:
+            found = found._replace(flags=found.flags | int(Flag.NOT_CONVERGED))
     return found
 
 

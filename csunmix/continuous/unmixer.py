@@ -50,9 +50,8 @@ class ContinuousUnmixer(_Unmixer):
         PSF errs alike in neighbouring pixels.
     n_steps : int
         Paths of each of the chains, 8 or as many as there are optima, or four times as many where
-        the chains' means show that they are too few; 0: weighted draws always,
-        which is several times faster, but errors are too small where four or more targets stand
-        close together.
+        the chains' means show that they are too few; 0: weighted draws always, which is several
+        times faster, but errors are too small where four or more targets stand close together.
     seed : int
         Of the random numbers of starts and chains, which follow from it and the pixels of each
         image; the weighted draws are the same for all.
@@ -64,13 +63,16 @@ class ContinuousUnmixer(_Unmixer):
     ``y_err, x_err, flux_err`` are posterior standard deviations. ``score`` is the probability that
     the count is right and the target lies within 0.1 px of its estimate.
 
-    ``Flag.NOT_CONVERGED`` marks targets of an image whose optima the prior leaves no room around,
-    or where fewer than 10 weighted draws count and ``n_steps`` is 0: the answer is that of the
-    normal approximations.
+    ``Flag.NOT_CONVERGED`` marks targets of an image whose chains are still apart after the longer
+    run, the variance of the mean above 0.05 of the posterior's for some target (a part of the
+    claimed error), and of one whose optima the prior leaves no room around, or where fewer than 10
+    weighted draws count and ``n_steps`` is 0: there the answer is that of the normal
+    approximations.
 
     ``Flag.AT_BOUND`` marks targets with a coordinate, a flux or a distance to another target within
-    1.5 errors of a bound of the prior (those of two targets taken as independent), ``Flag.FLAT``
-    those with an error above 0.8 of the prior's own standard deviation.
+    1.5 errors of a bound of the prior, of which walls of a cell that they may share are one (errors
+    of two targets are taken as independent), ``Flag.FLAT`` those with an error above 0.8 of the
+    prior's own standard deviation.
 
     Raises
     ------
