@@ -55,7 +55,7 @@ def claim(
                 taken[j] = True
 
 
-@leaf
+@leaf()
 def envelope(hit: BoolArray, precision: FloatArray) -> int:
     """Largest precision at and behind each hit; returns the number of hits."""
     n_hits, behind = 0, 0.0

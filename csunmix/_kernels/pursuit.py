@@ -225,7 +225,7 @@ def _renew(energies: FloatArray, room: _Room) -> None:
     _invert(energies, _UNSEEN * extremes(energies)[1], room.free, room.inverse)
 
 
-@leaf
+@leaf()
 def _invert(energies: FloatArray, floor: float, copy: FloatArray, inverse: FloatArray) -> None:
     """Copy energies, and invert those above `floor`; 0 for others."""
     for atom in range(energies.size):
