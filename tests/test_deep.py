@@ -259,6 +259,19 @@ def test_training_starts_from_another_run(quick, tmp_path):
         train.Trainer(replace(run, name="posterior"), tmp_path)
 
 
+def test_commands_tell_what_made_a_network(quick, tmp_path):
+    first = train.Run(name="off-grid", setting="clipped", steps=1, batch=16, label="first")
+    second = replace(first, label="", seed=2, first="off-grid-clipped-first")
+    for run in (first, second):
+        done = train.train(run, tmp_path, every=60, say=str)
+    state = torch.load(done.path, weights_only=True)
+    said = weights.commands(state["run"], tmp_path)
+    one, other = (part.strip("`") for part in said.split(", then "))
+    assert one.endswith("--steps 1 --batch 16 --rate 0.001 --seed 1 --label first")
+    assert other.endswith("--seed 2 --first off-grid-clipped-first")
+    assert weights.total_seconds(state, tmp_path) > state["seconds"]
+
+
 FLOORS = {"off-grid-clipped": 85.0}  # of CSO-mAP; 35 for those on the grid
 
 

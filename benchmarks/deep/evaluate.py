@@ -19,8 +19,8 @@ where it says so. All see the 5 x 5 pixels around the brightest. learning.png sh
 training would help. At sigma 5 the data bound everyone: even the oracle of `off_grid.md`, whose
 chain starts at the truth, reaches 1.6 to 1.7 times the best network on the grid.
 
-Weights are kept of some networks, trained for the first row (`weights/README.md`). The other lines
-need their networks trained first (`train.py`), in the folder that `--runs` names.
+Weights are kept of some networks, trained for the first row. The other lines need their networks
+trained first, in the folder that `--runs` names: `weights/README.md` has the commands of all.
 
 CSO-mAP and AP at 0.05 to 0.25 px are ranked by flux, in percent; "by score" ranks by what a method
 claims of its accuracy. RMSE (2-D) and flux error (median, relative) are those of pairs within

@@ -3,7 +3,7 @@
     python -m benchmarks.deep.weights --runs deep-runs
 
 takes the checkpoints of the runs that are named and writes `weights/` and, beside them, what made
-them, `weights/README.md`.
+them and the other runs, `weights/README.md`.
 """
 
 from __future__ import annotations
@@ -86,6 +86,19 @@ def commands(run: dict[str, Any], runs: Path) -> str:
     return f"{commands(before['run'], runs)}, then {last}"
 
 
+def made_by(state: dict[str, Any], runs: Path) -> dict[str, object]:
+    """What made a network, and how good it was on the validation images."""
+    return {
+        "made by": commands(state["run"], runs),
+        "CPU minutes": total_seconds(state, runs) / 60.0,
+        "CSO-mAP, seed 100": state["log"][-1]["CSO-mAP"],
+    }
+
+
+def _megabytes(path: Path) -> float:
+    return path.stat().st_size / 1e6
+
+
 def main() -> None:
     """Write the weights that are kept."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -93,29 +106,29 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("deep-runs"))
     options = parser.parse_args()
     FOLDER.mkdir(exist_ok=True)
-    rows = []
+    kept = []
     for name in options.names:
         state = torch.load(options.runs / name / "checkpoint.pt", weights_only=True)
         arrays = {key: value.half().numpy() for key, value in state["average"].items()}
-        seconds = total_seconds(state, options.runs)
-        np.savez_compressed(FOLDER / f"{name}.npz", **arrays, **{"CPU s": np.array(seconds)})
-        figures = state["log"][-1]
-        rows.append(
-            {
-                "file": f"{name}.npz",
-                "made by": commands(state["run"], options.runs),
-                "CPU minutes": seconds / 60.0,
-                "CSO-mAP, seed 100": figures["CSO-mAP"],
-                "MB": (FOLDER / f"{name}.npz").stat().st_size / 1e6,
-            }
-        )
+        path, seconds = FOLDER / f"{name}.npz", total_seconds(state, options.runs)
+        np.savez_compressed(path, **arrays, **{"CPU s": np.array(seconds)})
+        kept.append({"file": path.name, **made_by(state, options.runs), "MB": _megabytes(path)})
+    others = []
+    for path in sorted(options.runs.glob("*/checkpoint.pt")):
+        state = torch.load(path, weights_only=True)
+        if path.parent.name not in options.names and not state["run"].get("label"):
+            others.append({"run": path.parent.name, **made_by(state, options.runs)})
     text = [
         "# Trained weights",
         "",
         "Running averages of the weights at the end of training, in half precision;",
         "`benchmarks.deep.weights.load` reads them. CPU time is that of training, on one thread.",
         "",
-        to_markdown(pd.DataFrame(rows)),
+        to_markdown(pd.DataFrame(kept)),
+        "",
+        "Networks of the leaderboard and of robustness.md whose weights are not kept:",
+        "",
+        to_markdown(pd.DataFrame(others)),
         "",
     ]
     (FOLDER / "README.md").write_text("\n".join(text))
