@@ -430,7 +430,14 @@ def test_moments_of_one_target_are_those_of_its_posterior() -> None:
 
 
 @pytest.mark.parametrize(
-    "known", [{"extent": 1.2}, {"extent": None}, {"extent": None, "cell": True}], ids=str
+    "known",
+    [
+        {"extent": 1.2},
+        {"extent": None},
+        {"extent": None, "cell": True},
+        {"extent": 1.2, "cell": 0.8},
+    ],
+    ids=str,
 )
 def test_evidence_against_sequential_monte_carlo(known: Any) -> None:
     """The ratio of two targets to one, where both may be."""
