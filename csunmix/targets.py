@@ -45,7 +45,7 @@ class Flag(enum.IntFlag):
     COUNT_AMBIGUOUS = 4
     """Another number of targets explains the image about as well."""
     NOT_CONVERGED = 8
-    """The solver stopped before its tolerance was reached."""
+    """The solver stopped before its tolerance was reached, or chains before they agreed."""
     NOT_FINITE = 16
     """The image has NaN or infinite pixels and was not unmixed."""
     NO_TARGET = 32
@@ -53,7 +53,7 @@ class Flag(enum.IntFlag):
     BAD_PIXELS = 64
     """The image has pixels that the sensor declares bad."""
     AT_BOUND = 128
-    """A coordinate or the flux leans on a bound of the prior: its error is no normal one."""
+    """A place, flux or distance leans on a bound of the prior: its error is no normal one."""
     FLAT = 256
     """The image hardly tells a coordinate or the flux: what is said of it is the prior's."""
 

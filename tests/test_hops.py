@@ -23,6 +23,7 @@ from csunmix.continuous.sampling import (
     summarise,
 )
 from csunmix.continuous.window import Setting, log_room
+from csunmix.targets import Flag
 from tests.test_billiards import BOXES, COUNT, INSIDE, model_of
 
 PRESET = cu.presets.csist_100k()
@@ -261,9 +262,17 @@ def test_means_of_modes_stay_above_nothing() -> None:
     np.testing.assert_allclose(_means(value, mode, count), [2.0, 0.01, 1.0])
 
 
-@pytest.mark.parametrize(("count", "paths"), [(1, 90), (3, 360)])
-def test_chains_whose_means_differ_go_on_for_longer(count: int, paths: int) -> None:
-    """One target is known after a hundred paths, three near each other are not."""
+@pytest.mark.parametrize(
+    ("count", "asked", "paths", "apart"),
+    [(1, 100, 90, False), (3, 100, 360, False), (3, 10, 36, True)],
+)
+def test_chains_whose_means_differ_go_on_for_longer(
+    count: int, asked: int, paths: int, apart: bool
+) -> None:
+    """One target is known after a hundred paths, three near each other are not.
+
+    Chains that are too short even so are flagged.
+    """
     setting = Setting(PRESET.psf, NOISE, cu.Prior(extent=1.2, flux=(50, 500)), (11, 11), 0.0)
     places = [4.8, 5.2, 5.0][:count], [4.9, 5.1, 5.4][:count], [100, 200, 300][:count]
     light = cu.render(PRESET.psf, cu.targets.make_table(0, *places), shape=(11, 11))[0]
@@ -271,7 +280,9 @@ def test_chains_whose_means_differ_go_on_for_longer(count: int, paths: int) -> N
     assert window is not None
     best = fit(setting, window, count, 0)
     assert best is not None
-    assert hop(setting, best, 8, 100, 0).theta.shape[1] == paths
+    sample = hop(setting, best, 8, asked, 0)
+    assert sample.theta.shape[1] == paths
+    assert sample.flags == (int(Flag.NOT_CONVERGED) if apart else 0)
 
 
 def test_a_mode_without_room_does_not_stop_chains() -> None:

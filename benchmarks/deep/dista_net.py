@@ -58,7 +58,7 @@ class Threshold(nn.Module):
         self.merge = nn.Conv2d(half, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Shrink feature maps (n, channels, n_y, n_x)."""
+        """Threshold feature maps (n, channels, n_y, n_x); one below zero makes them larger."""
         near = self.near(x)
         far = self.halve_far(self.far(near))
         near = self.halve_near(near)

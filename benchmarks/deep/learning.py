@@ -2,15 +2,16 @@
 
     python -m benchmarks.deep.learning --runs deep-runs
 
-Validation images are those of seed 100, on which nothing else is reported. A run that started from
-the weights of another begins at its time; labelled runs are part of the
-curve of the run that went on from them.
+Validation images are those of seed 100, on which nothing is reported but how training went. A run
+that started from the weights of another begins at its time. A labelled run is shown where a run of
+the same network for the same data went on from it, as part of that one's curve.
 """
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -22,10 +23,12 @@ HERE = Path(__file__).parent
 
 
 def read(runs: Path) -> pd.DataFrame:
-    """The logs of all runs."""
+    """The logs of all runs that count, and of those that they went on from."""
+    paths = sorted(runs.glob("*/checkpoint.pt"))
+    states = {path.parent.name: torch.load(path, weights_only=True) for path in paths}
     tables = []
-    for path in sorted(runs.glob("*/checkpoint.pt")):
-        state = torch.load(path, weights_only=True)
+    for name in sorted(shown({name: state["run"] for name, state in states.items()})):
+        state = states[name]
         before = total_seconds(state, runs) - state["seconds"]
         table = pd.DataFrame(state["log"])
         table["CPU s"] += before
@@ -33,6 +36,19 @@ def read(runs: Path) -> pd.DataFrame:
         table.insert(0, "network", LABELS[state["run"]["name"]])
         tables.append(table)
     return pd.concat(tables).sort_values(["network", "setting", "CPU s"]).round(3)
+
+
+def shown(runs: dict[str, dict[str, Any]]) -> set[str]:
+    """Runs without a label, and those of the same network and data that they went on from."""
+    out = set()
+    for name, run in runs.items():
+        if run.get("label"):
+            continue
+        kind = run["name"], run["setting"]
+        while name and (runs[name]["name"], runs[name]["setting"]) == kind:
+            out.add(name)
+            name = runs[name]["first"]
+    return out
 
 
 def draw(table: pd.DataFrame, path: Path) -> None:

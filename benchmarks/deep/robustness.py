@@ -109,7 +109,7 @@ def measure(case: Case, methods: list[Method], n: int, seed: int) -> Iterator[di
 
 
 def draw(table: pd.DataFrame, path: Path) -> None:
-    """Draw the curves, a panel for each change, and bars for that which has one value."""
+    """Draw the curves, a panel for each change, points where it has one value."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -188,7 +188,7 @@ def main() -> None:
         again = [] if case.setting.name == BASE.name else networks(case.setting, options.runs)
         again = [replace(each, told=TOLD) for each in again if each.name != FIRST_STAGE]
         methods = [*trained, *again, *ours(case)]
-        methods = [each for each in methods if chosen(each, options.methods)]
+        methods = [each for each in methods if chosen(each.name, options.methods)]
         write(options, pd.DataFrame(measure(case, methods, options.n, options.seed)))
         print(f"{case.change} {case.value:g}: done", flush=True)
 

@@ -4,9 +4,9 @@
 
 A run has a folder of its own in `--runs`, `NAME-SETTING` (or `NAME-SETTING-LABEL`), with its last
 checkpoint and a log of the loss, the CPU time, and the CSO-mAP on 2,000 validation images (seed
-100, on which nothing is reported). The learning rate rises over the first steps and falls to zero
-as a cosine; answers are those of a running average of the weights. Every batch is drawn anew, from
-the seed and its number: a run that was interrupted ends as one that was not.
+100, on which nothing else is reported). The learning rate rises over the first steps and falls to
+zero as a cosine; answers are those of a running average of the weights. Every batch is drawn anew,
+from the seed and its number: a run that was interrupted ends as one that was not.
 """
 
 from __future__ import annotations
