@@ -255,6 +255,8 @@ def test_training_starts_from_another_run(quick, tmp_path):
     second = train.Trainer(replace(run, setting="rounded", first="off-grid-clipped"), tmp_path)
     for one, other in zip(first.average.parameters(), second.network.parameters(), strict=True):
         assert torch.equal(one, other)
+    with pytest.raises(SystemExit, match="no run nowhere"):
+        train.Trainer(replace(run, label="other", first="nowhere"), tmp_path)
     with pytest.raises(SystemExit, match="give its run"):
         train.Trainer(replace(run, name="posterior"), tmp_path)
 

@@ -83,7 +83,10 @@ class Trainer:
         if self.path.exists():
             self._load()
         elif run.first:
-            first = torch.load(folder / run.first / "checkpoint.pt", weights_only=True)
+            start = folder / run.first / "checkpoint.pt"
+            if not start.exists():
+                raise SystemExit(f"no run {run.first} in {folder}")
+            first = torch.load(start, weights_only=True)
             missing = self.network.load_state_dict(first["average"], strict=False)
             if missing.unexpected_keys:
                 raise SystemExit(f"{run.first} has other weights than {run.name}")
