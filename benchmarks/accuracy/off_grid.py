@@ -204,8 +204,8 @@ def claims_table(table: pd.DataFrame) -> pd.DataFrame:
         part.insert(3, "which", which)
         parts.append(part.assign(order=2 * np.arange(len(part)) + k))
     lines = pd.concat(parts).sort_values("order").drop(columns="order")
-    lines = lines.dropna(subset="targets")  # rows of a run that did not look at this
-    lines["targets"] = lines["targets"].astype(int)
+    lines = lines.dropna(subset="pull, place")  # none are unflagged, or an older run did not look
+    lines["targets"] = ["" if np.isnan(n) else f"{n:.0f}" for n in lines["targets"]]
     oracle = (lines["method"] == "(oracle)") & (lines["which"] == "unflagged")  # it flags nothing
     return lines[~oracle]
 
