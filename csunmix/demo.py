@@ -56,7 +56,7 @@ def run(out: Path, *, progress: bool = False) -> None:
     data = _make_data(out / "data", setup, progress=progress)
     print(f"{len(data.images)} simulated images after the protocol of CSIST-100K -> {out / 'data'}")
 
-    print("unmixing (the first run on a machine compiles, some seconds) ...", flush=True)
+    print("unmixing (the first run on a machine compiles, up to two minutes) ...", flush=True)
     unmixer = PosteriorUnmixer(setup.psf, setup.sensor, setup.prior, n_jobs=2)
     targets = unmixer(data.images, progress=progress)
     on_grid = grid_unmixer(psf=setup.psf, shape=setup.shape, sensor=setup.sensor, prior=setup.prior)

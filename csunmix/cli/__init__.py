@@ -119,7 +119,7 @@ def unmix(options: argparse.Namespace) -> None:
     begin = f", going on at image {run.state.frames}" if run.state.frames else ""
     _say(f"{setting_text(options)}, method {method_text(options, unmixer)}{begin}")
     if compiles():
-        _say("compiling kernels (once per machine, some seconds) ...")
+        _say("compiling kernels (once per machine, up to two minutes) ...")
     with cluster(options.scheduler) as client:
         state = run.execute(progress=_on_terminal() and not options.no_progress, client=client)
     print(f"{_count(state.frames, 'image')}, {_count(state.targets, 'target')} -> {out}")
