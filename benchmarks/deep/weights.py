@@ -95,10 +95,6 @@ def made_by(state: dict[str, Any], runs: Path) -> dict[str, object]:
     }
 
 
-def _megabytes(path: Path) -> float:
-    return path.stat().st_size / 1e6
-
-
 def main() -> None:
     """Write the weights that are kept."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -112,7 +108,8 @@ def main() -> None:
         arrays = {key: value.half().numpy() for key, value in state["average"].items()}
         path, seconds = FOLDER / f"{name}.npz", total_seconds(state, options.runs)
         np.savez_compressed(path, **arrays, **{"CPU s": np.array(seconds)})
-        kept.append({"file": path.name, **made_by(state, options.runs), "MB": _megabytes(path)})
+        size = path.stat().st_size / 1e6
+        kept.append({"file": path.name, **made_by(state, options.runs), "MB": size})
     others = []
     for path in sorted(options.runs.glob("*/checkpoint.pt")):
         state = torch.load(path, weights_only=True)
