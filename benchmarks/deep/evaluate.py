@@ -144,9 +144,9 @@ def line(row: str, method: Method, made: Simulation) -> dict[str, object]:
 
 def ceiling(row: str, made: Simulation) -> dict[str, object]:
     """The line of the truth, its places rounded to the sub-pixels of a grid."""
-    at = made.truth[["y", "x"]].to_numpy()
-    y, x = ((np.floor((at + 0.5) * FACTOR) + 0.5) / FACTOR - 0.5).T
-    frame, flux = (made.truth[name].to_numpy() for name in ("frame", "flux"))
+    frame, y, x, flux = (made.truth[name].to_numpy() for name in ("frame", "y", "x", "flux"))
+    grid = cu.SubpixelGrid(made.images.shape[1:], FACTOR)
+    y, x = grid.position(*grid.cell(y, x))
     rounded = cu.targets.make_table(frame, y, x, flux, n_frames=len(made.images))
     head = {"data": ROWS[row], "method": CEILING, "told": "truth", "images": len(made.images)}
     return {**head, **measure(rounded, made.truth), "parameters": ""}
