@@ -13,6 +13,7 @@ separation and flux ratio, the brighter target of 235 DN.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -93,6 +94,15 @@ def detected(separation: float, n: int) -> dict[str, object]:
     return row
 
 
+def _table(rows: Iterator[dict[str, object]]) -> pd.DataFrame:
+    """Rows as a table, each printed as soon as it is there."""
+    made = []
+    for row in rows:
+        made.append(row)
+        print(to_markdown(pd.DataFrame([row])).splitlines()[-1], flush=True)
+    return pd.DataFrame(made)
+
+
 def main() -> None:
     """Run the benchmark and write its tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -100,11 +110,8 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=30, help="pairs a cell")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".md"))
     options = parser.parse_args()
-    singles = pd.DataFrame([false_alarms(case, options.n) for case in CASES])
-    print(to_markdown(singles), flush=True)
-    power = pd.DataFrame([detected(separation, options.pairs) for separation in SEPARATIONS])
-    found = to_markdown(power)
-    print(found)
+    singles = _table(false_alarms(case, options.n) for case in CASES)
+    found = to_markdown(_table(detected(each, options.pairs) for each in SEPARATIONS))
     more = [f"Pairs detected at 5 %, {options.pairs} a cell, %:", "", found, ""]
     command = f"python -m benchmarks.accuracy.count --n {options.n} --pairs {options.pairs}"
     write_report(options.out, "One target or two", command, __doc__, singles, more)
