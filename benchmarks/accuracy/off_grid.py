@@ -210,6 +210,22 @@ def claims_table(table: pd.DataFrame) -> pd.DataFrame:
     return lines[~oracle]
 
 
+def pooled(lines: pd.DataFrame) -> pd.DataFrame:
+    """Lines of `claims_table`, of all rows that tell fluxes together, targets counting alike."""
+    told = lines[~lines["data"].str.contains("no flux prior") & (lines["method"] != "(oracle)")]
+    out = []
+    for (method, which), part in told.groupby(["method", "which"], sort=False):
+        n = part["targets"].astype(int)
+        line = {"method": method, "which": which, "rows": len(part), "targets": str(n.sum())}
+        for name in part.columns[5:]:
+            if name.startswith("pull"):
+                line[name] = float(np.sqrt(np.average(part[name] ** 2, weights=n)))
+            else:
+                line[name] = float(np.average(part[name], weights=n))
+        out.append(line)
+    return pd.DataFrame(out)
+
+
 def _right_frames(found: pd.DataFrame, truth: pd.DataFrame) -> list[int]:
     count = found.groupby("frame").size()
     return [f for f, n in truth.groupby("frame").size().items() if count.get(f, 0) == n]
@@ -273,6 +289,10 @@ def write(options: argparse.Namespace, new: pd.DataFrame) -> None:
             "## Claimed errors",
             "",
             to_markdown(claimed),
+            "",
+            "All rows with a flux prior together (their scenes are of one seed, and so alike):",
+            "",
+            to_markdown(pooled(claimed)),
             "",
         ],
     )

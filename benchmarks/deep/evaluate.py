@@ -180,8 +180,10 @@ def write(options: argparse.Namespace, new: pd.DataFrame) -> None:
 def ahead(table: pd.DataFrame) -> list[str]:
     """Say for each kind of data whether the best network is ahead of our best."""
     mine = table["method"].isin(OURS)
-    lines = ["The best network against the best of ours, told the preset or the cell:", ""]
+    lines = []
     for row, part in table.groupby("data", sort=False):
+        if not mine[part.index].any():
+            continue
         for figure in ("CSO-mAP", "by score"):
             rivals = part[~mine[part.index] & (part["method"] != CEILING)].dropna(subset=[figure])
             if rivals.empty:
@@ -195,12 +197,12 @@ def ahead(table: pd.DataFrame) -> list[str]:
             lines.append(
                 f"- {row}, {figure}: {best['method']} {best[figure]:.2f}; {', '.join(said)}"
             )
-    return [*lines, ""]
+    return _under("The best network against the best of ours, told the preset or the cell:", lines)
 
 
 def capped(table: pd.DataFrame) -> list[str]:
     """How many times the CSO-mAP of the best network on the grid ours reach."""
-    lines = ["The best network on the grid against the best of ours, told the preset:", ""]
+    lines = []
     for row, part in table.groupby("data", sort=False):
         own = part.loc[part["method"].isin(OURS) & (part["told"] == "preset"), "CSO-mAP"].max()
         rivals = part[part["method"].str.endswith(", c = 3")]
@@ -212,7 +214,12 @@ def capped(table: pd.DataFrame) -> list[str]:
         lines.append(
             f"- {row}: {name} {best['CSO-mAP']:.2f}, ours {own:.2f}, {times:.2f} times that"
         )
-    return [*lines, ""]
+    return _under("The best network on the grid against the best of ours, told the preset:", lines)
+
+
+def _under(title: str, lines: list[str]) -> list[str]:
+    """Lines under what they are, nothing where there are none."""
+    return [title, "", *lines, ""] if lines else []
 
 
 def chosen(name: str, parts: list[str] | None) -> bool:
