@@ -56,6 +56,8 @@ class Flag(enum.IntFlag):
     """A place, flux or distance leans on a bound of the prior: its error is no normal one."""
     FLAT = 256
     """The image hardly tells a coordinate or the flux: what is said of it is the prior's."""
+    MISFIT = 512
+    """The targets leave more of the image than noise does: PSF, sensor or prior may be wrong."""
 
 
 def make_table(

@@ -277,7 +277,7 @@ def test_no_long_search_beats_the_fit() -> None:
             found = fit(setting, window, count, 0)
             assert found is not None
             starts = 10 * (4 + 6 * count)
-            values = kernel.search(found.model, starts, starts, 15, 200, np.inf, 99)[1]
+            values = kernel.search(found.model, starts, starts, 15, 200, 99)[1]
             better += values[0] < found.objective - 1e-2
     assert better <= 1  # of 12
 

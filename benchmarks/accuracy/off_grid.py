@@ -213,6 +213,7 @@ def claims_table(table: pd.DataFrame) -> pd.DataFrame:
 def pooled(lines: pd.DataFrame) -> pd.DataFrame:
     """Lines of `claims_table`, of all rows that tell fluxes together, targets counting alike."""
     told = lines[~lines["data"].str.contains("no flux prior") & (lines["method"] != "(oracle)")]
+    told = told[told["targets"] != ""]  # of an older run
     out = []
     for (method, which), part in told.groupby(["method", "which"], sort=False):
         n = part["targets"].astype(int)
@@ -290,7 +291,8 @@ def write(options: argparse.Namespace, new: pd.DataFrame) -> None:
             "",
             to_markdown(claimed),
             "",
-            "All rows with a flux prior together (their scenes are of one seed, and so alike):",
+            "All rows with a flux prior together (three rows may be of the same scenes, told more or",
+            "less, and all are of one seed; single rows may lie further off):",
             "",
             to_markdown(pooled(claimed)),
             "",

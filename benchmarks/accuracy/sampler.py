@@ -163,7 +163,7 @@ def fits(setting: Setting, made: Simulation) -> pd.DataFrame:
         found = None if window is None else fit(setting, window, len(truth), int(frame))
         if found is not None:
             starts = 20 * (4 + 6 * found.count)
-            best = search(found.model, starts, starts, 15, 100, np.inf, 10_000 + int(frame))[1][0]
+            best = search(found.model, starts, starts, 15, 100, 10_000 + int(frame))[1][0]
             rows.append((found.count, found.objective <= best + 0.01))
     table = pd.DataFrame(rows, columns=["targets", "as good"])
     grouped = table.groupby("targets")["as good"]

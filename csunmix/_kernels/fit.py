@@ -25,7 +25,6 @@ _STIFFNESS = 1.0 / 0.003**2  # 1/px^2, of the limits to how targets lie to one a
 _DAMPING = (1e-9, 1e-3, 1e9)  # least, first and largest
 _FLAT = 1e-6  # decrease of the objective that ends a fit
 _SAME = 0.02  # px, between targets of fits that are the same
-_FEW = 3  # starts that tell that all are
 _NEAR = 6.0  # objective above the best of an optimum that matters
 _POOL = 10  # scenes that a start is the best of
 _HOPELESS = 50.0  # objective of a rough fit above the best from where it is dropped
@@ -48,7 +47,6 @@ def search(
     enough: int,
     rough_iter: int,
     max_iter: int,
-    ceiling: float,
     seed: int,
 ) -> tuple[FloatArray, FloatArray]:
     """Optima (n, d) that random starts end in, the best first, and their objectives.
@@ -56,7 +54,7 @@ def search(
     There are `n_starts` of them, or as many as it takes until `enough` in a row have led to nothing
     new that is near the best. Each is the best of a few random scenes. Its fit goes on beyond
     `rough_iter` steps where it is not on the way to an optimum that others led to, nor far above
-    the best or the `ceiling`. The objective is inf where no scene was drawn.
+    the best. The objective is inf where no scene was drawn.
     """
     np.random.seed(seed)
     d = model.precision.size
@@ -69,10 +67,10 @@ def search(
             continue
         value = descend(model, theta, rough_iter, room)
         known = _known(model.n_targets, thetas[:found], theta)
-        if known < 0 and value < min(values[best], ceiling) + _HOPELESS:
+        if known < 0 and value < values[best] + _HOPELESS:
             value = descend(model, theta, max_iter, room)
             known = _known(model.n_targets, thetas[:found], theta)
-        new = known < 0 and value < min(values[best], ceiling) + _NEAR
+        new = known < 0 and value < values[best] + _NEAR
         in_a_row = 0 if new else in_a_row + 1
         if known < 0:
             known, found = found, found + 1
@@ -81,8 +79,7 @@ def search(
             values[known] = value
         if values[known] < values[best]:
             best = known
-        hopeless = values[best] > ceiling + _HOPELESS
-        if in_a_row >= (min(enough, _FEW) if hopeless else enough):
+        if in_a_row >= enough:
             break
     optima, objectives = np.zeros((max(found, 1), d)), np.full(max(found, 1), np.inf)
     for n in range(found):

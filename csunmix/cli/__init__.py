@@ -38,6 +38,7 @@ _FLAG_TEXT = {
     "BAD_PIXELS": "with bad pixels",
     "AT_BOUND": "with a target that leans on a bound of the prior",
     "FLAT": "with a target of which the image hardly tells the place or flux",
+    "MISFIT": "that no scene explains: PSF, sensor or prior may be wrong",
 }
 # What the library calls arguments, and what they are here.
 _OPTIONS = (

@@ -22,6 +22,7 @@ from csunmix._validation import (
     as_images,
     as_integer,
 )
+from csunmix.continuous.fit import Fit
 from csunmix.continuous.window import Background, Setting, Window
 from csunmix.prior import Prior
 from csunmix.psf import PSF
@@ -221,7 +222,7 @@ class _Unmixer(FrontDoor):
 def answer_for(
     setting: Setting,
     image: FloatArray,
-    window: Window,
+    best: Fit,
     targets: FloatArray,
     flags: int,
     p: FloatArray,
@@ -230,8 +231,9 @@ def answer_for(
     targets[:, 6] *= p.max()
     flags |= image_flags(setting, image)
     flags |= int(Flag.COUNT_AMBIGUOUS) * bool(p.max() < _SURE)
+    flags |= 0 if best.explains else int(Flag.MISFIT)
     border = border_flags(setting, targets[:, 0], targets[:, 1])
-    return Answer(targets, flags | border | prior_flags(window, targets), p)
+    return Answer(targets, flags | border | prior_flags(best.window, targets), p)
 
 
 def prior_flags(window: Window, targets: FloatArray) -> IntArray:

@@ -7,12 +7,13 @@ from functools import cached_property
 from math import lgamma, log, log1p, pi
 
 import numpy as np
+from scipy.special import log_ndtr
 
 from csunmix._kernels.fit import search
 from csunmix._kernels.importance import importance
 from csunmix._kernels.model import Model
 from csunmix._kernels.modes import Modes, approximate, curvature, laplace, moments
-from csunmix._kernels.scene import least_share, log_scales, new_room
+from csunmix._kernels.scene import illuminate, least_share, log_scales, new_room
 from csunmix._validation import FloatArray
 from csunmix.continuous.window import Setting, Window, log_room
 
@@ -27,7 +28,7 @@ PLAUSIBLE = 15.0
 _DRAWS = 1000  # around the optima
 _MOST_DRAWS = 20_000  # for the evidence, or as many as it takes until so many count:
 _COUNTED = 500.0
-_UNUSUAL = 10.0  # standard deviations of the objective of a fit that is right
+_UNUSUAL = 10.0  # standard deviations of what noise leaves of an image
 _EXCLUDED = 50.0  # objective above the best from where a number of targets is not fitted
 _WITHIN = 0.98  # of the light that a target in a corner of its area gives, what any gives at least
 _HOPELESS = 20.0  # log evidence below the best that ends the search for more targets
@@ -61,6 +62,25 @@ class Fit:
     def count(self) -> int:
         """Number of targets."""
         return self.model.n_targets
+
+    @cached_property
+    def explains(self) -> bool:
+        """Whether noise may leave what the fit leaves of the image.
+
+        That is ``sum r^2/v - 2 log Pr(what bounds say)`` over n pixels, at most 10 standard
+        deviations of ``chi^2_n`` above n.
+        """
+        pixels = self.model.pixels
+        room = new_room(self.model.optics, self.count, self.theta.size, *pixels.low.shape)
+        illuminate(self.model.optics, self.theta, room)
+        noise = np.sqrt(pixels.variance + pixels.per_light * np.maximum(room.light, 0.0))
+        low, high = (pixels.low - room.light) / noise, (pixels.high - room.light) / noise
+        two = np.isfinite(low) & np.isfinite(high)
+        bounded = np.isfinite(low) ^ np.isfinite(high)
+        left = float((0.25 * (low + high)[two] ** 2).sum())
+        left -= 2.0 * float(log_ndtr(np.where(np.isfinite(low), -low, high)[bounded]).sum())
+        n = float(two.sum() + bounded.sum())
+        return bool(left <= n + _UNUSUAL * np.sqrt(2.0 * n))
 
     @cached_property
     def moments(self) -> tuple[FloatArray, FloatArray]:
@@ -137,19 +157,8 @@ class Fit:
 def fit_counts(setting: Setting, window: Window, seed: int) -> dict[int, Fit]:
     """Best fits by the number of targets, but for numbers that can be no better than these.
 
-    Those that the total of the light speaks for come first, small numbers before large ones. Fits
-    much worse than noise alone explains are left rough, unless all are.
+    Those that the total of the light speaks for come first, small numbers before large ones.
     """
-    half, usual = 0.5 * window.pixels.low.size, np.inf
-    if window.pixels.per_light == 0.0:  # else the objective holds the noise's own logarithm
-        usual = half + _UNUSUAL * float(np.sqrt(half))
-    fits = _fit_counts(setting, window, seed, usual)
-    if min(each.objective for each in fits.values()) > usual:
-        fits = _fit_counts(setting, window, seed, np.inf)
-    return fits
-
-
-def _fit_counts(setting: Setting, window: Window, seed: int, ceiling: float) -> dict[int, Fit]:
     fits: dict[int, Fit] = {}
     least = least_objectives(setting, window)
     for count in sorted(least, key=least.__getitem__):
@@ -157,10 +166,9 @@ def _fit_counts(setting: Setting, window: Window, seed: int, ceiling: float) -> 
             break
         if _beyond(fits, count, window.box.flux[0] > 0.0):
             continue
-        found = fit(setting, window, count, seed, ceiling)
+        found = fit(setting, window, count, seed)
         if found is not None:
             fits[count] = found
-            ceiling = min(ceiling, found.objective)
     if not fits:
         raise ValueError(f"no number of targets has room in {setting.prior!r}")
     return fits
@@ -215,16 +223,11 @@ def least_objectives(setting: Setting, window: Window) -> dict[int, float]:
     return out
 
 
-def fit(
-    setting: Setting, window: Window, count: int, seed: int, ceiling: float = np.inf
-) -> Fit | None:
-    """Best fit of `count` targets; None if so many find no room.
-
-    Optima far above the `ceiling` are rough.
-    """
+def fit(setting: Setting, window: Window, count: int, seed: int) -> Fit | None:
+    """Best fit of `count` targets; None if so many find no room."""
     model = window.model(setting.optics, count)._replace(pixels=window.smooth)
     starts = (_STARTS[0] + _STARTS[1] * count) * window.n_cells
     enough = (_ENOUGH[0] + _ENOUGH[1] * count) * window.n_cells
-    thetas, values = search(model, starts, enough, *ITERATIONS, ceiling, seed)
+    thetas, values = search(model, starts, enough, *ITERATIONS, seed)
     found = [Fit(window, model, *each) for each in zip(thetas, values, strict=True)]
     return replace(found[0], others=tuple(found[1:])) if np.isfinite(values[0]) else None

@@ -87,7 +87,9 @@ class PosteriorUnmixer(_Unmixer):
     ``Flag.AT_BOUND`` marks targets with a coordinate, a flux or a distance to another target within
     1.5 errors of a bound of the prior, of which walls of a cell that they may share are one (errors
     of two targets are taken as independent), ``Flag.FLAT`` those with an error above 0.8 of the
-    prior's own standard deviation.
+    prior's own standard deviation. ``Flag.MISFIT`` marks those of an image of which the best fit
+    leaves more than noise does (10 standard deviations of ``chi^2``): nothing said of them holds
+    where PSF, sensor or prior are wrong.
 
     Raises
     ------
@@ -140,4 +142,4 @@ class PosteriorUnmixer(_Unmixer):
             targets = summarise(window, found, self.radius)
         else:
             targets = approximate(fits[best], self.radius)
-        return answer_for(setting, image, window, targets, found.flags, probability)
+        return answer_for(setting, image, fits[best], targets, found.flags, probability)

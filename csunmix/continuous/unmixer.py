@@ -72,7 +72,9 @@ class ContinuousUnmixer(_Unmixer):
     ``Flag.AT_BOUND`` marks targets with a coordinate, a flux or a distance to another target within
     1.5 errors of a bound of the prior, of which walls of a cell that they may share are one (errors
     of two targets are taken as independent), ``Flag.FLAT`` those with an error above 0.8 of the
-    prior's own standard deviation.
+    prior's own standard deviation. ``Flag.MISFIT`` marks those of an image of which the best fit
+    leaves more than noise does (10 standard deviations of ``chi^2``): nothing said of them holds
+    where PSF, sensor or prior are wrong.
 
     Raises
     ------
@@ -105,7 +107,7 @@ class ContinuousUnmixer(_Unmixer):
         probability = probabilities(evidences(setting, fits))
         best = fits[setting.counts[int(probability.argmax())]]
         targets, flags = self._summarise(setting, best, seed)
-        return answer_for(setting, image, window, targets, flags, probability)
+        return answer_for(setting, image, best, targets, flags, probability)
 
     def _summarise(self, setting: Setting, best: Fit, seed: int) -> tuple[FloatArray, int]:
         """Mean, error and score of every target, and flags."""
