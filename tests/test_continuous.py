@@ -410,3 +410,39 @@ def test_targets_on_a_field_larger_than_the_light(method: str) -> None:
     pair = [(y + moved[0], x + moved[1], flux) for y, x, flux in PAIR]
     image = PRESET.sensor.expose(light_of(*pair, shape=shape), rng=0)
     assert_found(unmixer(method)(image), *pair, within=0.05)
+
+
+@BOTH
+def test_many_targets_are_counted_right(method: str) -> None:
+    """Where a fit of the right number is found late, it is not given up for one of another."""
+    prior = cu.Prior(count=(8, 10), flux=(150, 300), min_separation=0.9, extent=5.0)
+    sensor, shape = cu.Sensor(read_noise=1.0), (13, 13)
+    made = cu.simulate(PRESET.psf, sensor, prior, shape=shape, n=6, rng=21)
+    given: dict[str, Any] = {"n_steps": 10} if method == "posterior" else {"n_steps": 0}
+    unmix = {"posterior": cu.PosteriorUnmixer, "continuous": cu.ContinuousUnmixer}[method]
+    table = unmix(PRESET.psf, sensor, prior, **given)(made.images)
+    assert cu.metrics.count_accuracy(table, made.truth) == 1.0
+
+
+@BOTH
+def test_images_that_no_scene_explains_are_flagged(method: str) -> None:
+    """Told a wrong PSF; nothing but noise; and everything saturated by bounds that contradict."""
+    images = simulated().images[:5]
+
+    def misfit(unmix: Any, images: Any) -> Any:
+        return (unmix(images)["flags"].to_numpy() & int(Flag.MISFIT)) != 0
+
+    right = unmixer(method)
+    assert not misfit(right, images).any()
+    assert misfit(replace(right, psf=cu.GaussianPSF(sigma=0.7)), images).all()
+    noise = np.random.default_rng(0).normal(0.0, 2.0, SHAPE)
+    assert misfit(right, noise).all()
+    assert misfit(right, np.full(SHAPE, 255.0)).all()
+
+
+def test_shot_noise_is_no_misfit() -> None:
+    sensor = cu.Sensor(read_noise=1.0, gain=0.5)
+    prior = replace(PRESET.prior, count=(1, 3))
+    made = cu.simulate(PRESET.psf, sensor, prior, shape=SHAPE, n=10, rng=3)
+    table = cu.ContinuousUnmixer(PRESET.psf, sensor, prior, n_steps=0)(made.images)
+    assert not (table["flags"].to_numpy() & int(Flag.MISFIT)).any()

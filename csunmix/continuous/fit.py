@@ -77,7 +77,7 @@ class Fit:
         low, high = (pixels.low - room.light) / noise, (pixels.high - room.light) / noise
         two = np.isfinite(low) & np.isfinite(high)
         bounded = np.isfinite(low) ^ np.isfinite(high)
-        left = float((0.25 * (low + high)[two] ** 2).sum())
+        left = float((0.25 * (low[two] + high[two]) ** 2).sum())
         left -= 2.0 * float(log_ndtr(np.where(np.isfinite(low), -low, high)[bounded]).sum())
         n = float(two.sum() + bounded.sum())
         return bool(left <= n + _UNUSUAL * np.sqrt(2.0 * n))
