@@ -41,7 +41,8 @@ class PosteriorUnmixer(_Unmixer):
 
     With ``sampler="smc"``, scenes and evidence come from waste-free sequential Monte Carlo (Dau &
     Chopin 2022, JRSS B 84, 114) that starts at the prior, the noise shrinking from beyond the image
-    to what it is: several times slower, and independent of what the fit has found.
+    to what it is: several times slower, and independent of the optima that the fit has found. Only
+    numbers of targets that are plausible by their fits are sampled.
 
     Targets are told apart by the assignment of every scene's targets to their common mean that has
     the least sum of squared distances, repeated until it stands.
@@ -52,7 +53,9 @@ class PosteriorUnmixer(_Unmixer):
         Optics, detector and what is known of the targets. Without a count range, 1 to 6 targets are
         looked for; without a flux range, fluxes up to 1.5 times what the image shows; without an
         extent, positions where pixels are lit. A sensor without any noise takes the noise of each
-        image, see `csunmix.background.noise_level`.
+        image, see `csunmix.background.noise_level`: on small images, which targets fill, up to a
+        quarter too much, and so are the errors. No targets at all are not weighed: an image without
+        a lit pixel has none.
     background : float, "border" or "fit"
         Level beside the sensor's offset, DN: known, or the median of the outermost ring of pixels,
         or fitted around that.
