@@ -1,4 +1,4 @@
-"""Whether the samplers mix, agree and are calibrated, and the fit finds the best optimum.
+"""Whether the samplers mix, agree and are calibrated.
 
     python -m benchmarks.accuracy.sampler --n 500 --seed 2026
 
@@ -18,9 +18,6 @@ order of targets.
 
 *Scores*: how many targets of the clear images lie within 0.1 px of the answer, beside the score,
 the count being found.
-
-*Fits*: clear images in which the usual search ends as low (0.01 in log likelihood) as one with 20
-times the starts.
 """
 
 from __future__ import annotations
@@ -37,7 +34,6 @@ from scipy import stats
 import csunmix as cu
 from benchmarks.accuracy.protocol import REPORT_SEED
 from benchmarks.report import to_markdown, write_report
-from csunmix._kernels.fit import search
 from csunmix.continuous.fit import fit
 from csunmix.continuous.sampling import Sample, cool, hop, relabel
 from csunmix.continuous.window import Setting
@@ -155,23 +151,6 @@ def scores(setting: Setting, made: Simulation) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["score", "targets", "mean score %", "kept %"])
 
 
-def fits(setting: Setting, made: Simulation) -> pd.DataFrame:
-    """How often the usual search is as good as a very long one."""
-    rows = []
-    for frame, truth in made.truth.groupby("frame"):
-        window = setting.window(made.images[frame])
-        found = None if window is None else fit(setting, window, len(truth), int(frame))
-        if found is not None:
-            starts = 20 * (4 + 6 * found.count)
-            best = search(found.model, starts, starts, 15, 100, 10_000 + int(frame))[1][0]
-            rows.append((found.count, found.objective <= best + 0.01))
-    table = pd.DataFrame(rows, columns=["targets", "as good"])
-    grouped = table.groupby("targets")["as good"]
-    return pd.DataFrame(
-        {"targets": n, "images": len(each), "as good %": 100.0 * each.mean()} for n, each in grouped
-    )
-
-
 def main() -> None:
     """Run the benchmark and write its tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -185,11 +164,11 @@ def main() -> None:
         tables |= {f"Samplers, {name}": mixing, f"Calibration, {name}": ranks}
     clear = settings()["clear"]
     made = simulated(clear, options.n, options.seed)
-    tables |= {"Scores": scores(clear, made), "Fits": fits(clear, made)}
+    tables["Scores"] = scores(clear, made)
     first, *others = tables
     more = [line for name in others for line in (f"## {name}", "", to_markdown(tables[name]), "")]
     command = f"python -m benchmarks.accuracy.sampler --n {options.n} --seed {options.seed}"
-    write_report(options.out, "The samplers and the fit", command, __doc__, tables[first], more)
+    write_report(options.out, "The samplers", command, __doc__, tables[first], more)
 
 
 if __name__ == "__main__":

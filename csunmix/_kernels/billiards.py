@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from csunmix._kernels.jit import kernel, leaf
-from csunmix._kernels.linalg import cholesky, copy, invert
+from csunmix._kernels.linalg import add_up, cholesky, copy, invert
 from csunmix._kernels.model import Model
 from csunmix._kernels.prior import Box, densities, extremes, limits, log_level, log_prior
 from csunmix._kernels.scene import (
@@ -307,7 +307,7 @@ def force(model: Model, extra: float, theta: FloatArray, room: Room, gradient: F
         gradient[3 * k], gradient[3 * k + 1], gradient[3 * k + 2] = flux * by_y, flux * by_x, by_f
     if theta.size > 3 * count:
         b = theta.size - 1
-        gradient[b] = told.sum()
+        gradient[b] = add_up(told)
         gradient[b] -= (theta[b] - model.box.background[0]) / model.box.background[1] ** 2
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from csunmix._kernels.jit import kernel
-from csunmix._kernels.linalg import copy
+from csunmix._kernels.linalg import add_up, copy
 from csunmix._validation import FloatArray, IntArray
 
 _ROUNDS = 10
@@ -33,15 +33,13 @@ def settle(scenes: FloatArray, weight: FloatArray, mean: FloatArray) -> float:
                 copy(scene[k], scenes[s, k])
         if turn > 0 and not changed:
             break
-        total = 0.0
-        for s in range(n):
-            total += weight[s]
+        whole = add_up(weight)
         for k in range(count):
             for axis in range(2):
                 mean[k, axis] = 0.0
                 for s in range(n):
                     mean[k, axis] += weight[s] * scenes[s, k, axis]
-                mean[k, axis] /= total
+                mean[k, axis] /= whole
     return spread
 
 
@@ -52,20 +50,20 @@ def describe(scenes: FloatArray, weight: FloatArray, radius: float) -> FloatArra
     The last column is the weight of the scenes in which it is within `radius` px of its mean.
     """
     n, count = scenes.shape[:2]
-    out, total = np.zeros((count, 7)), weight.sum()
+    out, whole = np.zeros((count, 7)), add_up(weight)
     for s in range(n):
         for k in range(count):
             for c in range(3):
-                out[k, c] += weight[s] * scenes[s, k, c] / total
+                out[k, c] += weight[s] * scenes[s, k, c] / whole
     for s in range(n):
         for k in range(count):
             distance2 = 0.0
             for c in range(3):
                 away2 = (scenes[s, k, c] - out[k, c]) ** 2
-                out[k, 3 + c] += weight[s] * away2 / total
+                out[k, 3 + c] += weight[s] * away2 / whole
                 distance2 += away2 if c < 2 else 0.0
             if distance2 <= radius * radius:
-                out[k, 6] += weight[s] / total
+                out[k, 6] += weight[s] / whole
     return out
 
 
@@ -73,22 +71,22 @@ def describe(scenes: FloatArray, weight: FloatArray, radius: float) -> FloatArra
 def assign(scene: FloatArray, mean: FloatArray, cost: FloatArray, order: IntArray) -> float:
     """Target ``order[k]`` of a scene (K, 3) for every place (K, 2), and the squared distance."""
     count = mean.shape[0]
-    total, simple = 0.0, True
+    distance2, simple = 0.0, True
     for k in range(count):
         best, order[k] = np.inf, k
         for m in range(count):
             cost[k, m] = (scene[m, 0] - mean[k, 0]) ** 2 + (scene[m, 1] - mean[k, 1]) ** 2
             if cost[k, m] < best:
                 best, order[k] = cost[k, m], m
-        total += best
+        distance2 += best
         for m in range(k):
             simple = simple and order[m] != order[k]
     if not simple:
         hungarian(cost, order)
-        total = 0.0
+        distance2 = 0.0
         for k in range(count):
-            total += cost[k, order[k]]
-    return total
+            distance2 += cost[k, order[k]]
+    return distance2
 
 
 @kernel()

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from csunmix._kernels.jit import kernel, leaf
+from csunmix._kernels.linalg import add_up
 from csunmix._validation import FloatArray
 
 _SQRT_HALF = math.sqrt(0.5)
@@ -402,9 +403,9 @@ def _uniform_gram(theta: FloatArray, room: Room, weight: float, out: FloatArray)
         b = 3 * count
         for k in range(count):
             f = weight * theta[3 * k + 2]
-            of_y, of_x = room.y[k, 0].sum(), room.x[k, 0].sum()
-            out[b, 3 * k] = f * room.y_slope[k, 0].sum() * of_x
-            out[b, 3 * k + 1] = f * of_y * room.x_slope[k, 0].sum()
+            of_y, of_x = add_up(room.y[k, 0]), add_up(room.x[k, 0])
+            out[b, 3 * k] = f * add_up(room.y_slope[k, 0]) * of_x
+            out[b, 3 * k + 1] = f * of_y * add_up(room.x_slope[k, 0])
             out[b, 3 * k + 2] = weight * of_y * of_x
         out[b, b] = weight * n_y * n_x
 
