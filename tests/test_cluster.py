@@ -83,10 +83,18 @@ def test_table_is_that_of_one_process(client, images, tmp_path, kind):
 
 def test_grid_free_table_is_that_of_one_process(client, images):
     some = images[18:34].reshape(2, 8, 11, 11)
-    # A process of its own, as this one has compiled other kernels before: of chains, which tell
-    # apart what differs in the last digit, numba may then have made other code.
     alone = client.submit(OFF_GRID, some, pure=False).result()
     check_equal(cluster.unmix(client, OFF_GRID, some, batch_size=5), alone)
+
+
+@pytest.mark.xfail(
+    reason="a process that has compiled other kernels before differs by 1e-4 px now and then",
+    strict=False,
+)
+def test_grid_free_table_is_that_of_this_process(client, images):
+    """A known defect: to be strict again once its cause is found."""
+    some = images[18:34].reshape(2, 8, 11, 11)
+    check_equal(cluster.unmix(client, OFF_GRID, some, batch_size=5), OFF_GRID(some))
 
 
 @pytest.mark.parametrize("n", [1, 3])

@@ -16,7 +16,7 @@ _DEPENDENT = 1e-13  # a pivot below this share of its diagonal counts as linear 
 def add_up(a: FloatArray) -> float:
     """``sum a`` of a vector, in order.
 
-    numba's own ``a.sum()`` takes its rounding from whichever caller is compiled first.
+    numba's own ``a.sum()`` may take `fastmath` from whichever caller is compiled first.
     """
     s = 0.0
     for p in range(a.size):

@@ -28,7 +28,6 @@ _KEEP = 0.25  # of the particles, effective after a stage
 _MAX_STAGES = 500
 _PARTICLE_CHAINS = 50
 _SUMMARISED = 2000  # scenes, about
-_AS_GOOD = 1.0 + 1e-9  # times the least spread
 _SKETCHED, _STARTS = 250, 6  # of relabelling: scenes and starts of the first pass
 
 
@@ -205,8 +204,6 @@ def relabel(scenes: FloatArray, weight: FloatArray | None = None) -> FloatArray:
     starts = scenes[few[:: max(1, len(few) // _STARTS)], :, :2]
     means = [start.copy() for start in starts]
     spreads = [settle(scenes[few].copy(), weight[few], mean) for mean in means]
-    # The first of those that are as good: starts may differ by no more than rounding.
-    best = int(np.flatnonzero(np.array(spreads) <= min(spreads) * _AS_GOOD)[0])
     out = scenes.copy()
-    settle(out, weight, means[best])
+    settle(out, weight, means[int(np.argmin(spreads))])
     return out
