@@ -16,7 +16,6 @@ from csunmix.continuous.fit import Fit, fit
 from csunmix.continuous.sampling import (
     _means,
     cool,
-    draw,
     effective,
     hop,
     occupancy,
@@ -219,7 +218,7 @@ def test_chains_that_hop_often_have_the_shares_that_they_find() -> None:
 def test_repeat_runs_agree() -> None:
     setting, fits = found(6, 3)
     for best in fits:
-        answers = [summarise(best.window, hop(setting, best, 8, 600, seed), 0.1) for seed in (1, 2)]
+        answers = [summarise(best, hop(setting, best, 8, 600, seed), 0.1) for seed in (1, 2)]
         one, two = (answer[np.lexsort(answer[:, :2].T.round(1))] for answer in answers)
         away = np.abs(one[:, None, :2] - two[None, :, :2]).max(axis=2).min(axis=1)
         assert (away / one[:, 3:5].max(axis=1) < 1.0).all()
@@ -230,29 +229,6 @@ def test_without_room_around_the_optima_there_is_no_scene() -> None:
     far = INSIDE + np.tile([50.0, 0.0, 0.0], COUNT)
     states = wander(model, modes_of(far, scale=[0.1]), np.zeros(2, np.int64), 20, 4, 0.0, 0)[0]
     assert states.size == 0
-
-
-def test_draws_count_where_the_posterior_is_near_normal() -> None:
-    """One bright target's is; that of five that crowd is not."""
-    _, fits = found(3, 1, count=1)
-    assert min(effective(draw(each)) for each in fits) > 300.0
-    _, fits = found(3, 1, count=5)
-    assert max(effective(draw(each)) for each in fits) < 150.0
-
-
-def test_weighted_draws_agree_with_chains() -> None:
-    """Where enough of them count."""
-    setting, fits = found(6, 2, count=3)
-    fits = [best for best in fits if effective(draw(best)) > 150.0]
-    assert len(fits) >= 3
-    for best in fits:
-        answers = [
-            summarise(best.window, each, 0.1)
-            for each in (draw(best), hop(setting, best, 8, 1000, 0))
-        ]
-        one, two = (answer[np.lexsort(answer[:, :2].T.round(1))] for answer in answers)
-        assert (np.abs(one[:, :3] - two[:, :3]) < 0.6 * two[:, 3:6]).all()
-        np.testing.assert_allclose(one[:, 3:6], two[:, 3:6], rtol=0.4)
 
 
 def test_means_of_modes_stay_above_nothing() -> None:

@@ -30,7 +30,8 @@ standard deviations of the posterior, which is not normal where the prior cuts i
 uniform one lie within one): "unflagged" are targets without `Flag.AT_BOUND` and `Flag.FLAT`. With
 fluxes known to 220-250 DN and targets in one pixel's cell, few or none are: the prior tells much.
 
-`--rows` makes some rows only, which then take their places in the table that is there.
+`--rows` and `--methods` make some rows only, which then take their places in the table that is
+there.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ from csunmix.simulate import Simulation
 from csunmix.targets import Flag
 
 HERE = Path(__file__).parent
+METHODS = ("continuous", "posterior", "oracle")
 _BOUND_HOLDS = 0.02  # px
 _PRIOR_SPEAKS = int(Flag.AT_BOUND) | int(Flag.FLAT)
 _ORACLE_BLOCKS, _ORACLE_STEPS = 24, 100
@@ -241,6 +243,7 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=REPORT_SEED)
     parser.add_argument("--rows", type=int, nargs="*", help="only these, from 0")
+    parser.add_argument("--methods", nargs="*", default=METHODS, choices=METHODS)
     parser.add_argument("--jobs", type=int, default=1, help="images at a time")
     parser.add_argument("--out", type=Path, default=HERE / "off_grid.md")
     options = parser.parse_args()
@@ -258,13 +261,14 @@ def answers(row: Row, options: argparse.Namespace) -> Iterator[dict[str, object]
     methods: dict[str, Callable[[], pd.DataFrame]] = {
         "continuous": lambda: cu.ContinuousUnmixer(*parts, n_jobs=options.jobs)(made.images),
         "posterior": lambda: cu.PosteriorUnmixer(*parts, n_jobs=options.jobs)(made.images),
-        "(oracle)": lambda: oracle(row, made),
+        "oracle": lambda: oracle(row, made),
     }
-    for name, run in methods.items():
+    for name in options.methods:
         start = time.perf_counter()
-        found = run()
+        found = methods[name]()
         seconds = time.perf_counter() - start
-        head = {"data": row.name, "told": row.told, "images": options.n, "method": name}
+        shown = f"({name})" if name == "oracle" else name  # no method
+        head = {"data": row.name, "told": row.told, "images": options.n, "method": shown}
         figures = {**head, **measure(row, made, found), "ms/image": 1e3 * seconds / options.n}
         print(to_markdown(pd.DataFrame([figures])).splitlines()[-1], flush=True)
         yield figures
@@ -277,7 +281,8 @@ def write(options: argparse.Namespace, new: pd.DataFrame) -> None:
     table = table.drop_duplicates(["data", "told", "method"], keep="last")
     order = [(row.name, row.told) for row in rows()]
     place = [order.index(each) for each in zip(table["data"], table["told"], strict=True)]
-    table = table.iloc[np.argsort(place, kind="stable")]
+    method = [METHODS.index(name.strip("()")) for name in table["method"]]
+    table = table.iloc[np.lexsort((method, place))]
     table.to_csv(path, index=False)
     claimed = claims_table(table)
     plain = [name for name in table.columns if not name.endswith((", all", ", unflagged"))]

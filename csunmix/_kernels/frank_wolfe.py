@@ -12,7 +12,15 @@ import numpy as np
 
 from csunmix._kernels.jit import kernel, leaf
 from csunmix._kernels.linalg import cholesky, cholesky_solve, inner
-from csunmix._kernels.scene import Optics, Room, axis_factor, differentiate, illuminate, new_room
+from csunmix._kernels.scene import (
+    Optics,
+    Room,
+    axis_factor,
+    axis_slope,
+    differentiate,
+    illuminate,
+    new_room,
+)
 from csunmix._validation import BoolArray, FloatArray
 
 _PHASES_PER_STEP = 8  # of the tables, from one point to the next where the certificate is searched
@@ -64,7 +72,8 @@ def _grid_factors(table: FloatArray, change: FloatArray, n: int) -> FloatArray:
     m = math.ceil(n * n_phases / _PHASES_PER_STEP) + 1
     factors, slopes = np.empty((m, rank, n)), np.empty((m, rank, n))
     for k in range(m):
-        axis_factor(table, change, -0.5 + n * k / (m - 1), k, factors, slopes)
+        axis_factor(table, change, -0.5 + n * k / (m - 1), k, factors)
+        axis_slope(table, change, -0.5 + n * k / (m - 1), k, slopes)
     return factors
 
 
@@ -158,7 +167,8 @@ def _bent(
     half = 0.5 / (table.shape[1] - 1)
     factor, slope = np.empty((3, table.shape[0], n)), np.empty((3, table.shape[0], n))
     for k in range(3):
-        axis_factor(table, change, position + (k - 1) * half, k, factor, slope)
+        axis_factor(table, change, position + (k - 1) * half, k, factor)
+        axis_slope(table, change, position + (k - 1) * half, k, slope)
     return factor[1], slope[1], (slope[2] - slope[0]) / (2.0 * half)
 
 

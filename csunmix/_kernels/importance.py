@@ -1,4 +1,4 @@
-"""Importance sampling of a posterior around its optima."""
+"""Importance sampling of a posterior: densities of scenes there and in mixtures around it."""
 
 from __future__ import annotations
 
@@ -8,84 +8,42 @@ import numpy as np
 
 from csunmix._kernels.billiards import nearest
 from csunmix._kernels.jit import kernel, leaf
-from csunmix._kernels.linalg import copy, effective, to_shares
 from csunmix._kernels.model import Model
-from csunmix._kernels.modes import Modes
 from csunmix._kernels.prior import log_prior
-from csunmix._kernels.scene import illuminate, log_likelihood, new_room
-from csunmix._validation import FloatArray
+from csunmix._kernels.scene import glow, log_likelihood, new_room
+from csunmix._validation import FloatArray, IntArray
 
-_DEGREES = 8.0  # of freedom of the t distributions: tails that hold what is not normal
-_TINY = 1e-300  # least share of a mode, so that its logarithm is finite
-_BLOCK = 100  # draws between two looks at how many count
+DEGREES = 8
+"""Of freedom of the t distributions: tails that hold what is not normal."""
+
+_BLOCK = 64  # scenes that go through a step side by side
+_NEVER = 50.0  # log likelihood below the largest so far from where a scene weighs nothing
 
 
 @kernel()
-def importance(
-    model: Model, modes: Modes, share: FloatArray, most: int, enough: float, seed: int
-) -> tuple[FloatArray, FloatArray, float]:
-    """Scenes (n, d) of one order of the targets, their weights (n,), and a log integral.
+def log_posterior(model: Model, thetas: FloatArray, means: FloatArray, of: IntArray) -> FloatArray:
+    """Log of likelihood times prior, the latter without ``(2 pi)^(d/2)``, of scenes (n, d).
 
-    Draws are from t distributions with the means and scales of the modes, `most` of them or as many
-    as it takes until `enough` count, ``(sum w)^2 / sum w^2``. The order is that in which targets
-    lie next to those of the first mode. The integral is that of likelihood and prior over these
-    scenes, in units of ``(2 pi)^(d/2)``; -inf where no draw keeps to the prior.
+    It is -inf where the targets of scene i do not lie next to those of ``means[of[i]]``, and where
+    a scene weighs nothing beside one before it.
     """
-    np.random.seed(seed)
-    d = modes.mean.shape[1]
-    thetas, logs = np.empty((most, d)), np.empty(most)
-    theta, level = np.empty(d), _levels(modes, share)
-    room = new_room(model.optics, model.n_targets, d, *model.pixels.low.shape)
-    kept, drawn = 0, 0
-    while drawn < most:
-        drawn += 1
-        _draw(modes, share, theta)
-        prior = log_prior(model.box, theta, model.n_targets)
-        if prior > -np.inf and _in_order(theta, modes.theta[0], model.n_targets):
-            illuminate(model.optics, theta, room)
-            logs[kept] = prior + log_likelihood(model.pixels, room.light, 0.0)
-            logs[kept] -= _log_density(modes, level, theta)
-            copy(theta, thetas[kept])
-            kept += 1
-        if drawn % _BLOCK == 0 and effective(logs[:kept]) >= enough:
-            break
-    if kept == 0:
-        return thetas[:0], logs[:0], -np.inf
-    weight = np.empty(kept)
-    total = to_shares(logs[:kept], weight)
-    return thetas[:kept], weight, total - math.log(drawn)
+    logs = np.full(thetas.shape[0], -np.inf)
+    room = new_room(model.optics, model.n_targets, thetas.shape[1], *model.pixels.low.shape)
+    floor = -np.inf
+    for i in range(thetas.shape[0]):
+        prior = log_prior(model.box, thetas[i], model.n_targets)
+        if prior == -np.inf or not in_order(thetas[i], means[of[i]], model.n_targets):
+            continue
+        glow(model.optics, thetas[i], room)
+        value = log_likelihood(model.pixels, room.light, 0.0, floor)
+        if value >= floor:
+            floor = max(floor, value - _NEVER)
+            logs[i] = prior + value
+    return logs
 
 
 @kernel()
-def _levels(modes: Modes, share: FloatArray) -> FloatArray:
-    """Log densities at the means."""
-    m, d = modes.mean.shape
-    half = 0.5 * _DEGREES
-    level = np.empty(m)
-    for k in range(m):
-        level[k] = math.log(max(share[k], _TINY)) - 0.5 * d * math.log(half)
-        level[k] += math.lgamma(half + 0.5 * d) - math.lgamma(half)
-        for a in range(d):
-            level[k] += math.log(modes.inverse[k, a, a])
-    return level
-
-
-@leaf()
-def _draw(modes: Modes, share: FloatArray, theta: FloatArray) -> None:
-    k, left = 0, np.random.random()
-    while k < share.size - 1 and left > share[k]:
-        left -= share[k]
-        k += 1
-    spread = math.sqrt(0.5 * _DEGREES / np.random.gamma(0.5 * _DEGREES))
-    copy(modes.mean[k], theta)
-    for b in range(theta.size):
-        z = spread * np.random.normal()
-        for a in range(b, theta.size):
-            theta[a] += modes.factor[k, a, b] * z
-
-
-@kernel()
-def _in_order(theta: FloatArray, like: FloatArray, count: int) -> bool:
+def in_order(theta: FloatArray, like: FloatArray, count: int) -> bool:
     """Whether targets lie next to those of `like`, see `nearest`."""
     for k in range(count):
         own = (theta[3 * k] - like[3 * k]) ** 2 + (theta[3 * k + 1] - like[3 * k + 1]) ** 2
@@ -99,19 +57,100 @@ def _in_order(theta: FloatArray, like: FloatArray, count: int) -> bool:
     return True
 
 
-@leaf(fastmath={"reassoc", "contract", "nsz"})
-def _log_density(modes: Modes, level: FloatArray, theta: FloatArray) -> float:
-    m, d = modes.mean.shape
-    top, total = -np.inf, 0.0
+@kernel(fastmath={"reassoc", "contract", "nsz"})
+def add_density(
+    mean: FloatArray,
+    inverse: FloatArray,
+    number: FloatArray,
+    count: int,
+    thetas: FloatArray,
+    total: FloatArray,
+) -> None:
+    """Add densities at scenes (n, d) of t distributions (m,), times `number`, to `total` (n,).
+
+    They have the means (m, d), and the inverses (m, d, d) of lower Cholesky factors of their
+    scales; densities are in units of ``(2 pi)^(-d/2)``. Of each it is that of the one order of a
+    scene's targets in which they lie next to those of the mean. Scenes go side by side through
+    every step, so that steps are vectorised.
+    """
+    m, d = mean.shape
+    scenes, away = np.empty((d, _BLOCK)), np.empty((d, _BLOCK))
+    row, distance2, power = np.empty(_BLOCK), np.empty(_BLOCK), np.empty(_BLOCK)
+    level, reach2 = np.empty(m), np.empty(m)
     for k in range(m):
-        distance2 = 0.0
-        for a in range(d):
-            s = 0.0
-            for b in range(a + 1):
-                s += modes.inverse[k, a, b] * (theta[b] - modes.mean[k, b])
-            distance2 += s * s
-        log = level[k] - 0.5 * (_DEGREES + d) * math.log1p(distance2 / _DEGREES)
-        if log > top:
-            total, top = total * math.exp(top - log), log
-        total += math.exp(log - top)
-    return top + math.log(total)
+        level[k] = math.exp(_log_level(inverse[k], number[k]))
+        reach2[k] = _sure_reach(mean[k], count) ** 2
+    for start in range(0, thetas.shape[0], _BLOCK):
+        size = min(_BLOCK, thetas.shape[0] - start)
+        for i in range(size):
+            for a in range(d):
+                scenes[a, i] = thetas[start + i, a]
+        for k in range(m):
+            for a in range(d):
+                for i in range(_BLOCK):
+                    away[a, i] = scenes[a, i] - mean[k, a]
+            _reorder(mean[k], reach2[k], count, thetas[start : start + size], away, row)
+            for i in range(_BLOCK):
+                distance2[i] = 0.0
+            for a in range(d):
+                for i in range(_BLOCK):
+                    row[i] = 0.0
+                for b in range(a + 1):
+                    for i in range(_BLOCK):
+                        row[i] += inverse[k, a, b] * away[b, i]
+                for i in range(_BLOCK):
+                    distance2[i] += row[i] * row[i]
+            for i in range(_BLOCK):
+                power[i] = 1.0 + distance2[i] / DEGREES
+                row[i] = math.sqrt(power[i]) if (DEGREES + d) % 2 else 1.0
+            for _ in range((DEGREES + d) // 2):
+                for i in range(_BLOCK):
+                    row[i] *= power[i]
+            for i in range(size):
+                total[start + i] += level[k] / row[i]
+
+
+@leaf()
+def _log_level(inverse: FloatArray, number: float) -> float:
+    """Log density of a t distribution at its mean, times `number`."""
+    d = inverse.shape[0]
+    log = float(math.log(number) - 0.5 * d * math.log(0.5 * DEGREES))
+    log += math.lgamma(0.5 * (DEGREES + d)) - math.lgamma(0.5 * DEGREES)
+    for a in range(d):
+        log += math.log(inverse[a, a])
+    return log
+
+
+@leaf()
+def _sure_reach(mean: FloatArray, count: int) -> float:
+    """How far targets may be from those of `mean` and surely lie next to them."""
+    least = np.inf
+    for k in range(count):
+        for m in range(k):
+            dy, dx = mean[3 * k] - mean[3 * m], mean[3 * k + 1] - mean[3 * m + 1]
+            least = min(least, math.hypot(dy, dx))
+    return float(0.5 * least)
+
+
+@kernel()
+def _reorder(
+    mean: FloatArray,
+    reach2: float,
+    count: int,
+    thetas: FloatArray,
+    away: FloatArray,
+    farthest: FloatArray,
+) -> None:
+    """Put what scenes (n, d) differ by from `mean`, in `away` (d, n), into the order next to it."""
+    for i in range(farthest.size):
+        farthest[i] = 0.0
+    for k in range(count):
+        for i in range(farthest.size):
+            d2 = away[3 * k, i] ** 2 + away[3 * k + 1, i] ** 2
+            farthest[i] = max(farthest[i], d2)
+    for i in range(thetas.shape[0]):
+        if farthest[i] >= reach2 and not in_order(thetas[i], mean, count):
+            order = nearest(thetas[i], mean, count)
+            for n in range(count):
+                for c in range(3):
+                    away[3 * n + c, i] = thetas[i, 3 * order[n] + c] - mean[3 * n + c]

@@ -53,35 +53,49 @@ class Pixels(NamedTuple):
 
 @leaf(forceinline=True)
 def axis_factor(
-    table: FloatArray,
-    change: FloatArray,
-    position: float,
-    k: int,
-    out: FloatArray,
-    slope: FloatArray,
+    table: FloatArray, change: FloatArray, position: float, k: int, out: FloatArray
 ) -> None:
-    """Factors (rank, n) of target k at `position` along an axis, and their derivative by it."""
-    rank, n_phases, width = table.shape[0], table.shape[1] - 1, table.shape[2]
-    n = out.shape[2]
+    """Factors (rank, n) of target k at `position` along an axis: a cubic between two phases."""
+    p, h, first, start, stop = _locate(table, position, out.shape[2])
+    v0, v1 = (1.0 + 2.0 * h) * (1.0 - h) ** 2, h * h * (3.0 - 2.0 * h)
+    d0, d1 = h * (1.0 - h) ** 2, h * h * (h - 1.0)
+    out[k] = 0.0
+    for r in range(table.shape[0]):
+        v, w = table[r, p, start - first :], table[r, p + 1, start - first :]
+        s, t = change[r, p, start - first :], change[r, p + 1, start - first :]
+        value = out[k, r, start:stop]
+        for q in range(value.size):
+            value[q] = v0 * v[q] + v1 * w[q] + d0 * s[q] + d1 * t[q]
+
+
+@leaf(forceinline=True)
+def axis_slope(
+    table: FloatArray, change: FloatArray, position: float, k: int, out: FloatArray
+) -> None:
+    """Derivatives (rank, n) of these factors by the position, 1/px."""
+    p, h, first, start, stop = _locate(table, position, out.shape[2])
+    n_phases = table.shape[1] - 1
+    g = 6.0 * h * (1.0 - h) * n_phases
+    e0, e1 = (1.0 - h) * (1.0 - 3.0 * h) * n_phases, h * (3.0 * h - 2.0) * n_phases
+    out[k] = 0.0
+    for r in range(table.shape[0]):
+        v, w = table[r, p, start - first :], table[r, p + 1, start - first :]
+        s, t = change[r, p, start - first :], change[r, p + 1, start - first :]
+        rise = out[k, r, start:stop]
+        for q in range(rise.size):
+            rise[q] = g * (w[q] - v[q]) + e0 * s[q] + e1 * t[q]
+
+
+@leaf(forceinline=True)
+def _locate(table: FloatArray, position: float, n: int) -> tuple[int, float, int, int, int]:
+    """Phase and what is beyond it, and in n pixels where the table begins and counts."""
+    n_phases, width = table.shape[1] - 1, table.shape[2]
     whole = math.floor(position)
     place = (position - whole) * n_phases
     p = min(int(place), n_phases - 1)
-    h = place - p
-    v0, v1 = (1.0 + 2.0 * h) * (1.0 - h) ** 2, h * h * (3.0 - 2.0 * h)
-    d0, d1 = h * (1.0 - h) ** 2, h * h * (h - 1.0)
-    g = 6.0 * h * (1.0 - h) * n_phases
-    e0, e1 = (1.0 - h) * (1.0 - 3.0 * h) * n_phases, h * (3.0 * h - 2.0) * n_phases
     first = int(whole) - (width - 2) // 2
     start, stop = min(max(first, 0), n), max(min(first + width, n), 0)
-    out[k] = 0.0
-    slope[k] = 0.0
-    for r in range(rank):
-        v, w = table[r, p, start - first :], table[r, p + 1, start - first :]
-        s, t = change[r, p, start - first :], change[r, p + 1, start - first :]
-        value, rise = out[k, r, start:stop], slope[k, r, start:stop]
-        for q in range(value.size):
-            value[q] = v0 * v[q] + v1 * w[q] + d0 * s[q] + d1 * t[q]
-            rise[q] = g * (w[q] - v[q]) + e0 * s[q] + e1 * t[q]
+    return p, place - p, first, start, stop
 
 
 @leaf(forceinline=True)
@@ -135,11 +149,22 @@ def illuminate(optics: Optics, theta: FloatArray, room: Room) -> None:
     shine(theta, room)
 
 
+@leaf()
+def glow(optics: Optics, theta: FloatArray, room: Room) -> None:
+    """The same, without the slopes of the factors."""
+    for k in range(room.y.shape[0]):
+        axis_factor(optics.value_y, optics.slope_y, theta[3 * k], k, room.y)
+        axis_factor(optics.value_x, optics.slope_x, theta[3 * k + 1], k, room.x)
+    shine(theta, room)
+
+
 @leaf(forceinline=True)
 def place(optics: Optics, theta: FloatArray, k: int, room: Room) -> None:
-    """Factors of target k, into the room."""
-    axis_factor(optics.value_y, optics.slope_y, theta[3 * k], k, room.y, room.y_slope)
-    axis_factor(optics.value_x, optics.slope_x, theta[3 * k + 1], k, room.x, room.x_slope)
+    """Factors of target k and their slopes, into the room."""
+    axis_factor(optics.value_y, optics.slope_y, theta[3 * k], k, room.y)
+    axis_factor(optics.value_x, optics.slope_x, theta[3 * k + 1], k, room.x)
+    axis_slope(optics.value_y, optics.slope_y, theta[3 * k], k, room.y_slope)
+    axis_slope(optics.value_x, optics.slope_x, theta[3 * k + 1], k, room.x_slope)
 
 
 @leaf(forceinline=True)
@@ -305,6 +330,7 @@ def log_likelihood(
     inverse = 0.5 / (variance + 1.0 / 12.0)  # of the commonest width
     varies = varying(pixels)
     narrow = _NARROW if extra == 0.0 else _ROUGH
+    reach = _CERTAIN * math.sqrt(variance)
     for i in range(light.shape[0]):
         if total < floor and not varies:  # where noise is fixed, pixels only take away
             break
@@ -316,6 +342,8 @@ def log_likelihood(
             elif high - low == 1.0 and variance > 1.0 / narrow**2:
                 r = low + 0.5 - light[i, j]
                 total -= inverse * r * r
+                continue
+            elif low + reach < light[i, j] < high - reach:
                 continue
             if soft(low, high, variance, extra):
                 total += log_soft(low, high, light[i, j], variance)

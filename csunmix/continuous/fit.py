@@ -10,11 +10,11 @@ import numpy as np
 from scipy.special import log_ndtr
 
 from csunmix._kernels.fit import search
-from csunmix._kernels.importance import importance
 from csunmix._kernels.model import Model
 from csunmix._kernels.modes import Modes, approximate, curvature, laplace, moments
 from csunmix._kernels.scene import illuminate, least_share, log_scales, new_room
 from csunmix._validation import FloatArray
+from csunmix.continuous.importance import Draws, draw
 from csunmix.continuous.window import Setting, Window, log_room
 
 _STARTS = (8, 12)  # random starts at most: so many, and so many for every target
@@ -25,9 +25,8 @@ ITERATIONS = (15, 100)
 PLAUSIBLE = 15.0
 """Log evidence below the best from which a count is ruled out."""
 
-_DRAWS = 1000  # around the optima
-_MOST_DRAWS = 20_000  # for the evidence, or as many as it takes until so many count:
-_COUNTED = 500.0
+_NOISIER = (9.0, 3.0)  # times the variance
+_COUNTED = 200.0  # scenes by which evidence is found
 _UNUSUAL = 10.0  # standard deviations of what noise leaves of an image
 _EXCLUDED = 50.0  # objective above the best from where a number of targets is not fitted
 _WITHIN = 0.98  # of the light that a target in a corner of its area gives, what any gives at least
@@ -50,6 +49,8 @@ class Fit:
         Minus the log likelihood but for a constant, see `csunmix._kernels.fit.objective`.
     others : tuple of Fit
         What other starts ended in, none better.
+    seed : int
+        Of the random numbers of draws.
     """
 
     window: Window
@@ -57,6 +58,7 @@ class Fit:
     theta: FloatArray
     objective: float
     others: tuple[Fit, ...] = ()
+    seed: int = 0
 
     @property
     def count(self) -> int:
@@ -110,12 +112,6 @@ class Fit:
         return mean, np.tensordot(share, covariances, 1) + (away.T * share) @ away
 
     @cached_property
-    def draws(self) -> tuple[FloatArray, FloatArray]:
-        """Scenes (n, d) around all modes and their weights (n,), by importance sampling."""
-        theta, weight, _ = importance(self.model, *self.modes, _DRAWS, np.inf, 0)
-        return theta, weight
-
-    @cached_property
     def rough_evidence(self) -> float:
         """Log evidence of this number of targets by Laplace's method, but for a constant.
 
@@ -124,12 +120,27 @@ class Fit:
         return -self.objective + laplace(self.model, self.theta) + self._log_measure
 
     @cached_property
+    def draws(self) -> Draws:
+        """Weighted scenes of the posterior, from all `modes` on."""
+        return draw(self.model, self.easier, *self.modes, _COUNTED, self.seed)
+
+    @property
+    def easier(self) -> list[Model]:
+        """Posteriors with more noise, the most first."""
+        pixels, out = self.model.pixels, []
+        for times in _NOISIER:
+            variance, per_light = times * pixels.variance, times * pixels.per_light
+            noisier = pixels._replace(variance=variance, per_light=per_light)
+            out.append(self.model._replace(pixels=noisier))
+        return out
+
+    @cached_property
     def log_evidence(self) -> float:
-        """The same by importance sampling around all `modes`, to a few tenths as a rule.
+        """The same by importance sampling, to a tenth as a rule.
 
         Where no draw keeps to the prior, by the volumes that its bounds leave of them.
         """
-        total = importance(self.model, *self.modes, _MOST_DRAWS, _COUNTED, 0)[2]
+        total = self.draws.log_integral
         return (self._approximation[2] if total == -np.inf else total) + self._log_measure
 
     @cached_property
@@ -229,5 +240,5 @@ def fit(setting: Setting, window: Window, count: int, seed: int) -> Fit | None:
     starts = (_STARTS[0] + _STARTS[1] * count) * window.n_cells
     enough = (_ENOUGH[0] + _ENOUGH[1] * count) * window.n_cells
     thetas, values = search(model, starts, enough, *ITERATIONS, seed)
-    found = [Fit(window, model, *each) for each in zip(thetas, values, strict=True)]
+    found = [Fit(window, model, *each, seed=seed) for each in zip(thetas, values, strict=True)]
     return replace(found[0], others=tuple(found[1:])) if np.isfinite(values[0]) else None

@@ -10,8 +10,10 @@ import numpy as np
 from csunmix._validation import FloatArray, as_integer, as_number
 from csunmix.continuous.base import Answer, _Unmixer, answer_for, probabilities
 from csunmix.continuous.fit import PLAUSIBLE, evidences, fit_counts
-from csunmix.continuous.sampling import Sample, approximate, cool, hop, summarise
+from csunmix.continuous.sampling import Sample, cool, hop, summarise, weigh
 from csunmix.continuous.window import Setting
+
+_ENOUGH = 1000.0  # scenes that count
 
 
 @dataclass(frozen=True)
@@ -112,15 +114,15 @@ class PosteriorUnmixer(_Unmixer):
 
     _: KW_ONLY
     radius: float = 0.1
-    sampler: Literal["hops", "smc"] = "hops"
+    sampler: Literal["importance", "hops", "smc"] = "importance"
     n_chains: int = 8
     n_steps: int = 500
 
     def __post_init__(self) -> None:
         super().__post_init__()
         as_number(self.radius, "radius", above=0.0)
-        if self.sampler not in ("hops", "smc"):
-            raise ValueError(f"sampler must be 'hops' or 'smc', got {self.sampler!r}")
+        if self.sampler not in ("importance", "hops", "smc"):
+            raise ValueError(f"sampler must be 'importance', 'hops' or 'smc', got {self.sampler!r}")
         as_integer(self.n_chains, "n_chains", minimum=2)
         as_integer(self.n_steps, "n_steps", minimum=10)
 
@@ -140,9 +142,10 @@ class PosteriorUnmixer(_Unmixer):
                 )
         probability = probabilities(evidence)
         best = setting.counts[int(probability.argmax())]
-        found = cooled.get(best) or hop(setting, fits[best], self.n_chains, self.n_steps, seed)
-        if found.theta.size:
-            targets = summarise(window, found, self.radius)
-        else:
-            targets = approximate(fits[best], self.radius)
+        found = cooled.get(best)
+        if self.sampler == "importance":
+            found = weigh(setting, fits[best], _ENOUGH, self.n_chains, self.n_steps, seed)
+        elif found is None:
+            found = hop(setting, fits[best], self.n_chains, self.n_steps, seed)
+        targets = summarise(fits[best], found, self.radius)
         return answer_for(setting, image, fits[best], targets, found.flags, probability)

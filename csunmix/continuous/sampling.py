@@ -12,9 +12,12 @@ from csunmix._kernels.modes import Modes
 from csunmix._kernels.smc import sample
 from csunmix._validation import FloatArray, IntArray
 from csunmix.continuous.fit import Fit
+from csunmix.continuous.importance import draw
 from csunmix.continuous.window import Setting, Window
 from csunmix.targets import Flag
 
+_TOO_SHORT = 0.75  # of the scenes that were to count, below which there are chains
+_HARDLY_ANY = 10.0
 _HOPS = 4  # after every path
 _SOFT = 0.15  # of an interval of rounding, by which chains blur its ends
 _TOO_FEW = 30.0  # scenes that count, below which chains do without that
@@ -37,6 +40,25 @@ class Sample(NamedTuple):
     theta: FloatArray  # (n_chains, n, d)
     weight: FloatArray  # (n_chains, n), of each in the answer
     flags: int
+
+
+def weigh(
+    setting: Setting, best: Fit, enough: float, n_chains: int, n_steps: int, seed: int
+) -> Sample:
+    """Scenes weighted by importance until `enough` count, or chains where far too few do.
+
+    Rounding is taken as the interval that it is. Without chains (`n_steps` 0) there are no scenes
+    where hardly any counts.
+    """
+    model, easier = best.model, best.easier
+    if best.window.rounding > 0.0:
+        model, easier = model._replace(pixels=best.window.pixels), [*easier, model]
+    drawn = draw(model, easier, *best.modes, enough, seed)
+    if drawn.effective < _TOO_SHORT * enough and n_steps > 0:
+        return hop(setting, best, n_chains, n_steps, seed)
+    if drawn.effective < _HARDLY_ANY:
+        return Sample(np.empty((0, 0, 0)), np.empty((0, 0)), int(Flag.NOT_CONVERGED))
+    return Sample(drawn.theta[None], drawn.weight[None], 0)
 
 
 def hop(setting: Setting, best: Fit, n_chains: int, n_steps: int, seed: int) -> Sample:
@@ -140,28 +162,26 @@ def cool(setting: Setting, window: Window, count: int, seed: int) -> tuple[Sampl
     return Sample(theta, np.full(theta.shape[:2], 1.0 / theta[..., 0].size), flags), evidence
 
 
-def draw(best: Fit) -> Sample:
-    """Scenes by importance sampling around the optima of a fit, as one chain."""
-    theta, weight = best.draws
-    return Sample(theta[None], weight[None], 0)
-
-
 def effective(found: Sample) -> float:
     """How many scenes count, ``(sum w)^2 / sum w^2``; 0 where there are none."""
     squares = float((found.weight**2).sum())
     return float(found.weight.sum()) ** 2 / squares if squares > 0.0 else 0.0
 
 
-def summarise(window: Window, found: Sample, radius: float) -> FloatArray:
+def summarise(best: Fit, found: Sample, radius: float) -> FloatArray:
     """Mean, error and score of every target (K, 7), in the image.
+
+    Without scenes, they are those of the normal distributions around the optima of the fit.
 
     The error counts in what the mean may err by, as far as the chains' means tell: too much where
     chains keep to modes of their own. The score is the share of the scenes within `radius` px of
     the mean.
     """
+    if not found.theta.size:
+        return approximate(best, radius)
     out, of_mean = _describe(found, radius)
     out[:, 3:6] = np.sqrt(out[:, 3:6] + of_mean)
-    out[:, :2] += window.origin
+    out[:, :2] += best.window.origin
     out[:, 6] = np.minimum(out[:, 6], 1.0)
     return out
 
@@ -169,7 +189,7 @@ def summarise(window: Window, found: Sample, radius: float) -> FloatArray:
 def _describe(found: Sample, radius: float) -> tuple[FloatArray, FloatArray]:
     """Mean, variance and score of every target (K, 7), and variances of the means (K, 3)."""
     n_chains, n, d = found.theta.shape
-    every = max(1, n_chains * n // _SUMMARISED)
+    every = max(1, n_chains * n // _SUMMARISED) if n_chains > 1 else 1
     theta, weight = found.theta[:, ::every, : 3 * (d // 3)], found.weight[:, ::every]
     weight = weight / weight.sum()
     scenes = relabel(theta.reshape(-1, d // 3, 3), weight.ravel())
@@ -199,11 +219,11 @@ def relabel(scenes: FloatArray, weight: FloatArray | None = None) -> FloatArray:
     Of the orders that some scenes lead to, the one of least variance.
     """
     weight = np.full(len(scenes), 1.0 / len(scenes)) if weight is None else weight
-    few = np.flatnonzero(weight > 0.0)
-    few = few[:: max(1, len(few) // _SKETCHED)]
-    starts = scenes[few[:: max(1, len(few) // _STARTS)], :, :2]
-    means = [start.copy() for start in starts]
-    spreads = [settle(scenes[few].copy(), weight[few], mean) for mean in means]
+    total = np.cumsum(weight)
+    few = np.searchsorted(total, total[-1] * (np.arange(_SKETCHED) + 0.5) / _SKETCHED)
+    means = [scenes[n, :, :2].copy() for n in few[:: _SKETCHED // _STARTS]]
+    alike = np.ones(_SKETCHED)
+    spreads = [settle(scenes[few], alike, mean) for mean in means]
     out = scenes.copy()
     settle(out, weight, means[int(np.argmin(spreads))])
     return out

@@ -6,15 +6,13 @@ from dataclasses import KW_ONLY, dataclass
 
 from csunmix._validation import FloatArray, as_integer
 from csunmix.continuous.base import Answer, _Unmixer, answer_for, probabilities
-from csunmix.continuous.fit import Fit, evidences, fit_counts
-from csunmix.continuous.sampling import approximate, draw, effective, hop, summarise
+from csunmix.continuous.fit import evidences, fit_counts
+from csunmix.continuous.sampling import summarise, weigh
 from csunmix.continuous.window import Setting
-from csunmix.targets import Flag
 
 _RADIUS = 0.1  # px, distance that the score speaks of
 _CHAINS = 8
-_LEAST = 500.0  # draws, effective ones, below which chains are run
-_TOO_FEW = 10.0  # scenes, effective ones, below which they are no answer
+_ENOUGH = 200.0  # scenes that count
 
 
 @dataclass(frozen=True)
@@ -106,14 +104,6 @@ class ContinuousUnmixer(_Unmixer):
         fits = fit_counts(setting, window, seed)
         probability = probabilities(evidences(setting, fits))
         best = fits[setting.counts[int(probability.argmax())]]
-        targets, flags = self._summarise(setting, best, seed)
-        return answer_for(setting, image, best, targets, flags, probability)
-
-    def _summarise(self, setting: Setting, best: Fit, seed: int) -> tuple[FloatArray, int]:
-        """Mean, error and score of every target, and flags."""
-        found = draw(best)
-        if effective(found) < _LEAST and self.n_steps > 0:
-            found = hop(setting, best, _CHAINS, self.n_steps, seed)
-        if effective(found) < _TOO_FEW:
-            return approximate(best, _RADIUS), int(Flag.NOT_CONVERGED)
-        return summarise(best.window, found, _RADIUS), found.flags
+        found = weigh(setting, best, _ENOUGH, _CHAINS, self.n_steps, seed)
+        targets = summarise(best, found, _RADIUS)
+        return answer_for(setting, image, best, targets, found.flags, probability)

@@ -1,0 +1,149 @@
+"""Scenes of a posterior, weighted by importance."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import log
+from typing import NamedTuple
+
+import numpy as np
+
+from csunmix._kernels.importance import DEGREES, add_density, log_posterior
+from csunmix._kernels.model import Model
+from csunmix._kernels.modes import Modes, approximate
+from csunmix._validation import FloatArray
+
+_FIRST = 1000  # draws around the optima
+_EVEN = 0.1  # of them, the same for every optimum
+_HEAVIEST = 2  # scenes that a round draws around
+_NORMAL = 50.0  # of the first draws, those that count where all is near normal
+_EASY = 50.0  # scenes that count, of an easier posterior
+_SPREAD = (8, 100.0)  # of them, those that draws of the next begin around, and draws of each
+_MORE = (500, 0.1)  # draws around each, at least, and share of all draws so far
+_LIGHT = 0.01  # of the largest weight, below which no scene is drawn around
+_RARE = 0.05  # share from where a kind of scene, in a cell or not, is drawn there
+_LEAST = 1000  # draws in all for every target beyond the first
+_MOST = (250, 200_000)  # draws for every scene that is to count, and in all
+_NEGLIGIBLE = 1e-4  # of the largest weight
+
+
+class Draws(NamedTuple):
+    """Weighted scenes of a posterior."""
+
+    theta: FloatArray  # (n, d)
+    weight: FloatArray  # (n,), summing to 1
+    log_integral: float  # of likelihood and prior, in units of (2 pi)^(d/2)
+
+    @property
+    def effective(self) -> float:
+        """How many scenes count, ``1 / sum w^2``; 0 of none."""
+        return 1.0 / float(self.weight @ self.weight) if self.weight.size else 0.0
+
+
+def draw(
+    model: Model, easier: Sequence[Model], modes: Modes, share: FloatArray, enough: float, seed: int
+) -> Draws:
+    """Scenes of a posterior until `enough` of them count, or there were too many draws.
+
+    Draws begin around the modes. Where few of the first count, the posterior is no mixture of
+    normal distributions: then it is come to by `easier` ones, the easiest first, each begun around
+    the modes and the heaviest scenes of the one before it.
+    """
+    rng = np.random.default_rng(seed)
+    start, number = modes, np.ceil(_FIRST * ((1.0 - _EVEN) * share + _EVEN / share.size))
+    if easier and _follow(model, start, number, _NORMAL, _FIRST, rng).effective < _NORMAL:
+        for each, harder in zip(easier, [*easier[1:], model], strict=True):
+            found = _follow(each, start, number, _EASY, _MOST[0] * _EASY, rng)
+            if found.weight.size:
+                others, of_others = _around(harder, found, found.weight, *_SPREAD)
+                start, number = _join([modes, others]), np.append(number[: share.size], of_others)
+    most = min(_MOST[0] * enough, _MOST[1])
+    return _follow(model, start, number, enough, most, rng, _LEAST * (model.n_targets - 1))
+
+
+def _follow(
+    model: Model,
+    new: Modes,
+    more: FloatArray,
+    enough: float,
+    most: float,
+    rng: np.random.Generator,
+    least: float = 0.0,
+) -> Draws:
+    """Scenes by incremental mixture importance sampling (Raftery & Bao 2010, Biometrics 66, 1162).
+
+    The first are drawn from t distributions with the means and scales of normal approximations, so
+    many of each. Every round adds such distributions around the scenes that weigh most, and draws
+    from them, so that a posterior that is bent is followed to its ends. Scenes weigh as draws from
+    the mixture of all distributions. Of each distribution, only scenes are taken whose targets lie
+    next to those of its mean, so that each has one order of targets.
+    """
+    count, d = model.n_targets, new.mean.shape[1]
+    mean, inverse, number = np.empty((0, d)), np.empty((0, d, d)), np.empty(0)
+    theta, logs, density = np.empty((0, d)), np.empty(0), np.empty(0)
+    while True:
+        add_density(new.mean, new.inverse, more, count, theta, density)
+        mean, inverse = np.concatenate([mean, new.mean]), np.concatenate([inverse, new.inverse])
+        number = np.concatenate([number, more])
+        drawn, values = _draw_round(model, new, more, rng)
+        theta, logs = np.concatenate([theta, drawn]), np.concatenate([logs, values])
+        density = np.concatenate([density, np.zeros(len(drawn))])
+        add_density(mean, inverse, number, count, drawn, density[density.size - len(drawn) :])
+        found = _weigh(theta, logs - np.log(density))
+        done = found.effective >= enough and number.sum() >= least
+        if done or number.sum() >= most or not theta.size:
+            return _without_negligible(found)
+        new, more = _around(
+            model, found, logs, _HEAVIEST, max(_MORE[0], _MORE[1] * float(number.sum()))
+        )
+
+
+def _draw_round(
+    model: Model, modes: Modes, number: FloatArray, rng: np.random.Generator
+) -> tuple[FloatArray, FloatArray]:
+    """Scenes (n, d) from t distributions, so many of each, and the log posterior (n,) of each."""
+    of = np.repeat(np.arange(number.size), number.astype(int))
+    unit = rng.standard_normal((of.size, modes.mean.shape[1]))
+    unit *= np.sqrt(DEGREES / rng.chisquare(DEGREES, of.size))[:, None]
+    parts = np.split(unit, np.cumsum(number).astype(int)[:-1])
+    away = [part @ factor.T for part, factor in zip(parts, modes.factor, strict=True)]
+    theta = modes.mean[of] + np.concatenate(away)
+    logs = log_posterior(model, theta, modes.mean, of)
+    return theta[logs > -np.inf], logs[logs > -np.inf]
+
+
+def _weigh(theta: FloatArray, logs: FloatArray) -> Draws:
+    """Scenes and their weights from the logarithms of these."""
+    top = float(logs.max(initial=-np.inf))
+    weight = np.exp(logs - top)
+    total = float(weight.sum())
+    return Draws(theta, weight / total, top + log(total) if total > 0.0 else -np.inf)
+
+
+def _without_negligible(found: Draws) -> Draws:
+    heavy = found.weight > _NEGLIGIBLE * found.weight.max(initial=0.0)
+    weight = found.weight[heavy]
+    return Draws(found.theta[heavy], weight / weight.sum(), found.log_integral)
+
+
+def _around(
+    model: Model, found: Draws, logs: FloatArray, n: int, each: float
+) -> tuple[Modes, FloatArray]:
+    """Normal approximations around the heaviest scenes, apart from each other; draws of each."""
+    heavy = found.weight > _LIGHT * found.weight.max()
+    theta, weight, logs = found.theta[heavy], found.weight[heavy], logs[heavy]
+    parts: list[Modes] = []
+    numbers: list[FloatArray] = []
+    while len(parts) < n and weight.max() > 0.0:
+        k = int(weight.argmax())
+        modes, share, _ = approximate(model, theta[k : k + 1], -logs[k : k + 1])
+        common = share > _RARE
+        parts.append(Modes(*(part[common] for part in modes)))
+        numbers.append(np.ceil(each * share[common]))
+        unit = (theta - theta[k]) @ modes.inverse[0].T
+        weight[(unit**2).sum(axis=1) < unit.shape[1]] = 0.0
+    return _join(parts), np.concatenate(numbers)
+
+
+def _join(parts: list[Modes]) -> Modes:
+    return Modes(*(np.concatenate(each) for each in zip(*parts, strict=True)))

@@ -1,0 +1,208 @@
+"""Weighted draws: what they weigh, against particles and chains, and what they end in."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import permutations
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+import csunmix as cu
+from csunmix._kernels.importance import DEGREES, add_density, in_order, log_posterior
+from csunmix._kernels.prior import log_prior
+from csunmix._kernels.scene import illuminate, log_likelihood, new_room
+from csunmix.continuous.fit import Fit, fit
+from csunmix.continuous.importance import Draws, draw
+from csunmix.continuous.sampling import cool, effective, hop, summarise, weigh
+from csunmix.continuous.window import Setting
+from csunmix.targets import Flag
+from tests.test_billiards import COUNT, INSIDE, model_of
+
+PRESET = cu.presets.csist_100k()
+RNG = np.random.default_rng(0)
+
+
+def setting_of(sensor: cu.Sensor = PRESET.sensor, **known: Any) -> Setting:
+    return Setting(PRESET.psf, sensor, replace(PRESET.prior, **known), PRESET.shape, 0.0)
+
+
+def fits_of(setting: Setting, count: int, n: int, seed: int) -> list[Fit]:
+    scene = replace(PRESET.scene, count=(count, count))
+    made = cu.simulate(PRESET.psf, setting.sensor, scene, shape=PRESET.shape, n=n, rng=seed)
+    fits = []
+    for image in made.images:
+        window = setting.window(image.astype(np.float64))
+        assert window is not None
+        best = fit(setting, window, count, 0)
+        assert best is not None
+        fits.append(best)
+    return fits
+
+
+def drawn(best: Fit, enough: float, seed: int = 0) -> Draws:
+    exact = best.model._replace(pixels=best.window.pixels)
+    return draw(exact, [*best.easier, best.model], *best.modes, enough, seed)
+
+
+def orders(theta: Any, count: int) -> Any:
+    """The scene in all orders of its targets."""
+    return [theta.reshape(count, 3)[list(order)].ravel() for order in permutations(range(count))]
+
+
+def symmetric(theta: Any, weight: Any) -> tuple[Any, Any]:
+    """Means and standard deviations of what does not depend on the order of targets."""
+    place = theta.reshape(len(theta), -1, 3)
+    away = ((place - place.mean(axis=1, keepdims=True))[..., :2] ** 2).sum(axis=1)
+    told = np.column_stack([place.mean(axis=1), away])
+    mean = weight @ told / weight.sum()
+    return mean, np.sqrt(weight @ (told - mean) ** 2 / weight.sum())
+
+
+# --- kernels ------------------------------------------------------------------------------------
+
+
+def test_every_scene_has_one_order_next_to_a_mean() -> None:
+    for _ in range(50):
+        theta, like = RNG.uniform(0.0, 3.0, (2, 9))
+        assert sum(in_order(each, like, 3) for each in orders(theta, 3)) == 1
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_density_is_that_of_t_distributions_in_the_order_next_to_them(background: bool) -> None:
+    d = 3 * COUNT + background
+    mean = np.append(INSIDE, 0.0)[:d] + RNG.normal(0.0, 0.2, (4, d))
+    factor = np.tril(RNG.normal(0.0, 0.05, (4, d, d)), -1) + 0.3 * np.eye(d)
+    thetas = mean[RNG.integers(4, size=150)] + RNG.normal(0.0, 0.3, (150, d))
+    number = np.array([10.0, 1.0, 200.0, 30.0])
+    total = np.ones(150)
+    add_density(mean, np.linalg.inv(factor), number, COUNT, thetas, total)
+    expected = np.ones(150)
+    for k in range(4):
+        t = stats.multivariate_t(mean[k], factor[k] @ factor[k].T, DEGREES)
+        for i, theta in enumerate(thetas):
+            for each in orders(theta[: 3 * COUNT], COUNT):
+                if in_order(each, mean[k], COUNT):
+                    density = t.pdf(np.append(each, theta[3 * COUNT :]))
+                    expected[i] += number[k] * density * (2.0 * np.pi) ** (0.5 * d)
+    np.testing.assert_allclose(total, expected, rtol=1e-9)
+
+
+def test_log_posterior_is_prior_and_likelihood_where_a_scene_may_be() -> None:
+    model = model_of(separation=0.2)
+    thetas = INSIDE + RNG.normal(0.0, 1.0, (400, 1)) * np.tile([0.3, 0.3, 20.0], COUNT)
+    thetas += RNG.normal(0.0, 1.0, (400, 9)) * np.tile([0.3, 0.3, 20.0], COUNT)
+    logs = log_posterior(model, thetas, INSIDE[None], np.zeros(400, np.int64))
+    room = new_room(model.optics, COUNT, 9, *model.pixels.low.shape)
+    expected = []
+    for theta in thetas:
+        illuminate(model.optics, theta, room)
+        value = log_prior(model.box, theta, COUNT)
+        value += log_likelihood(model.pixels, room.light, 0.0)
+        expected.append(value if in_order(theta, INSIDE, COUNT) else -np.inf)
+    assert np.isfinite(expected).any()
+    assert np.isinf(expected).any()
+    given = np.where(np.isfinite(logs), logs, np.array(expected))  # hopeless scenes are left out
+    np.testing.assert_allclose(given, expected)
+    left_out = np.isfinite(expected) & ~np.isfinite(logs)
+    assert (np.array(expected)[left_out] < np.max(expected) - 10.0).all()
+
+
+# --- draws --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("sensor", "count"),
+    [(PRESET.sensor, 3), (cu.Sensor(read_noise=3.0), 3), (cu.Sensor(read_noise=5.0), 4)],
+    ids=["rounded", "sigma 3", "sigma 5"],
+)
+def test_draws_agree_with_particles_from_the_prior(sensor: cu.Sensor, count: int) -> None:
+    setting = setting_of(sensor)
+    for best in fits_of(setting, count, 2, 3):
+        found = drawn(best, 1000.0)
+        assert found.effective >= 500.0
+        runs = [cool(setting, best.window, count, seed)[0].theta for seed in range(3)]
+        theta = np.concatenate(runs).reshape(-1, 3 * count)
+        mean, spread = symmetric(theta, np.ones(len(theta)))
+        given, given_spread = symmetric(found.theta, found.weight)
+        np.testing.assert_allclose(given / spread, mean / spread, atol=0.3)
+        np.testing.assert_allclose(given_spread, spread, rtol=0.25)
+
+
+def test_integral_is_that_of_sequential_monte_carlo() -> None:
+    """One that targets of which it is not known which is which share: of each order once."""
+    sensor = cu.Sensor(read_noise=12.0)
+    setting = setting_of(sensor, cell=False, min_separation=0.3)
+    for best in fits_of(setting, 2, 3, 8):
+        expected = [cool(setting, best.window, 2, seed)[1] for seed in range(4)]
+        assert best.log_evidence == pytest.approx(np.mean(expected), abs=0.4)
+
+
+def test_a_bent_posterior_is_followed_to_its_ends() -> None:
+    """Four targets in a square may turn: 5 standard deviations of the approximation, bent."""
+    setting = setting_of()
+    made = cu.simulate(PRESET.psf, PRESET.sensor, PRESET.scene, shape=PRESET.shape, n=300, rng=100)
+    window = setting.window(made.images[37].astype(np.float64))
+    assert window is not None
+    best = fit(setting, window, 4, 1)
+    assert best is not None
+    truth = made.truth[made.truth["frame"] == 37][["y", "x"]].to_numpy() - window.origin
+    for seed in range(3):
+        found = drawn(best, 400.0, seed)
+        places = found.theta.reshape(len(found.theta), 4, 3)[..., :2]
+        away = np.hypot(*(places[:, :, None] - truth).transpose(3, 0, 1, 2)).min(axis=1)
+        near = (away < 0.06).all(axis=1)
+        assert found.weight[near].sum() > 0.5
+        first = best.modes[0].mean.reshape(-1, 4, 3)[..., :2]
+        assert (np.hypot(*(first[:, :, None] - truth).T).min(axis=1) > 0.06).any()
+
+
+def test_draws_agree_with_chains() -> None:
+    setting = setting_of(cu.Sensor(read_noise=3.0))
+    for best in fits_of(setting, 3, 4, 2):
+        answers = [
+            summarise(best, each, 0.1)
+            for each in (weigh(setting, best, 400.0, 8, 0, 0), hop(setting, best, 8, 1000, 0))
+        ]
+        one, two = (answer[np.lexsort(answer[:, :2].T.round(1))] for answer in answers)
+        assert (np.abs(one[:, :3] - two[:, :3]) < 0.4 * two[:, 3:6]).all()
+        np.testing.assert_allclose(one[:, 3:6], two[:, 3:6], rtol=0.3)
+
+
+def test_as_many_scenes_count_as_asked_for() -> None:
+    best = fits_of(setting_of(cu.Sensor(read_noise=3.0)), 2, 1, 0)[0]
+    for enough in (100.0, 1000.0):
+        found = drawn(best, enough)
+        assert enough <= found.effective < len(found.weight)
+        assert found.weight.sum() == pytest.approx(1.0)
+
+
+def test_the_seed_says_which_draws() -> None:
+    best = fits_of(setting_of(), 3, 1, 0)[0]
+    one, same, other = (drawn(best, 100.0, seed) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(one.theta, same.theta)
+    np.testing.assert_array_equal(one.weight, same.weight)
+    assert one.log_integral != other.log_integral
+
+
+def test_chains_run_where_far_too_few_count() -> None:
+    """As many as these are asked for there are in no image."""
+    setting = setting_of()
+    best = fits_of(setting, 2, 1, 1)[0]
+    chains = weigh(setting, best, 1e9, 8, 100, 0)
+    assert chains.theta.shape[0] >= 8
+    assert effective(weigh(setting, best, 400.0, 8, 0, 0)) >= 400.0
+
+
+def test_without_scenes_the_answer_is_that_of_the_approximations() -> None:
+    """An image of another PSF, which no scene explains, and no chains."""
+    setting = setting_of(cu.Sensor(read_noise=0.01))
+    wide = cu.GaussianPSF(sigma=0.7)
+    made = cu.simulate(
+        wide, setting.sensor, replace(PRESET.scene, count=(5, 5)), shape=PRESET.shape, n=1, rng=0
+    )
+    table = cu.ContinuousUnmixer(PRESET.psf, setting.sensor, setting.prior, n_steps=0)(made.images)
+    assert np.isfinite(table[["y", "x", "flux", "y_err", "score"]]).all(axis=None)
+    assert (table["flags"] & int(Flag.MISFIT)).all()
