@@ -6,11 +6,13 @@ Two kinds of data, 1 to 5 targets in a box of 1.2 px, the count given: *clear*, 
 at 255 with targets as `presets.csist_100k().prior` has them; *blurred*, noise of 5 DN and fluxes of
 100-300 DN, where it is hardly known which target is which.
 
-*Samplers*: "hops" (chains from the optima of the fit, the default of `PosteriorUnmixer`) and "smc"
-(sequential Monte Carlo from the prior), which have no more in common than the paths they take. Four
-runs of every image with other random numbers. R-hat is ``sqrt(1 + B / W)`` of a position, B the
-variance between the runs' means and W that within runs. "Apart" is the distance of the two
-samplers' means of a position, all runs together, in its standard deviations.
+*Samplers* of `PosteriorUnmixer`: "importance" (draws around the optima of the fit, and on from
+there; its default), "hops" (chains from these optima) and "smc" (sequential Monte Carlo from the
+prior). The last two have no more in common than the paths they take, the first has nothing in
+common with "smc". Four runs of every image with other random numbers. R-hat is ``sqrt(1 + B / W)``
+of a position, B the variance between the runs' means and W that within runs: 95 % of the images are
+below the second number. "Apart" is the distance of a sampler's mean of a position from that of
+"smc", all runs together, in its standard deviations.
 
 *Calibration* (Talts et al. 2018, arXiv 1804.06788): the rank of the true value among 19 scenes, in
 five bins that should be equally full, and the p-value of chi^2. The statistics do not depend on the
@@ -35,7 +37,7 @@ import csunmix as cu
 from benchmarks.accuracy.protocol import REPORT_SEED
 from benchmarks.report import to_markdown, write_report
 from csunmix.continuous.fit import fit
-from csunmix.continuous.sampling import Sample, cool, hop, relabel
+from csunmix.continuous.sampling import Sample, cool, hop, relabel, weigh
 from csunmix.continuous.window import Setting
 from csunmix.metrics import match
 from csunmix.simulate import Simulation
@@ -44,7 +46,8 @@ _RUNS, _RANKS, _BINS = 4, 20, 5
 _THIN = 1000  # scenes of a run
 _EDGES = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 _STATISTICS = ("mean y", "mean x", "total flux", "mean squared distance")
-_SAMPLERS = ("hops", "smc")
+_SAMPLERS = ("importance", "hops", "smc")
+_ENOUGH = 1000.0  # scenes that count, as `PosteriorUnmixer` asks for
 
 
 def settings() -> dict[str, Setting]:
@@ -70,22 +73,23 @@ def statistics(scenes: np.ndarray) -> np.ndarray:
 
 
 def samples(setting: Setting, made: Simulation) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Truth (K, 3) of every image, and runs of both samplers (2, n_runs, n, K, 3)."""
+    """Truth (K, 3) of every image, and runs of the samplers (3, n_runs, n, K, 3)."""
     unmixer = cu.PosteriorUnmixer(setting.psf, setting.sensor, setting.prior)
     for frame, truth in made.truth.groupby("frame"):
         window = setting.window(made.images[frame])
         if window is None:
             continue
-        runs: list[np.ndarray] = []
+        runs: dict[str, list[np.ndarray]] = {name: [] for name in _SAMPLERS}
+        chains = unmixer.n_chains, unmixer.n_steps
         for seed in range(_RUNS * int(frame), _RUNS * (int(frame) + 1)):
             best = fit(setting, window, len(truth), seed)
             assert best is not None  # the prior has room
-            runs.append(even(hop(setting, best, unmixer.n_chains, unmixer.n_steps, seed)))
-        for seed in range(_RUNS * int(frame), _RUNS * (int(frame) + 1)):
-            runs.append(even(cool(setting, window, len(truth), seed)[0]))
-        shape = (2, _RUNS, _THIN, len(truth), 3)
+            runs["importance"].append(even(weigh(setting, best, _ENOUGH, *chains, seed)))
+            runs["hops"].append(even(hop(setting, best, *chains, seed)))
+            runs["smc"].append(even(cool(setting, window, len(truth), seed)[0]))
+        shape = (len(_SAMPLERS), _RUNS, _THIN, len(truth), 3)
         true = truth[["y", "x", "flux"]].to_numpy() - [*window.origin, 0.0]
-        yield true, np.reshape(runs, shape)
+        yield true, np.reshape([runs[name] for name in _SAMPLERS], shape)
 
 
 def even(found: Sample) -> np.ndarray:
@@ -103,26 +107,26 @@ def compare(setting: Setting, made: Simulation) -> tuple[pd.DataFrame, pd.DataFr
         place = relabel(runs.reshape(-1, *true.shape)).reshape(runs.shape)[..., :2]
         within, means = place.var(axis=2).mean(axis=1), place.mean(axis=2)
         rhat = np.sqrt(1.0 + means.var(axis=1, ddof=1) / within)
-        apart = np.abs(np.diff(means.mean(axis=1), axis=0)[0]) / np.sqrt(within.mean(axis=0))
-        rows.append((len(true), *rhat.max(axis=(1, 2)), np.median(apart)))
+        middle, spread = means.mean(axis=1), np.sqrt(within.mean(axis=0))
+        apart = np.median(np.abs(middle[:-1] - middle[-1]) / spread, axis=(1, 2))
+        rows.append((len(true), *rhat.max(axis=(1, 2)), *apart))
         every = _THIN // (_RANKS - 1)
         for name, run in zip(_SAMPLERS, runs[:, 0], strict=True):
             rank = (statistics(run[every // 2 :: every]) < statistics(true[None])).sum(axis=0)
             # One target has no distance.
             ranks.append((name, *(rank if len(true) > 1 else [*rank[:3], -1])))
-    table = pd.DataFrame(rows, columns=["targets", *_SAMPLERS, "apart"])
-    mixing = pd.DataFrame(
-        {
-            "targets": count,
-            "images": len(group),
-            "R-hat hops, median": group["hops"].median(),
-            "95 % of images below": group["hops"].quantile(0.95),
-            "R-hat smc, median": group["smc"].median(),
-            "95 % of images below ": group["smc"].quantile(0.95),
-            "apart, median": group["apart"].median(),
-        }
-        for count, group in table.groupby("targets")
-    )
+    names = [*_SAMPLERS, *(f"{name} apart" for name in _SAMPLERS[:-1])]
+    table = pd.DataFrame(rows, columns=["targets", *names])
+    lines = []
+    for count, group in table.groupby("targets"):
+        line: dict[str, object] = {"targets": count, "images": len(group)}
+        for name in _SAMPLERS:
+            low, high = group[name].quantile([0.5, 0.95])
+            line[f"R-hat {name}, median, 95 %"] = f"{low:.3f}, {high:.3f}"
+        for name in _SAMPLERS[:-1]:
+            line[f"{name} apart, median"] = group[f"{name} apart"].median()
+        lines.append(line)
+    mixing = pd.DataFrame(lines)
     return mixing, _histograms(pd.DataFrame(ranks, columns=["sampler", *_STATISTICS]))
 
 

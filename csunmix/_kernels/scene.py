@@ -327,28 +327,30 @@ def log_likelihood(
     `log_scales`.
     """
     total, variance = 0.0, pixels.variance + extra
-    inverse = 0.5 / (variance + 1.0 / 12.0)  # of the commonest width
+    of_point, of_unit = 0.5 / variance, 0.5 / (variance + 1.0 / 12.0)  # the commonest widths
     varies = varying(pixels)
     narrow = _NARROW if extra == 0.0 else _ROUGH
-    reach = _CERTAIN * math.sqrt(variance)
+    unit_is_narrow, reach = variance > 1.0 / narrow**2, _CERTAIN * math.sqrt(variance)
     for i in range(light.shape[0]):
         if total < floor and not varies:  # where noise is fixed, pixels only take away
             break
         for j in range(light.shape[1]):
-            low, high = pixels.low[i, j], pixels.high[i, j]
+            low, high, at = pixels.low[i, j], pixels.high[i, j], light[i, j]
             if varies:
-                variance = extra + noise_variance(pixels, light[i, j])
+                variance = extra + noise_variance(pixels, at)
                 total += log_scale(low, high, variance, narrow)
-            elif high - low == 1.0 and variance > 1.0 / narrow**2:
-                r = low + 0.5 - light[i, j]
-                total -= inverse * r * r
+            elif low == high:
+                total -= of_point * (low - at) ** 2
                 continue
-            elif low + reach < light[i, j] < high - reach:
+            elif unit_is_narrow and high - low == 1.0:
+                total -= of_unit * (low + 0.5 - at) ** 2
+                continue
+            elif low + reach < at < high - reach:  # for sure
                 continue
             if soft(low, high, variance, extra):
-                total += log_soft(low, high, light[i, j], variance)
+                total += log_soft(low, high, at, variance)
             else:
-                total += log_pixel(low, high, light[i, j], variance, narrow)
+                total += log_pixel(low, high, at, variance, narrow)
     return total
 
 

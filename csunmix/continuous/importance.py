@@ -51,7 +51,10 @@ def draw(
     """
     rng = np.random.default_rng(seed)
     start, number = modes, np.ceil(_FIRST * ((1.0 - _EVEN) * share + _EVEN / share.size))
-    if easier and _follow(model, start, number, _NORMAL, _FIRST, rng).effective < _NORMAL:
+    found = _follow(model, start, number, min(enough, _NORMAL), _FIRST, rng)
+    if found.effective >= enough:
+        return found
+    if found.effective < _NORMAL:
         for each, harder in zip(easier, [*easier[1:], model], strict=True):
             found = _follow(each, start, number, _EASY, _MOST[0] * _EASY, rng)
             if found.weight.size:

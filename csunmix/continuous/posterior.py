@@ -13,8 +13,6 @@ from csunmix.continuous.fit import PLAUSIBLE, evidences, fit_counts
 from csunmix.continuous.sampling import Sample, cool, hop, summarise, weigh
 from csunmix.continuous.window import Setting
 
-_ENOUGH = 1000.0  # scenes that count
-
 
 @dataclass(frozen=True)
 class PosteriorUnmixer(_Unmixer):
@@ -30,16 +28,22 @@ class PosteriorUnmixer(_Unmixer):
     a density where it is a point) and normal noise of the sensor's variance; ``p(y, x, f)`` is
     uniform over what the `Prior` allows, of a cell or box wherever that may be.
 
-    Of the number of targets with the largest evidence, it is sampled by chains that start at the
-    optima of the joint fit (see `ContinuousUnmixer`). They move by Hamiltonian Monte Carlo, the
-    bounds of the prior being walls that reflect (Afshar & Domke 2015, NeurIPS 28, 3007), and hop
-    between optima: a map from the normal approximation around one to that around another is
-    proposed, with its Jacobian in the chance of being taken. How much of the answer the scenes near
-    an optimum are follows from how often chains change between them; where they hardly do, from the
-    normal approximations. Where pixels are rounded, chains see the ends of the intervals blurred,
-    and scenes are weighed to make up for it. The evidence of a number of targets is rough first, by
-    Laplace's method; where several remain plausible, it is found by importance sampling around the
-    optima.
+    Of the number of targets with the largest evidence, scenes are found by incremental mixture
+    importance sampling (Raftery & Bao 2010, Biometrics 66, 1162): draws from t distributions around
+    all optima of the joint fit (see `ContinuousUnmixer`), to which every round adds others around
+    the scenes that weigh most, so that a posterior that is bent is followed to its ends; weights
+    are those of draws from the mixture. Where few of the first draws count, posteriors of three and
+    1.7 times the noise come first, and the heaviest scenes of each say where to draw next. The
+    evidence of a number of targets is rough first, by Laplace's method;
+    where several remain plausible, it is the mean weight of such draws.
+
+    Where far fewer scenes count, or with ``sampler="hops"``, there are chains that start at the
+    optima. They move by Hamiltonian Monte Carlo, the bounds of the prior being walls that reflect
+    (Afshar & Domke 2015, NeurIPS 28, 3007), and hop between optima: a map from the normal
+    approximation around one to that around another is proposed, with its Jacobian in the chance of
+    being taken. How much of the answer the scenes near an optimum are follows from how often chains
+    change between them; where they hardly do, from the normal approximations. Where pixels are
+    rounded, chains see the ends of the intervals blurred, and scenes are weighed to make up for it.
 
     With ``sampler="smc"``, scenes and evidence come from waste-free sequential Monte Carlo (Dau &
     Chopin 2022, JRSS B 84, 114) that starts at the prior, the noise shrinking from beyond the image
@@ -67,12 +71,15 @@ class PosteriorUnmixer(_Unmixer):
         PSF errs alike in neighbouring pixels.
     radius : float
         Distance that ``score`` speaks of, px.
-    sampler : {"hops", "smc"}
+    sampler : {"importance", "hops", "smc"}
         Where samples come from, see above.
+    n_effective : int
+        Scenes that count, ``(sum w)^2 / sum w^2``, at which draws of "importance" end: a mean errs
+        by one part in ``sqrt(n_effective)`` of its error.
     n_chains, n_steps : int
         Chains that hop (one more for every optimum that would have none), and paths of each, the
         first tenth of which is not kept; four times as many where the chains' means show that they
-        are too few. Without a meaning for "smc".
+        are too few. With "importance", of those that are run where far too few scenes count.
     seed : int
         Of the random numbers, which follow from it and the pixels of each image.
     n_jobs : int
@@ -115,6 +122,7 @@ class PosteriorUnmixer(_Unmixer):
     _: KW_ONLY
     radius: float = 0.1
     sampler: Literal["importance", "hops", "smc"] = "importance"
+    n_effective: int = 1000
     n_chains: int = 8
     n_steps: int = 500
 
@@ -123,6 +131,7 @@ class PosteriorUnmixer(_Unmixer):
         as_number(self.radius, "radius", above=0.0)
         if self.sampler not in ("importance", "hops", "smc"):
             raise ValueError(f"sampler must be 'importance', 'hops' or 'smc', got {self.sampler!r}")
+        as_integer(self.n_effective, "n_effective", minimum=1)
         as_integer(self.n_chains, "n_chains", minimum=2)
         as_integer(self.n_steps, "n_steps", minimum=10)
 
@@ -144,7 +153,7 @@ class PosteriorUnmixer(_Unmixer):
         best = setting.counts[int(probability.argmax())]
         found = cooled.get(best)
         if self.sampler == "importance":
-            found = weigh(setting, fits[best], _ENOUGH, self.n_chains, self.n_steps, seed)
+            found = weigh(setting, fits[best], self.n_effective, self.n_chains, self.n_steps, seed)
         elif found is None:
             found = hop(setting, fits[best], self.n_chains, self.n_steps, seed)
         targets = summarise(fits[best], found, self.radius)

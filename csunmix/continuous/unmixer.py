@@ -12,7 +12,6 @@ from csunmix.continuous.window import Setting
 
 _RADIUS = 0.1  # px, distance that the score speaks of
 _CHAINS = 8
-_ENOUGH = 200.0  # scenes that count
 
 
 @dataclass(frozen=True)
@@ -29,11 +28,10 @@ class ContinuousUnmixer(_Unmixer):
     a saturated pixel is a lower bound and costs ``-log Pr(noise > bound - mu)``. The number of
     targets is that of the largest evidence, see `PosteriorUnmixer`.
 
-    The answer is the mean of the posterior. Around every optimum it is near a normal distribution,
-    the likelihood's cut off by the bounds of the prior (expectation propagation, Minka 2001). Draws
-    from these, with heavier tails, are weighted by importance. Where too few of them count, the
-    answer is that of a few short chains, see `PosteriorUnmixer`; these take rounding as the
-    interval that it is.
+    The answer is the mean of the posterior by importance sampling, which begins around all optima:
+    there the posterior is near a normal distribution, the likelihood's cut off by the bounds of the
+    prior (expectation propagation, Minka 2001). See
+    `PosteriorUnmixer`, which takes the same way further.
 
     Parameters
     ----------
@@ -46,13 +44,15 @@ class ContinuousUnmixer(_Unmixer):
         Error of the PSF as a share of the brightest pixel; adds ``(psf_error * brightest)**2`` to
         the noise variance of every pixel. To be taken larger than what single stars leave, as a
         PSF errs alike in neighbouring pixels.
+    n_effective : int
+        Scenes that count, ``(sum w)^2 / sum w^2``, at which draws end: a mean errs by one part in
+        ``sqrt(n_effective)`` of its error.
     n_steps : int
-        Paths of each of the chains, 8 or as many as there are optima, or four times as many where
-        the chains' means show that they are too few; 0: weighted draws always, which is several
-        times faster, but errors are too small where four or more targets stand close together.
+        Paths of each of the chains that are run where far fewer scenes count, 8 or as many as there
+        are optima, or four times as many paths where the chains' means show that they are too few;
+        0: none.
     seed : int
-        Of the random numbers of starts and chains, which follow from it and the pixels of each
-        image; the weighted draws are the same for all.
+        Of the random numbers, which follow from it and the pixels of each image.
     n_jobs : int
         Images worked on at a time.
 
@@ -64,8 +64,7 @@ class ContinuousUnmixer(_Unmixer):
     ``Flag.NOT_CONVERGED`` marks targets of an image whose chains are still apart after the longer
     run, the variance of the mean above 0.05 of the posterior's for some target (a part of the
     claimed error), and of one whose optima the prior leaves no room around, or where fewer than 10
-    weighted draws count and ``n_steps`` is 0: there the answer is that of the normal
-    approximations.
+    scenes count and `n_steps` is 0: there the answer is that of the normal approximations.
 
     ``Flag.AT_BOUND`` marks targets with a coordinate, a flux or a distance to another target within
     1.5 errors of a bound of the prior, of which walls of a cell that they may share are one (errors
@@ -91,10 +90,12 @@ class ContinuousUnmixer(_Unmixer):
     """
 
     _: KW_ONLY
+    n_effective: int = 200
     n_steps: int = 200
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        as_integer(self.n_effective, "n_effective", minimum=1)
         as_integer(self.n_steps, "n_steps", minimum=0)
 
     def _answer(self, setting: Setting, image: FloatArray, seed: int) -> Answer | None:
@@ -104,6 +105,6 @@ class ContinuousUnmixer(_Unmixer):
         fits = fit_counts(setting, window, seed)
         probability = probabilities(evidences(setting, fits))
         best = fits[setting.counts[int(probability.argmax())]]
-        found = weigh(setting, best, _ENOUGH, _CHAINS, self.n_steps, seed)
+        found = weigh(setting, best, self.n_effective, _CHAINS, self.n_steps, seed)
         targets = summarise(best, found, _RADIUS)
         return answer_for(setting, image, best, targets, found.flags, probability)
