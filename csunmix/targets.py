@@ -45,7 +45,7 @@ class Flag(enum.IntFlag):
     COUNT_AMBIGUOUS = 4
     """Another number of targets explains the image about as well."""
     NOT_CONVERGED = 8
-    """The solver stopped before its tolerance was reached, or chains before they agreed."""
+    """The solver stopped early, chains did before they agreed, or too few weighted draws count."""
     NOT_FINITE = 16
     """The image has NaN or infinite pixels and was not unmixed."""
     NO_TARGET = 32

@@ -197,6 +197,7 @@ def test_bad_settings_are_named(
     [
         ({"radius": 0.0}, "radius"),
         ({"n_chains": 1}, "n_chains"),
+        ({"n_effective": 0}, "n_effective"),
         ({"n_steps": 9}, "n_steps"),
         ({"sampler": "nuts"}, "sampler"),
     ],

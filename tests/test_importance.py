@@ -11,12 +11,19 @@ import pytest
 from scipy import stats
 
 import csunmix as cu
-from csunmix._kernels.importance import DEGREES, add_density, in_order, log_posterior
+from csunmix._kernels.importance import (
+    DEGREES,
+    NEVER,
+    add_density,
+    in_order,
+    log_level,
+    log_posterior,
+)
 from csunmix._kernels.prior import log_prior
-from csunmix._kernels.scene import illuminate, log_likelihood, new_room
+from csunmix._kernels.scene import Pixels, illuminate, log_likelihood, new_room
 from csunmix.continuous.fit import Fit, fit
 from csunmix.continuous.importance import Draws, draw
-from csunmix.continuous.sampling import cool, effective, hop, summarise, weigh
+from csunmix.continuous.sampling import cool, hop, summarise, weigh
 from csunmix.continuous.window import Setting
 from csunmix.targets import Flag
 from tests.test_billiards import COUNT, INSIDE, model_of
@@ -77,25 +84,28 @@ def test_density_is_that_of_t_distributions_in_the_order_next_to_them(background
     factor = np.tril(RNG.normal(0.0, 0.05, (4, d, d)), -1) + 0.3 * np.eye(d)
     thetas = mean[RNG.integers(4, size=150)] + RNG.normal(0.0, 0.3, (150, d))
     number = np.array([10.0, 1.0, 200.0, 30.0])
-    total = np.ones(150)
-    add_density(mean, np.linalg.inv(factor), number, COUNT, thetas, total)
-    expected = np.ones(150)
+    total = np.zeros(150)
+    add_density(mean, np.linalg.inv(factor), number, 2.0, COUNT, thetas, total)
+    expected = np.zeros(150)
     for k in range(4):
         t = stats.multivariate_t(mean[k], factor[k] @ factor[k].T, DEGREES)
         for i, theta in enumerate(thetas):
             for each in orders(theta[: 3 * COUNT], COUNT):
                 if in_order(each, mean[k], COUNT):
                     density = t.pdf(np.append(each, theta[3 * COUNT :]))
-                    expected[i] += number[k] * density * (2.0 * np.pi) ** (0.5 * d)
+                    expected[i] += number[k] * density * (2.0 * np.pi) ** (0.5 * d) / np.e**2
     np.testing.assert_allclose(total, expected, rtol=1e-9)
 
 
 def test_log_posterior_is_prior_and_likelihood_where_a_scene_may_be() -> None:
     model = model_of(separation=0.2)
+    room = new_room(model.optics, COUNT, 9, *model.pixels.low.shape)
+    illuminate(model.optics, INSIDE, room)
+    seen = room.light.copy()
+    model = model._replace(pixels=Pixels(seen, seen, 4.0, 0.0))
     thetas = INSIDE + RNG.normal(0.0, 1.0, (400, 1)) * np.tile([0.3, 0.3, 20.0], COUNT)
     thetas += RNG.normal(0.0, 1.0, (400, 9)) * np.tile([0.3, 0.3, 20.0], COUNT)
     logs = log_posterior(model, thetas, INSIDE[None], np.zeros(400, np.int64))
-    room = new_room(model.optics, COUNT, 9, *model.pixels.low.shape)
     expected = []
     for theta in thetas:
         illuminate(model.optics, theta, room)
@@ -107,7 +117,8 @@ def test_log_posterior_is_prior_and_likelihood_where_a_scene_may_be() -> None:
     given = np.where(np.isfinite(logs), logs, np.array(expected))  # hopeless scenes are left out
     np.testing.assert_allclose(given, expected)
     left_out = np.isfinite(expected) & ~np.isfinite(logs)
-    assert (np.array(expected)[left_out] < np.max(expected) - 10.0).all()
+    assert left_out.any()
+    assert (np.array(expected)[left_out] < np.max(expected) - NEVER).all()
 
 
 # --- draws --------------------------------------------------------------------------------------
@@ -156,7 +167,8 @@ def test_a_bent_posterior_is_followed_to_its_ends() -> None:
         near = (away < 0.06).all(axis=1)
         assert found.weight[near].sum() > 0.5
         first = best.modes[0].mean.reshape(-1, 4, 3)[..., :2]
-        assert (np.hypot(*(first[:, :, None] - truth).T).min(axis=1) > 0.06).any()
+        far = np.hypot(*(first[:, :, None] - truth).transpose(3, 0, 1, 2)).min(axis=1) > 0.06
+        assert far.any(axis=1).all()  # no mode is there
 
 
 def test_draws_agree_with_chains() -> None:
@@ -175,7 +187,7 @@ def test_as_many_scenes_count_as_asked_for() -> None:
     best = fits_of(setting_of(cu.Sensor(read_noise=3.0)), 2, 1, 0)[0]
     for enough in (100.0, 1000.0):
         found = drawn(best, enough)
-        assert enough <= found.effective < len(found.weight)
+        assert 0.98 * enough <= found.effective < len(found.weight)
         assert found.weight.sum() == pytest.approx(1.0)
 
 
@@ -187,22 +199,72 @@ def test_the_seed_says_which_draws() -> None:
     assert one.log_integral != other.log_integral
 
 
-def test_chains_run_where_far_too_few_count() -> None:
-    """As many as these are asked for there are in no image."""
-    setting = setting_of()
-    best = fits_of(setting, 2, 1, 1)[0]
-    chains = weigh(setting, best, 1e9, 8, 100, 0)
-    assert chains.theta.shape[0] >= 8
-    assert effective(weigh(setting, best, 400.0, 8, 0, 0)) >= 400.0
+def unlike() -> tuple[Setting, Any]:
+    """An image of another PSF, which no scene explains."""
+    setting = setting_of(cu.Sensor(read_noise=0.01))
+    wide, scene = cu.GaussianPSF(sigma=0.7), replace(PRESET.scene, count=(5, 5))
+    made = cu.simulate(wide, setting.sensor, scene, shape=PRESET.shape, n=1, rng=0)
+    return setting, made.images[0]
+
+
+def test_chains_run_where_too_few_count() -> None:
+    setting, image = unlike()
+    window = setting.window(image)
+    assert window is not None
+    best = fit(setting, window, 5, 0)
+    assert best is not None
+    assert weigh(setting, best, 200.0, 8, 20, 0).theta.shape[0] >= 8
+    assert weigh(setting, best, 200.0, 8, 0, 0).theta.size == 0
+
+
+def test_chains_are_not_called_for_by_a_small_number() -> None:
+    setting = setting_of(cu.Sensor(read_noise=3.0))
+    best = fits_of(setting, 1, 1, 1)[0]
+    assert weigh(setting, best, 1.0, 8, 100, 0).theta.shape[0] == 1
 
 
 def test_without_scenes_the_answer_is_that_of_the_approximations() -> None:
-    """An image of another PSF, which no scene explains, and no chains."""
-    setting = setting_of(cu.Sensor(read_noise=0.01))
-    wide = cu.GaussianPSF(sigma=0.7)
-    made = cu.simulate(
-        wide, setting.sensor, replace(PRESET.scene, count=(5, 5)), shape=PRESET.shape, n=1, rng=0
-    )
-    table = cu.ContinuousUnmixer(PRESET.psf, setting.sensor, setting.prior, n_steps=0)(made.images)
+    setting, image = unlike()
+    table = cu.ContinuousUnmixer(PRESET.psf, setting.sensor, setting.prior, n_steps=0)(image)
     assert np.isfinite(table[["y", "x", "flux", "y_err", "score"]]).all(axis=None)
     assert (table["flags"] & int(Flag.MISFIT)).all()
+    assert (table["flags"] & int(Flag.NOT_CONVERGED)).all()
+
+
+@pytest.mark.parametrize(
+    ("psf", "sensor", "background"),
+    [
+        (PRESET.psf, cu.Sensor(read_noise=2.0, gain=2.0), 0.0),
+        (PRESET.psf, cu.Sensor(read_noise=3.0), "fit"),
+        (cu.AiryPSF(radius=1.2), cu.Sensor(read_noise=3.0), 0.0),
+    ],
+    ids=["shot noise", "background", "rank"],
+)
+def test_draws_agree_with_chains_whatever_the_model(psf: Any, sensor: Any, background: Any) -> None:
+    prior = replace(PRESET.prior, count=(2, 2), min_separation=0.8, extent=2.0, cell=False)
+    made = cu.simulate(psf, sensor, prior, shape=(13, 13), n=3, rng=5)
+    setting = Setting(psf, sensor, prior, (13, 13), background)
+    for image in made.images:
+        window = setting.window(image.astype(np.float64))
+        assert window is not None
+        best = fit(setting, window, 2, 0)
+        assert best is not None
+        answers = [
+            summarise(best, each, 0.1)
+            for each in (weigh(setting, best, 1000.0, 8, 0, 0), hop(setting, best, 8, 500, 0))
+        ]
+        one, two = (answer[np.argsort(answer[:, 0] + answer[:, 1])] for answer in answers)
+        assert (np.abs(one[:, :3] - two[:, :3]) < 0.35 * two[:, 3:6]).all()
+        np.testing.assert_allclose(one[:, 3:6], two[:, 3:6], rtol=0.25)
+
+
+def test_densities_beyond_numbers_are_none_all_the_same() -> None:
+    """Forty isolated targets known to 1e-6 px: densities at their means are above 1e308."""
+    count, d = 40, 120
+    mean = np.column_stack([np.arange(count), np.zeros(count), np.full(count, 230.0)]).ravel()[None]
+    inverse = 1e6 * np.eye(d)[None]
+    unit = log_level(inverse[0], 1000.0)
+    assert unit > np.log(np.finfo(float).max)
+    total = np.zeros(3)
+    add_density(mean, inverse, np.full(1, 1000.0), unit, count, np.repeat(mean, 3, axis=0), total)
+    np.testing.assert_allclose(total, 1.0)

@@ -227,9 +227,9 @@ def test_information_of_an_interval_is_the_variance_of_its_score(noise: float) -
 @pytest.mark.parametrize("per_light", [0.0, 0.5])
 @pytest.mark.parametrize("extra", [0.0, 0.4, 9.0, 1e6])
 def test_likelihood_of_an_image_is_the_sum_over_pixels(extra: float, per_light: float) -> None:
-    low = np.array([[3.0, 2.5, 6.0], [-INF, 4.0, -INF]])
-    high = np.array([[3.0, 3.5, 8.0], [INF, INF, 1.5]])
-    light = np.array([[3.4, 2.2, 7.1], [8.0, 4.4, -0.5]])
+    low = np.array([[3.0, 2.5, 6.0, 0.0], [-INF, 4.0, -INF, -INF]])
+    high = np.array([[3.0, 3.5, 8.0, 40.0], [INF, INF, 1.5, 40.0]])
+    light = np.array([[3.4, 2.2, 7.1, 20.0], [8.0, 4.4, -0.5, 20.0]])
     pixels = scene.Pixels(low, high, 0.6, per_light)
     lit = np.maximum(light, 0.0)
     variance = 0.6 + extra + per_light * lit

@@ -3,9 +3,7 @@
     python -m benchmarks.speed.off_grid --n 1024 --out benchmarks/speed/off_grid.md
 
 CSIST-100K as simulated by the main protocol, 8 bit, clipped at 255. Ours find the number of
-targets, positions, fluxes and their errors from the image and the prior. With ``n_steps=0``
-`ContinuousUnmixer` answers by weighted draws alone: its errors are too small where four or more
-targets stand close together, so that it is no substitute for the default there.
+targets, positions, fluxes and their errors from the image and the prior.
 
 photutils' PSFPhotometry and SciPy's least_squares are told the true number, start 0.2 px (normal,
 along each axis) off the truth at a flux of 235 DN, know the PSF and leave out clipped pixels: no
@@ -185,7 +183,6 @@ def ours(images: np.ndarray, threads: int) -> dict[str, Run]:
     parts = SETUP.psf, SETUP.sensor, SETUP.prior
     unmixers: dict[str, Callable[[np.ndarray], pd.DataFrame]] = {
         "ContinuousUnmixer": cu.ContinuousUnmixer(*parts, n_jobs=threads),
-        "ContinuousUnmixer, n_steps=0": cu.ContinuousUnmixer(*parts, n_steps=0, n_jobs=threads),
         POSTERIOR: cu.PosteriorUnmixer(*parts, n_jobs=threads),
     }
     return {

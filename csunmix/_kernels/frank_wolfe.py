@@ -70,10 +70,9 @@ def _grid_factors(table: FloatArray, change: FloatArray, n: int) -> FloatArray:
     """Factors (m, rank, n) at equal steps from -0.5 to n - 0.5."""
     rank, n_phases = table.shape[0], table.shape[1] - 1
     m = math.ceil(n * n_phases / _PHASES_PER_STEP) + 1
-    factors, slopes = np.empty((m, rank, n)), np.empty((m, rank, n))
+    factors = np.empty((m, rank, n))
     for k in range(m):
         axis_factor(table, change, -0.5 + n * k / (m - 1), k, factors)
-        axis_slope(table, change, -0.5 + n * k / (m - 1), k, slopes)
     return factors
 
 

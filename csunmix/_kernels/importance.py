@@ -17,7 +17,8 @@ DEGREES = 8
 """Of freedom of the t distributions: tails that hold what is not normal."""
 
 _BLOCK = 64  # scenes that go through a step side by side
-_NEVER = 50.0  # log likelihood below the largest so far from where a scene weighs nothing
+NEVER = 50.0
+"""Log likelihood, and one for every parameter, that a scene which weighs nothing lacks."""
 
 
 @kernel()
@@ -37,7 +38,7 @@ def log_posterior(model: Model, thetas: FloatArray, means: FloatArray, of: IntAr
         glow(model.optics, thetas[i], room)
         value = log_likelihood(model.pixels, room.light, 0.0, floor)
         if value >= floor:
-            floor = max(floor, value - _NEVER)
+            floor = max(floor, value - NEVER - thetas.shape[1])
             logs[i] = prior + value
     return logs
 
@@ -45,15 +46,23 @@ def log_posterior(model: Model, thetas: FloatArray, means: FloatArray, of: IntAr
 @kernel()
 def in_order(theta: FloatArray, like: FloatArray, count: int) -> bool:
     """Whether targets lie next to those of `like`, see `nearest`."""
+    same = _each_is_nearest(theta, like, count)
+    if not same:
+        order, same = nearest(theta, like, count), True
+        for n in range(count):
+            same = same and order[n] == n
+    return same
+
+
+@leaf()
+def _each_is_nearest(theta: FloatArray, like: FloatArray, count: int) -> bool:
+    """Whether no target lies nearer to one of `like` than its own."""
     for k in range(count):
         own = (theta[3 * k] - like[3 * k]) ** 2 + (theta[3 * k + 1] - like[3 * k + 1]) ** 2
         for m in range(count):
             d2 = (theta[3 * m] - like[3 * k]) ** 2 + (theta[3 * m + 1] - like[3 * k + 1]) ** 2
             if d2 < own:
-                order, same = nearest(theta, like, count), True
-                for n in range(count):
-                    same = same and order[n] == n
-                return same
+                return False
     return True
 
 
@@ -62,6 +71,7 @@ def add_density(
     mean: FloatArray,
     inverse: FloatArray,
     number: FloatArray,
+    unit: float,
     count: int,
     thetas: FloatArray,
     total: FloatArray,
@@ -69,16 +79,16 @@ def add_density(
     """Add densities at scenes (n, d) of t distributions (m,), times `number`, to `total` (n,).
 
     They have the means (m, d), and the inverses (m, d, d) of lower Cholesky factors of their
-    scales; densities are in units of ``(2 pi)^(-d/2)``. Of each it is that of the one order of a
-    scene's targets in which they lie next to those of the mean. Scenes go side by side through
-    every step, so that steps are vectorised.
+    scales; densities are in units of ``exp(unit) (2 pi)^(-d/2)``. Of each it is that of the one
+    order of a scene's targets in which they lie next to those of the mean. Scenes go side by side
+    through every step, so that steps are vectorised.
     """
     m, d = mean.shape
     scenes, away = np.empty((d, _BLOCK)), np.empty((d, _BLOCK))
     row, distance2, power = np.empty(_BLOCK), np.empty(_BLOCK), np.empty(_BLOCK)
     level, reach2 = np.empty(m), np.empty(m)
     for k in range(m):
-        level[k] = math.exp(_log_level(inverse[k], number[k]))
+        level[k] = math.exp(log_level(inverse[k], number[k]) - unit)
         reach2[k] = _sure_reach(mean[k], count) ** 2
     for start in range(0, thetas.shape[0], _BLOCK):
         size = min(_BLOCK, thetas.shape[0] - start)
@@ -111,8 +121,8 @@ def add_density(
 
 
 @leaf()
-def _log_level(inverse: FloatArray, number: float) -> float:
-    """Log density of a t distribution at its mean, times `number`."""
+def log_level(inverse: FloatArray, number: float) -> float:
+    """Log density of a t distribution at its mean, times `number`, in ``(2 pi)^(-d/2)``."""
     d = inverse.shape[0]
     log = float(math.log(number) - 0.5 * d * math.log(0.5 * DEGREES))
     log += math.lgamma(0.5 * (DEGREES + d)) - math.lgamma(0.5 * DEGREES)
@@ -149,7 +159,7 @@ def _reorder(
             d2 = away[3 * k, i] ** 2 + away[3 * k + 1, i] ** 2
             farthest[i] = max(farthest[i], d2)
     for i in range(thetas.shape[0]):
-        if farthest[i] >= reach2 and not in_order(thetas[i], mean, count):
+        if farthest[i] >= reach2 and not _each_is_nearest(thetas[i], mean, count):
             order = nearest(thetas[i], mean, count)
             for n in range(count):
                 for c in range(3):

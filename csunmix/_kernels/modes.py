@@ -37,7 +37,7 @@ class Modes(NamedTuple):
 def approximate(
     model: Model, thetas: FloatArray, values: FloatArray
 ) -> tuple[Modes, FloatArray, float]:
-    """Modes of the optima `thetas` (n, d), the best first, their shares and log mass.
+    """Modes of the optima `thetas` (n, d), or other scenes, the best first; shares and log mass.
 
     Where the prior has boxes and cells, an optimum has a mode in each: what is cut off by the walls
     of a cell is no approximation of what is not. Each weighs as its likelihood and prior at its

@@ -136,7 +136,7 @@ class Fit:
 
     @cached_property
     def log_evidence(self) -> float:
-        """The same by importance sampling, to a tenth as a rule.
+        """Log evidence by importance sampling, to a tenth as a rule.
 
         Where no draw keeps to the prior, by the volumes that its bounds leave of them.
         """

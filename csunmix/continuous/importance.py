@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from csunmix._kernels.importance import DEGREES, add_density, log_posterior
+from csunmix._kernels.importance import DEGREES, add_density, log_level, log_posterior
 from csunmix._kernels.model import Model
 from csunmix._kernels.modes import Modes, approximate
 from csunmix._validation import FloatArray
@@ -24,7 +24,7 @@ _LIGHT = 0.01  # of the largest weight, below which no scene is drawn around
 _RARE = 0.05  # share from where a kind of scene, in a cell or not, is drawn there
 _LEAST = 1000  # draws in all for every target beyond the first
 _MOST = (250, 200_000)  # draws for every scene that is to count, and in all
-_NEGLIGIBLE = 1e-4  # of the largest weight
+_NEGLIGIBLE = 1e-3  # of all weight, what scenes that are left out have at most
 
 
 class Draws(NamedTuple):
@@ -37,7 +37,7 @@ class Draws(NamedTuple):
     @property
     def effective(self) -> float:
         """How many scenes count, ``1 / sum w^2``; 0 of none."""
-        return 1.0 / float(self.weight @ self.weight) if self.weight.size else 0.0
+        return 1.0 / float((self.weight**2).sum()) if self.weight.size else 0.0
 
 
 def draw(
@@ -58,7 +58,7 @@ def draw(
         for each, harder in zip(easier, [*easier[1:], model], strict=True):
             found = _follow(each, start, number, _EASY, _MOST[0] * _EASY, rng)
             if found.weight.size:
-                others, of_others = _around(harder, found, found.weight, *_SPREAD)
+                others, of_others = _around(harder, found, *_SPREAD)
                 start, number = _join([modes, others]), np.append(number[: share.size], of_others)
     most = min(_MOST[0] * enough, _MOST[1])
     return _follow(model, start, number, enough, most, rng, _LEAST * (model.n_targets - 1))
@@ -84,21 +84,20 @@ def _follow(
     count, d = model.n_targets, new.mean.shape[1]
     mean, inverse, number = np.empty((0, d)), np.empty((0, d, d)), np.empty(0)
     theta, logs, density = np.empty((0, d)), np.empty(0), np.empty(0)
+    unit = log_level(new.inverse[0], more[0])  # so that densities are numbers
     while True:
-        add_density(new.mean, new.inverse, more, count, theta, density)
+        add_density(new.mean, new.inverse, more, unit, count, theta, density)
         mean, inverse = np.concatenate([mean, new.mean]), np.concatenate([inverse, new.inverse])
         number = np.concatenate([number, more])
         drawn, values = _draw_round(model, new, more, rng)
         theta, logs = np.concatenate([theta, drawn]), np.concatenate([logs, values])
         density = np.concatenate([density, np.zeros(len(drawn))])
-        add_density(mean, inverse, number, count, drawn, density[density.size - len(drawn) :])
-        found = _weigh(theta, logs - np.log(density))
+        add_density(mean, inverse, number, unit, count, drawn, density[density.size - len(drawn) :])
+        found = _weigh(theta, logs - np.log(density) - unit)
         done = found.effective >= enough and number.sum() >= least
         if done or number.sum() >= most or not theta.size:
             return _without_negligible(found)
-        new, more = _around(
-            model, found, logs, _HEAVIEST, max(_MORE[0], _MORE[1] * float(number.sum()))
-        )
+        new, more = _around(model, found, _HEAVIEST, max(_MORE[0], _MORE[1] * float(number.sum())))
 
 
 def _draw_round(
@@ -124,22 +123,20 @@ def _weigh(theta: FloatArray, logs: FloatArray) -> Draws:
 
 
 def _without_negligible(found: Draws) -> Draws:
-    heavy = found.weight > _NEGLIGIBLE * found.weight.max(initial=0.0)
+    heavy = found.weight * found.weight.size > _NEGLIGIBLE
     weight = found.weight[heavy]
     return Draws(found.theta[heavy], weight / weight.sum(), found.log_integral)
 
 
-def _around(
-    model: Model, found: Draws, logs: FloatArray, n: int, each: float
-) -> tuple[Modes, FloatArray]:
+def _around(model: Model, found: Draws, n: int, each: float) -> tuple[Modes, FloatArray]:
     """Normal approximations around the heaviest scenes, apart from each other; draws of each."""
     heavy = found.weight > _LIGHT * found.weight.max()
-    theta, weight, logs = found.theta[heavy], found.weight[heavy], logs[heavy]
+    theta, weight = found.theta[heavy], found.weight[heavy]
     parts: list[Modes] = []
     numbers: list[FloatArray] = []
     while len(parts) < n and weight.max() > 0.0:
         k = int(weight.argmax())
-        modes, share, _ = approximate(model, theta[k : k + 1], -logs[k : k + 1])
+        modes, share, _ = approximate(model, theta[k : k + 1], np.zeros(1))
         common = share > _RARE
         parts.append(Modes(*(part[common] for part in modes)))
         numbers.append(np.ceil(each * share[common]))

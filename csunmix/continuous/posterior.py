@@ -34,10 +34,10 @@ class PosteriorUnmixer(_Unmixer):
     the scenes that weigh most, so that a posterior that is bent is followed to its ends; weights
     are those of draws from the mixture. Where few of the first draws count, posteriors of three and
     1.7 times the noise come first, and the heaviest scenes of each say where to draw next. The
-    evidence of a number of targets is rough first, by Laplace's method;
-    where several remain plausible, it is the mean weight of such draws.
+    evidence of a number of targets is rough first, by Laplace's method; where several remain
+    plausible, it is the mean weight of such draws, rounding taken as a normal error.
 
-    Where far fewer scenes count, or with ``sampler="hops"``, there are chains that start at the
+    Where too few scenes count, or with ``sampler="hops"``, there are chains that start at the
     optima. They move by Hamiltonian Monte Carlo, the bounds of the prior being walls that reflect
     (Afshar & Domke 2015, NeurIPS 28, 3007), and hop between optima: a map from the normal
     approximation around one to that around another is proposed, with its Jacobian in the chance of
@@ -75,11 +75,13 @@ class PosteriorUnmixer(_Unmixer):
         Where samples come from, see above.
     n_effective : int
         Scenes that count, ``(sum w)^2 / sum w^2``, at which draws of "importance" end: a mean errs
-        by one part in ``sqrt(n_effective)`` of its error.
+        by one part in ``sqrt(n_effective)`` of its error. There are 250 draws for each at most, and
+        200,000 in all.
     n_chains, n_steps : int
         Chains that hop (one more for every optimum that would have none), and paths of each, the
         first tenth of which is not kept; four times as many where the chains' means show that they
-        are too few. With "importance", of those that are run where far too few scenes count.
+        are too few. With "importance", of those that are run where fewer than three quarters of
+        `n_effective` scenes count (or of 1000).
     seed : int
         Of the random numbers, which follow from it and the pixels of each image.
     n_jobs : int

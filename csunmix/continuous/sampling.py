@@ -16,7 +16,8 @@ from csunmix.continuous.importance import draw
 from csunmix.continuous.window import Setting, Window
 from csunmix.targets import Flag
 
-_TOO_SHORT = 0.75  # of the scenes that were to count, below which there are chains
+_FAR_FEWER = 0.75  # of the scenes that were to count, below which there are chains
+_PLENTY = 1000.0  # scenes that count, that would do whatever is asked for
 _HARDLY_ANY = 10.0
 _HOPS = 4  # after every path
 _SOFT = 0.15  # of an interval of rounding, by which chains blur its ends
@@ -50,11 +51,13 @@ def weigh(
     Rounding is taken as the interval that it is. Without chains (`n_steps` 0) there are no scenes
     where hardly any counts.
     """
-    model, easier = best.model, best.easier
     if best.window.rounding > 0.0:
-        model, easier = model._replace(pixels=best.window.pixels), [*easier, model]
-    drawn = draw(model, easier, *best.modes, enough, seed)
-    if drawn.effective < _TOO_SHORT * enough and n_steps > 0:
+        exact = best.model._replace(pixels=best.window.pixels)
+        drawn = draw(exact, [*best.easier, best.model], *best.modes, enough, seed)
+    else:
+        drawn = draw(best.model, best.easier, *best.modes, enough, seed)
+    wanted = max(_FAR_FEWER * min(enough, _PLENTY), _HARDLY_ANY)
+    if drawn.effective < wanted and n_steps > 0:
         return hop(setting, best, n_chains, n_steps, seed)
     if drawn.effective < _HARDLY_ANY:
         return Sample(np.empty((0, 0, 0)), np.empty((0, 0)), int(Flag.NOT_CONVERGED))
@@ -221,7 +224,7 @@ def relabel(scenes: FloatArray, weight: FloatArray | None = None) -> FloatArray:
     weight = np.full(len(scenes), 1.0 / len(scenes)) if weight is None else weight
     total = np.cumsum(weight)
     few = np.searchsorted(total, total[-1] * (np.arange(_SKETCHED) + 0.5) / _SKETCHED)
-    means = [scenes[n, :, :2].copy() for n in few[:: _SKETCHED // _STARTS]]
+    means = [scenes[n, :, :2].copy() for n in few[:: -(-_SKETCHED // _STARTS)]]
     alike = np.ones(_SKETCHED)
     spreads = [settle(scenes[few], alike, mean) for mean in means]
     out = scenes.copy()

@@ -28,10 +28,10 @@ class ContinuousUnmixer(_Unmixer):
     a saturated pixel is a lower bound and costs ``-log Pr(noise > bound - mu)``. The number of
     targets is that of the largest evidence, see `PosteriorUnmixer`.
 
-    The answer is the mean of the posterior by importance sampling, which begins around all optima:
+    The answer is the mean of the posterior, rounding taken as the interval that it is, by
+    importance sampling as in `PosteriorUnmixer`, with fewer scenes. It begins around all optima:
     there the posterior is near a normal distribution, the likelihood's cut off by the bounds of the
-    prior (expectation propagation, Minka 2001). See
-    `PosteriorUnmixer`, which takes the same way further.
+    prior (expectation propagation, Minka 2001).
 
     Parameters
     ----------
@@ -46,11 +46,12 @@ class ContinuousUnmixer(_Unmixer):
         PSF errs alike in neighbouring pixels.
     n_effective : int
         Scenes that count, ``(sum w)^2 / sum w^2``, at which draws end: a mean errs by one part in
-        ``sqrt(n_effective)`` of its error.
+        ``sqrt(n_effective)`` of its error. There are 250 draws for each at most, and 200,000 in
+        all.
     n_steps : int
-        Paths of each of the chains that are run where far fewer scenes count, 8 or as many as there
-        are optima, or four times as many paths where the chains' means show that they are too few;
-        0: none.
+        Paths of each of the chains that are run where fewer than three quarters of these count (or
+        of 1000), 8 or as many as there are optima, or four times as many paths where the chains'
+        means show that they are too few; 0: none.
     seed : int
         Of the random numbers, which follow from it and the pixels of each image.
     n_jobs : int
