@@ -122,17 +122,20 @@ def to_mass(gram: FloatArray, mass: Mass) -> None:
 @kernel()
 def nearest(theta: FloatArray, like: FloatArray, count: int) -> IntArray:
     """Targets of `theta` that lie next to those of `like`, the closest pairs first."""
-    order, used = np.full(count, -1), np.zeros(count, np.bool_)
+    order, apart = np.zeros(count, np.int64), np.empty((count, count))
+    for k in range(count):
+        for m in range(count):
+            dy, dx = like[3 * k] - theta[3 * m], like[3 * k + 1] - theta[3 * m + 1]
+            apart[k, m] = dy * dy + dx * dx
     for _ in range(count):
         best, at, of = np.inf, 0, 0
         for k in range(count):
-            if order[k] >= 0:
-                continue
             for m in range(count):
-                d2 = (like[3 * k] - theta[3 * m]) ** 2 + (like[3 * k + 1] - theta[3 * m + 1]) ** 2
-                if not used[m] and d2 < best:
-                    best, at, of = d2, k, m
-        order[at], used[of] = of, True
+                if apart[k, m] < best:
+                    best, at, of = apart[k, m], k, m
+        order[at] = of
+        for k in range(count):
+            apart[at, k] = apart[k, of] = np.inf
     return order
 
 

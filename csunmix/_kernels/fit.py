@@ -26,7 +26,7 @@ _DAMPING = (1e-9, 1e-3, 1e9)  # least, first and largest
 _FLAT = 1e-6  # decrease of the objective that ends a fit
 _SAME = 0.02  # px, between targets of fits that are the same
 _NEAR = 6.0  # objective above the best of an optimum that matters
-_POOL = 10  # scenes that a start is the best of
+_POOL = 3  # scenes that a start is the best of
 _HOPELESS = 50.0  # objective of a rough fit above the best from where it is dropped
 
 

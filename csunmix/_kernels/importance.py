@@ -85,7 +85,8 @@ def add_density(
     """
     m, d = mean.shape
     scenes, away = np.empty((d, _BLOCK)), np.empty((d, _BLOCK))
-    row, distance2, power = np.empty(_BLOCK), np.empty(_BLOCK), np.empty(_BLOCK)
+    rows, distance2 = np.empty((3, _BLOCK)), np.empty(_BLOCK)
+    row, power = rows[0], rows[1]
     level, reach2 = np.empty(m), np.empty(m)
     for k in range(m):
         level[k] = math.exp(log_level(inverse[k], number[k]) - unit)
@@ -100,16 +101,7 @@ def add_density(
                 for i in range(_BLOCK):
                     away[a, i] = scenes[a, i] - mean[k, a]
             _reorder(mean[k], reach2[k], count, thetas[start : start + size], away, row)
-            for i in range(_BLOCK):
-                distance2[i] = 0.0
-            for a in range(d):
-                for i in range(_BLOCK):
-                    row[i] = 0.0
-                for b in range(a + 1):
-                    for i in range(_BLOCK):
-                        row[i] += inverse[k, a, b] * away[b, i]
-                for i in range(_BLOCK):
-                    distance2[i] += row[i] * row[i]
+            _square(inverse[k], count, away, rows, distance2)
             for i in range(_BLOCK):
                 power[i] = 1.0 + distance2[i] / DEGREES
                 row[i] = math.sqrt(power[i]) if (DEGREES + d) % 2 else 1.0
@@ -118,6 +110,39 @@ def add_density(
                     row[i] *= power[i]
             for i in range(size):
                 total[start + i] += level[k] / row[i]
+
+
+@leaf(fastmath={"reassoc", "contract", "nsz"})
+def _square(
+    inverse: FloatArray, count: int, away: FloatArray, rows: FloatArray, distance2: FloatArray
+) -> None:
+    """Squared lengths (n,) of ``inverse away`` (d, n), three rows and columns at a time."""
+    first, second, third = rows[0], rows[1], rows[2]
+    for i in range(distance2.size):
+        distance2[i] = 0.0
+    for k in range(count):
+        for i in range(distance2.size):
+            first[i] = second[i] = third[i] = 0.0
+        for m in range(k + 1):
+            a, b = 3 * k, 3 * m
+            y, x, f = away[b], away[b + 1], away[b + 2]
+            yy, yx, yf = inverse[a, b], inverse[a, b + 1], inverse[a, b + 2]
+            xy, xx, xf = inverse[a + 1, b], inverse[a + 1, b + 1], inverse[a + 1, b + 2]
+            fy, fx, ff = inverse[a + 2, b], inverse[a + 2, b + 1], inverse[a + 2, b + 2]
+            for i in range(distance2.size):
+                first[i] += yy * y[i] + yx * x[i] + yf * f[i]
+                second[i] += xy * y[i] + xx * x[i] + xf * f[i]
+                third[i] += fy * y[i] + fx * x[i] + ff * f[i]
+        for i in range(distance2.size):
+            distance2[i] += first[i] * first[i] + second[i] * second[i] + third[i] * third[i]
+    for a in range(3 * count, inverse.shape[0]):
+        for i in range(distance2.size):
+            first[i] = 0.0
+        for b in range(a + 1):
+            for i in range(distance2.size):
+                first[i] += inverse[a, b] * away[b, i]
+        for i in range(distance2.size):
+            distance2[i] += first[i] * first[i]
 
 
 @leaf()

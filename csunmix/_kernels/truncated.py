@@ -13,7 +13,7 @@ from csunmix._validation import FloatArray
 _SWEEPS = 30
 _DAMPING = 0.9
 _LEAST = 1e-12  # variance left by two bounds, of that without them
-_SETTLED = 1e-4  # change of a mean, in standard deviations, that ends the sweeps
+_SETTLED = 1e-3  # change of a mean, in standard deviations, that ends the sweeps
 _SQRT_HALF = math.sqrt(0.5)
 _DENSITY = 1.0 / math.sqrt(2.0 * math.pi)
 
@@ -83,6 +83,12 @@ def expectation_propagation(
                 for b in range(d):
                     total[a, b] += tau[i] * rows[i, a] * rows[i, b]
     mean, covariance, along = np.zeros(d), np.empty((d, d)), np.empty(d)
+    some, n_some = np.empty((n, d), np.int64), np.zeros(n, np.int64)  # where rows are not 0
+    for i in range(n):
+        for a in range(d):
+            if rows[i, a] != 0.0:
+                some[i, n_some[i]] = a
+                n_some[i] += 1
     if not invert(total, covariance):
         mean[0] = np.nan
         return mean, covariance
@@ -95,10 +101,13 @@ def expectation_propagation(
             variance, middle = 0.0, 0.0
             for a in range(d):
                 along[a] = 0.0
-                for b in range(d):
-                    along[a] += covariance[a, b] * rows[i, b]
-                variance += rows[i, a] * along[a]
-                middle += rows[i, a] * mean[a]
+            for k in range(n_some[i]):
+                b = some[i, k]
+                middle += rows[i, b] * mean[b]
+                for a in range(d):
+                    along[a] += rows[i, b] * covariance[b, a]
+            for k in range(n_some[i]):
+                variance += rows[i, some[i, k]] * along[some[i, k]]
             if variance <= 0.0:  # lost by rounding, bounds being too far off
                 continue
             rest = 1.0 / variance - tau[i]
@@ -116,8 +125,9 @@ def expectation_propagation(
             pull = add - more * middle
             for a in range(d):
                 mean[a] += pull * along[a] / (1.0 + more * variance)
+                less = shrink * along[a]
                 for b in range(d):
-                    covariance[a, b] -= shrink * along[a] * along[b]
+                    covariance[a, b] -= less * along[b]
             largest = max(largest, abs(pull) * math.sqrt(variance) / (1.0 + more * variance))
         if largest < _SETTLED:
             break

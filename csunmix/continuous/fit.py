@@ -9,16 +9,17 @@ from math import lgamma, log, log1p, pi
 import numpy as np
 from scipy.special import log_ndtr
 
-from csunmix._kernels.fit import search
+from csunmix._kernels.fit import descend, search
 from csunmix._kernels.model import Model
 from csunmix._kernels.modes import Modes, approximate, curvature, laplace, moments
+from csunmix._kernels.prior import sure_cell
 from csunmix._kernels.scene import illuminate, least_share, log_scales, new_room
 from csunmix._validation import FloatArray
 from csunmix.continuous.importance import Draws, draw
 from csunmix.continuous.window import Setting, Window, log_room
 
 _STARTS = (8, 12)  # random starts at most: so many, and so many for every target
-_ENOUGH = (6, 4)  # of these in a row that lead to nothing new end the search
+_ENOUGH = (6, 3)  # of these in a row that lead to nothing new end the search
 ITERATIONS = (15, 100)
 """Steps of all starts, and of those that end apart."""
 
@@ -30,6 +31,8 @@ _COUNTED = 200.0  # scenes by which evidence is found
 _UNUSUAL = 10.0  # standard deviations of what noise leaves of an image
 _EXCLUDED = 50.0  # objective above the best from where a number of targets is not fitted
 _WITHIN = 0.98  # of the light that a target in a corner of its area gives, what any gives at least
+_GOOD = 8.0  # objective above the best of fits that are moved into a cell
+_MOVED = 1e-6  # px or DN
 _HOPELESS = 20.0  # log evidence below the best that ends the search for more targets
 
 
@@ -241,4 +244,26 @@ def fit(setting: Setting, window: Window, count: int, seed: int) -> Fit | None:
     enough = (_ENOUGH[0] + _ENOUGH[1] * count) * window.n_cells
     thetas, values = search(model, starts, enough, *ITERATIONS, seed)
     found = [Fit(window, model, *each, seed=seed) for each in zip(thetas, values, strict=True)]
-    return replace(found[0], others=tuple(found[1:])) if np.isfinite(values[0]) else None
+    if not np.isfinite(values[0]):
+        return None
+    if model.box.cell_density > 0.0:
+        found = sorted(found + _in_cells(found), key=lambda each: each.objective)
+    return replace(found[0], others=tuple(found[1:]))
+
+
+def _in_cells(found: list[Fit]) -> list[Fit]:
+    """What good fits become where their targets have to lie in one pixel's cell.
+
+    Where that is likely, the best scenes in a cell may weigh more than better ones beside it, and
+    lie far from these along a valley.
+    """
+    model = found[0].model._replace(box=sure_cell(found[0].model.box))
+    room = new_room(model.optics, model.n_targets, found[0].theta.size, *model.pixels.low.shape)
+    out = []
+    for each in found:
+        if each.objective <= found[0].objective + _GOOD:
+            theta = each.theta.copy()
+            value = descend(model, theta, ITERATIONS[1], room)
+            if np.abs(theta - each.theta).max() > _MOVED:
+                out.append(replace(each, theta=theta, objective=value))
+    return out

@@ -124,7 +124,7 @@ class PosteriorUnmixer(_Unmixer):
     _: KW_ONLY
     radius: float = 0.1
     sampler: Literal["importance", "hops", "smc"] = "importance"
-    n_effective: int = 1000
+    n_effective: int = 500
     n_chains: int = 8
     n_steps: int = 500
 

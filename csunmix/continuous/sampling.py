@@ -48,9 +48,11 @@ def weigh(
 ) -> Sample:
     """Scenes weighted by importance until `enough` count, or chains where far too few do.
 
-    Rounding is taken as the interval that it is. Without chains (`n_steps` 0) there are no scenes
-    where hardly any counts.
+    Rounding is taken as the interval that it is. There are no scenes where none is to count, nor,
+    without chains (`n_steps` 0), where hardly any does.
     """
+    if enough == 0.0:
+        return Sample(np.empty((0, 0, 0)), np.empty((0, 0)), 0)
     if best.window.rounding > 0.0:
         exact = best.model._replace(pixels=best.window.pixels)
         drawn = draw(exact, [*best.easier, best.model], *best.modes, enough, seed)

@@ -47,7 +47,8 @@ class ContinuousUnmixer(_Unmixer):
     n_effective : int
         Scenes that count, ``(sum w)^2 / sum w^2``, at which draws end: a mean errs by one part in
         ``sqrt(n_effective)`` of its error. There are 250 draws for each at most, and 200,000 in
-        all.
+        all. 0: no draws; the answer is that of the normal approximations, several times sooner, and
+        its errors are too small where four or more targets stand close together.
     n_steps : int
         Paths of each of the chains that are run where fewer than three quarters of these count (or
         of 1000), 8 or as many as there are optima, or four times as many paths where the chains'
@@ -91,12 +92,12 @@ class ContinuousUnmixer(_Unmixer):
     """
 
     _: KW_ONLY
-    n_effective: int = 200
+    n_effective: int = 100
     n_steps: int = 200
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        as_integer(self.n_effective, "n_effective", minimum=1)
+        as_integer(self.n_effective, "n_effective", minimum=0)
         as_integer(self.n_steps, "n_steps", minimum=0)
 
     def _answer(self, setting: Setting, image: FloatArray, seed: int) -> Answer | None:
