@@ -471,11 +471,14 @@ def test_grid_free_methods_equal_the_library(run, tmp_path, scenes, method, kind
     np.save(tmp_path / "few.npy", images)
     out = tmp_path / "t.csv"
     argv = ("--method", method, "--seed", 3, "--factor", 5, "--count", 1, 4, "--psf-error", 0.02)
+    argv += ("--n-effective", 20)
     code, _, err = run("unmix", tmp_path / "few.npy", "--out", out, *argv)
     assert code == 0
     assert f"method {method} does not use --factor\n" in err
     prior = replace(PRESET.prior, count=(1, 4))
-    expected = kind(PRESET.psf, PRESET.sensor, prior, seed=3, psf_error=0.02)(images)
+    expected = kind(PRESET.psf, PRESET.sensor, prior, seed=3, psf_error=0.02, n_effective=20)(
+        images
+    )
     columns = list(cu.targets.COLUMNS)
     assert_frame_equal(cu.targets.read_csv(out)[columns], expected[columns], check_exact=True)
 
@@ -589,6 +592,7 @@ def test_options_override_the_preset(asked):
         ("--count 1 3 --n-nonzero 3 --cell", "--cell, --count, --n-nonzero"),
         ("--extent 2 --min-separation 0 --seed 0", "--extent, --min-separation, --seed"),
         ("--psf-error 0.01 --refine --extent 2 --count 1 3", "--count, --psf-error"),
+        ("--n-effective 50", "--n-effective"),
         ("--lam 0 --threshold 40 --min-share 0 --flux 1 300 --read-noise 0 --refine", ""),
         ("--threshold 40 --min-share 0 --flux 100 300", "--flux"),
         ("--lam 1 --no-flux-prior --read-noise 1", ""),
@@ -688,6 +692,11 @@ def test_bad_arrays(refused, tmp_path, values, message):
         (["--factor", "100000"], "error: --factor must be at most"),
         (["--count", "-1", "2"], "error: --count must be at least 0"),
         (["--psf-error", "-1"], "error must be at least 0, got -1.0"),
+        (["--n-effective", "-1"], "error: --n-effective must be at least 0, got -1"),
+        (
+            ["--method", "posterior", "--n-effective", "0"],
+            "error: --n-effective must be at least 1",
+        ),
         (["--method", "continuous", "--psf-error", "-1"], "error must be at least 0, got -1.0"),
         *(
             (["--method", method, *argv], message)

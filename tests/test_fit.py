@@ -298,6 +298,25 @@ def test_fits_are_in_order_and_keep_to_the_bounds() -> None:
             assert apart.min() > 0.494 - 0.03
 
 
+def test_among_the_optima_are_those_of_a_cell_that_is_likely() -> None:
+    """Of an image whose best fit lies beside a cell, as a search told of the cell finds them."""
+    likely, sure = setting_of(), setting_of(cell=True, extent=None)
+    beside = 0
+    for image in simulated(5).images:
+        best = fit(likely, window_of(likely, image), 5, 0)
+        inside = fit(sure, window_of(sure, image), 5, 0)
+        assert best is not None
+        assert inside is not None
+        if inside.objective > best.objective + 0.01:
+            beside += 1
+            found = [abs(each.objective - inside.objective) < 0.01 for each in best.others]
+            assert any(found)
+            assert [each.objective for each in best.others] == sorted(
+                each.objective for each in best.others
+            )
+    assert beside > 0
+
+
 def test_a_fit_is_reproducible_by_its_seed() -> None:
     setting, image = setting_of(), simulated(3).images[0]
     window = window_of(setting, image)

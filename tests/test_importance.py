@@ -231,6 +231,19 @@ def test_without_scenes_the_answer_is_that_of_the_approximations() -> None:
     assert (table["flags"] & int(Flag.NOT_CONVERGED)).all()
 
 
+def test_without_draws_the_answer_is_that_of_the_approximations() -> None:
+    setting = setting_of()
+    best = fits_of(setting, 3, 1, 4)[0]
+    assert weigh(setting, best, 0, 8, 200, 0).theta.size == 0
+    made = cu.simulate(PRESET.psf, PRESET.sensor, PRESET.scene, shape=PRESET.shape, n=5, rng=4)
+    unmix = cu.ContinuousUnmixer(PRESET.psf, setting.sensor, setting.prior, n_effective=0)
+    table, slow = unmix(made.images), replace(unmix, n_effective=100)(made.images)
+    assert cu.metrics.count_accuracy(table, made.truth) == 1.0
+    assert not (table["flags"] & int(Flag.NOT_CONVERGED)).any()
+    away = (table[["y", "x"]].to_numpy() - slow[["y", "x"]].to_numpy()) / slow[["y_err", "x_err"]]
+    assert 0.0 < away.abs().max(axis=None) < 2.0
+
+
 @pytest.mark.parametrize(
     ("psf", "sensor", "background"),
     [

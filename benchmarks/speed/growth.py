@@ -8,7 +8,7 @@ nowhere 0, and 50 iterations of FISTA at lam = 5 DN, gaps included. Peak memory 
 of its own with everything in it, Python, data and answer. Factor: simulated CSIST-100K images,
 lam = 1 DN; ActiveSet to its optimum, FISTA to a relative gap of 1e-3, OMP with 5 atoms.
 Targets: `ContinuousUnmixer` told how many there are, K in a box of 1.2 sqrt(K) px with noise of
-1 DN, with chains and without (``n_steps=0``). Threads: whole calls of the unmixers on 10,000
+1 DN, with draws and without (``n_effective=0``). Threads: whole calls of the unmixers on 10,000
 images (FISTA 1,000, ContinuousUnmixer 200), with the same answer to the bit.
 """
 
@@ -157,7 +157,7 @@ def by_targets(n: int, repeats: int) -> pd.DataFrame:
         images = cu.simulate(
             SETUP.psf, sensor, prior, shape=(17, 17), n=n, rng=REPORT_SEED, margin=4
         ).images
-        for name, given in {"with chains": {}, "without": {"n_steps": 0}}.items():
+        for name, given in {"with draws": {}, "without": {"n_effective": 0}}.items():
             unmix = cu.ContinuousUnmixer(SETUP.psf, sensor, prior, **given)
             runs[count, name] = lambda unmix=unmix, y=images: unmix(y)
     rows: dict[int, dict[str, float]] = {count: {"targets": count} for count in COUNTS}
