@@ -47,7 +47,7 @@ _THIN = 1000  # scenes of a run
 _EDGES = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 _STATISTICS = ("mean y", "mean x", "total flux", "mean squared distance")
 _SAMPLERS = ("importance", "hops", "smc")
-_ENOUGH = 1000.0  # scenes that count, as `PosteriorUnmixer` asks for
+_ENOUGH = float(cu.PosteriorUnmixer.n_effective)  # scenes that count
 
 
 def settings() -> dict[str, Setting]:

@@ -128,6 +128,11 @@ class Fit:
         return draw(self.model, self.easier, *self.modes, _COUNTED, self.seed)
 
     @property
+    def drawn(self) -> bool:
+        """Whether there are draws, as there are where several numbers of targets were plausible."""
+        return "draws" in self.__dict__
+
+    @property
     def easier(self) -> list[Model]:
         """Posteriors with more noise, the most first."""
         pixels, out = self.model.pixels, []
