@@ -199,6 +199,16 @@ def test_the_seed_says_which_draws() -> None:
     assert one.log_integral != other.log_integral
 
 
+def test_draws_of_the_evidence_are_the_answer_where_nothing_is_rounded() -> None:
+    setting = setting_of(cu.Sensor(read_noise=3.0))
+    best = fits_of(setting, 2, 1, 1)[0]
+    assert not best.drawn
+    made = best.draws
+    assert best.drawn
+    np.testing.assert_array_equal(weigh(setting, best, 100, 8, 100, 0).theta[0], made.theta)
+    assert weigh(setting, best, 2 * made.effective, 8, 100, 0).theta.shape[1] > len(made.theta)
+
+
 def unlike() -> tuple[Setting, Any]:
     """An image of another PSF, which no scene explains."""
     setting = setting_of(cu.Sensor(read_noise=0.01))

@@ -41,54 +41,27 @@ class Draws(NamedTuple):
 
 
 def draw(
-    model: Model,
-    easier: Sequence[Model],
-    modes: Modes,
-    share: FloatArray,
-    enough: float,
-    seed: int,
-    known: Draws | None = None,
+    model: Model, easier: Sequence[Model], modes: Modes, share: FloatArray, enough: float, seed: int
 ) -> Draws:
     """Scenes of a posterior until `enough` of them count, or there were too many draws.
 
     Draws begin around the modes. Where few of the first count, the posterior is no mixture of
     normal distributions: then it is come to by `easier` ones, the easiest first, each begun around
-    the modes and the heaviest scenes of the one before it; or from scenes of such a posterior that
-    are `known`.
+    the modes and the heaviest scenes of the one before it.
     """
     rng = np.random.default_rng(seed)
     start, number = modes, np.ceil(_FIRST * ((1.0 - _EVEN) * share + _EVEN / share.size))
-    if known is None:
-        found = _follow(model, start, number, min(enough, _NORMAL), _FIRST, rng)
-        if found.effective >= enough:
-            return found
-        if found.effective < _NORMAL:
-            known = _come_to(easier, start, number, rng)
-    if known is not None and known.weight.size:
-        start, number = _add_around(model, known, modes, number)
+    found = _follow(model, start, number, min(enough, _NORMAL), _FIRST, rng)
+    if found.effective >= enough:
+        return found
+    if found.effective < _NORMAL:
+        for each, harder in zip(easier, [*easier[1:], model], strict=True):
+            found = _follow(each, start, number, _EASY, _MOST[0] * _EASY, rng)
+            if found.weight.size:
+                others, of_others = _around(harder, found, *_SPREAD)
+                start, number = _join([modes, others]), np.append(number[: share.size], of_others)
     most = min(_MOST[0] * enough, _MOST[1])
     return _follow(model, start, number, enough, most, rng, _LEAST * (model.n_targets - 1))
-
-
-def _come_to(
-    easier: Sequence[Model], modes: Modes, number: FloatArray, rng: np.random.Generator
-) -> Draws | None:
-    """Scenes of the last of some posteriors, each come to by the one before it."""
-    known = None
-    for each in easier:
-        start, more = modes, number
-        if known is not None and known.weight.size:
-            start, more = _add_around(each, known, modes, number)
-        known = _follow(each, start, more, _EASY, _MOST[0] * _EASY, rng)
-    return known
-
-
-def _add_around(
-    model: Model, known: Draws, modes: Modes, number: FloatArray
-) -> tuple[Modes, FloatArray]:
-    """Modes and approximations around the heaviest of scenes that are known; draws of each."""
-    others, of_others = _around(model, known, *_SPREAD)
-    return _join([modes, others]), np.append(number, of_others)
 
 
 def _follow(

@@ -53,14 +53,13 @@ def weigh(
     """
     if enough == 0.0:
         return Sample(np.empty((0, 0, 0)), np.empty((0, 0)), 0)
-    known = best.draws if best.drawn else None
     if best.window.rounding > 0.0:
         exact = best.model._replace(pixels=best.window.pixels)
-        drawn = draw(exact, [*best.easier, best.model], *best.modes, enough, seed, known)
-    elif known is not None and known.effective >= enough:
-        drawn = known
+        drawn = draw(exact, [*best.easier, best.model], *best.modes, enough, seed)
+    elif best.drawn and best.draws.effective >= enough:
+        drawn = best.draws
     else:
-        drawn = draw(best.model, best.easier, *best.modes, enough, seed, known)
+        drawn = draw(best.model, best.easier, *best.modes, enough, seed)
     wanted = max(_FAR_FEWER * min(enough, _PLENTY), _HARDLY_ANY)
     if drawn.effective < wanted and n_steps > 0:
         return hop(setting, best, n_chains, n_steps, seed)
