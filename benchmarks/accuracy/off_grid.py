@@ -30,8 +30,6 @@ standard deviations of the posterior, which is not normal where the prior cuts i
 uniform one lie within one): "unflagged" are targets without `Flag.AT_BOUND` and `Flag.FLAT`. With
 fluxes known to 220-250 DN and targets in one pixel's cell, few or none are: the prior tells much.
 
-The line without a flux prior is of chains, the default before importance sampling.
-
 `--rows` and `--methods` make some rows only, which then take their places in the table that is
 there.
 """
