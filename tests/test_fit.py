@@ -295,7 +295,8 @@ def test_fits_are_in_order_and_keep_to_the_bounds() -> None:
             assert ((each.theta >= lower) & (each.theta <= upper)).all()
             place = each.theta.reshape(-1, 3)[:, :2]
             apart = np.hypot(*(place[:, None] - place).T)[~np.eye(4, dtype=bool)]
-            assert apart.min() > 0.494 - 0.03
+            hopeless = each.objective > best.objective + 50.0  # left before its end
+            assert hopeless or apart.min() > 0.494 - 0.03
 
 
 def test_among_the_optima_are_those_of_a_cell_that_is_likely() -> None:

@@ -31,7 +31,7 @@ _COUNTED = 200.0  # scenes by which evidence is found
 _UNUSUAL = 10.0  # standard deviations of what noise leaves of an image
 _EXCLUDED = 50.0  # objective above the best from where a number of targets is not fitted
 _WITHIN = 0.98  # of the light that a target in a corner of its area gives, what any gives at least
-_GOOD = 8.0  # objective above the best of fits that are moved into a cell
+_GOOD = 8.0  # objective above the best of fits before and after they are moved into a cell
 _MOVED = 1e-6  # px or DN
 _HOPELESS = 20.0  # log evidence below the best that ends the search for more targets
 
@@ -264,11 +264,12 @@ def _in_cells(found: list[Fit]) -> list[Fit]:
     """
     model = found[0].model._replace(box=sure_cell(found[0].model.box))
     room = new_room(model.optics, model.n_targets, found[0].theta.size, *model.pixels.low.shape)
+    good = found[0].objective + _GOOD
     out = []
     for each in found:
-        if each.objective <= found[0].objective + _GOOD:
+        if each.objective <= good:
             theta = each.theta.copy()
             value = descend(model, theta, ITERATIONS[1], room)
-            if np.abs(theta - each.theta).max() > _MOVED:
+            if value <= good and np.abs(theta - each.theta).max() > _MOVED:
                 out.append(replace(each, theta=theta, objective=value))
     return out
