@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import permutations
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from csunmix._kernels.prior import log_prior
 from csunmix._kernels.scene import Pixels, illuminate, log_likelihood, new_room
 from csunmix.continuous.fit import Fit, fit
 from csunmix.continuous.importance import Draws, draw
-from csunmix.continuous.sampling import cool, hop, summarise, weigh
+from csunmix.continuous.sampling import approximate, cool, hop, summarise, weigh
 from csunmix.continuous.window import Setting
 from csunmix.targets import Flag
 from tests.test_billiards import COUNT, INSIDE, model_of
@@ -209,6 +210,25 @@ def test_draws_of_the_evidence_are_the_answer_where_nothing_is_rounded() -> None
     assert weigh(setting, best, 2 * made.effective, 8, 100, 0).theta.shape[1] > len(made.theta)
 
 
+def test_draws_of_the_evidence_are_not_thrown_away_for_the_first_of_them() -> None:
+    """Where too few of them count, that is to be seen: there are chains, or not even these."""
+    setting = setting_of(cu.Sensor(read_noise=3.0))
+    best = fits_of(setting, 2, 1, 1)[0]
+    few = best.draws._replace(weight=np.append(1.0, np.full(len(best.draws.weight) - 1, 1e-9)))
+    best.__dict__["draws"] = few
+    assert weigh(setting, best, 100, 8, 100, 0).theta.shape[0] >= 8
+    assert weigh(setting, best, 100, 8, 0, 0).flags == int(Flag.NOT_CONVERGED)
+
+
+def test_draws_of_the_evidence_are_not_those_of_intervals() -> None:
+    setting = setting_of()
+    best = fits_of(setting, 2, 1, 1)[0]
+    made = best.draws
+    found = weigh(setting, best, 100, 8, 100, 0).theta[0]
+    assert not np.array_equal(found, made.theta)
+    np.testing.assert_array_equal(found, drawn(best, 100).theta)
+
+
 def unlike() -> tuple[Setting, Any]:
     """An image of another PSF, which no scene explains."""
     setting = setting_of(cu.Sensor(read_noise=0.01))
@@ -252,6 +272,15 @@ def test_without_draws_the_answer_is_that_of_the_approximations() -> None:
     assert not (table["flags"] & int(Flag.NOT_CONVERGED)).any()
     away = (table[["y", "x"]].to_numpy() - slow[["y", "x"]].to_numpy()) / slow[["y_err", "x_err"]]
     assert 0.0 < away.abs().max(axis=None) < 2.0
+    for frame, image in enumerate(made.images):
+        first = table[table["frame"] == frame]
+        window = setting.window(image.astype(np.float64))
+        assert window is not None
+        found = fit(setting, window, len(first), crc32(image.astype(np.float64).tobytes(), 0))
+        assert found is not None
+        expected = approximate(found, 0.1)
+        np.testing.assert_allclose(sorted(first["y"]), sorted(expected[:, 0]), rtol=1e-9)
+        np.testing.assert_allclose(sorted(first["y_err"]), sorted(expected[:, 3]), rtol=1e-9)
 
 
 @pytest.mark.parametrize(

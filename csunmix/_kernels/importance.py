@@ -79,9 +79,9 @@ def add_density(
     """Add densities at scenes (n, d) of t distributions (m,), times `number`, to `total` (n,).
 
     They have the means (m, d), and the inverses (m, d, d) of lower Cholesky factors of their
-    scales; densities are in units of ``exp(unit) (2 pi)^(-d/2)``. Of each it is that of the one
-    order of a scene's targets in which they lie next to those of the mean. Scenes go side by side
-    through every step, so that steps are vectorised.
+    scales, 0 above the diagonal; densities are in units of ``exp(unit) (2 pi)^(-d/2)``. Of each it
+    is that of the one order of a scene's targets in which they lie next to those of the mean.
+    Scenes go side by side through every step, so that steps are vectorised.
     """
     m, d = mean.shape
     scenes, away = np.empty((d, _BLOCK)), np.empty((d, _BLOCK))

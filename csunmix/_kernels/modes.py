@@ -18,7 +18,9 @@ from csunmix._kernels.truncated import expectation_propagation
 from csunmix._validation import FloatArray
 
 _MOST = 12
-_NEGLIGIBLE = 8.0  # objective above the best from where a fit weighs nothing
+NEGLIGIBLE = 8.0
+"""Objective above the best from where a fit weighs nothing."""
+
 _LEAST_ROOM = 0.01  # of the extent
 _RIDGE = 1e-10  # of the diagonal of a precision, against rounding
 _SINGULAR = 1e-10  # smallest pivot of a correlation matrix
@@ -58,7 +60,7 @@ def approximate(
     room = new_room(model.optics, model.n_targets, d, *model.pixels.low.shape)
     at, m = np.empty(d), 0
     for s in range(n):
-        if m + kinds > most or values[s] > values[0] + _NEGLIGIBLE:
+        if m + kinds > most or values[s] > values[0] + NEGLIGIBLE:
             break
         order = nearest(thetas[s], thetas[0], model.n_targets)
         copy(thetas[s], at)

@@ -83,12 +83,12 @@ def expectation_propagation(
                 for b in range(d):
                     total[a, b] += tau[i] * rows[i, a] * rows[i, b]
     mean, covariance, along = np.zeros(d), np.empty((d, d)), np.empty(d)
-    some, n_some = np.empty((n, d), np.int64), np.zeros(n, np.int64)  # where rows are not 0
+    filled, n_filled = np.empty((n, d), np.int64), np.zeros(n, np.int64)  # where rows are not 0
     for i in range(n):
         for a in range(d):
             if rows[i, a] != 0.0:
-                some[i, n_some[i]] = a
-                n_some[i] += 1
+                filled[i, n_filled[i]] = a
+                n_filled[i] += 1
     if not invert(total, covariance):
         mean[0] = np.nan
         return mean, covariance
@@ -101,13 +101,13 @@ def expectation_propagation(
             variance, middle = 0.0, 0.0
             for a in range(d):
                 along[a] = 0.0
-            for k in range(n_some[i]):
-                b = some[i, k]
+            for k in range(n_filled[i]):
+                b = filled[i, k]
                 middle += rows[i, b] * mean[b]
                 for a in range(d):
                     along[a] += rows[i, b] * covariance[b, a]
-            for k in range(n_some[i]):
-                variance += rows[i, some[i, k]] * along[some[i, k]]
+            for k in range(n_filled[i]):
+                variance += rows[i, filled[i, k]] * along[filled[i, k]]
             if variance <= 0.0:  # lost by rounding, bounds being too far off
                 continue
             rest = 1.0 / variance - tau[i]

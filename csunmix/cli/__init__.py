@@ -42,8 +42,8 @@ _FLAG_TEXT = {
 }
 # What the library calls arguments, and what they are here.
 _OPTIONS = (
-    "background|count|extent|factor|flux|lam|min_separation|min_share|n_effective|n_nonzero|origin|psf_error|"
-    "read_noise|saturation|seed|threshold"
+    "background|count|extent|factor|flux|lam|min_separation|min_share|n_effective|n_nonzero|origin|"
+    "psf_error|read_noise|saturation|seed|threshold"
 )
 _ARGUMENTS: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     (r"(?<![-\w])sigma(?= must )", "--psf-sigma"),

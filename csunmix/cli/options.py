@@ -103,7 +103,7 @@ def _unmix_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         default=_ABSENT,
         help="scenes of an image's posterior that are to count, off the grid (500, or 100 by "
-        "continuous; 0 there: normal approximations, several times sooner and less accurate)",
+        "continuous; 0 there: normal approximations, quicker and less accurate)",
     )
     method.add_argument(
         "--factor",

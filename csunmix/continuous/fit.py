@@ -11,7 +11,7 @@ from scipy.special import log_ndtr
 
 from csunmix._kernels.fit import descend, search
 from csunmix._kernels.model import Model
-from csunmix._kernels.modes import Modes, approximate, curvature, laplace, moments
+from csunmix._kernels.modes import NEGLIGIBLE, Modes, approximate, curvature, laplace, moments
 from csunmix._kernels.prior import sure_cell
 from csunmix._kernels.scene import illuminate, least_share, log_scales, new_room
 from csunmix._validation import FloatArray
@@ -26,12 +26,13 @@ ITERATIONS = (15, 100)
 PLAUSIBLE = 15.0
 """Log evidence below the best from which a count is ruled out."""
 
+COUNTED = 200.0
+"""Scenes that are to count for the evidence of a number of targets."""
+
 _NOISIER = (9.0, 3.0)  # times the variance
-_COUNTED = 200.0  # scenes by which evidence is found
 _UNUSUAL = 10.0  # standard deviations of what noise leaves of an image
 _EXCLUDED = 50.0  # objective above the best from where a number of targets is not fitted
 _WITHIN = 0.98  # of the light that a target in a corner of its area gives, what any gives at least
-_GOOD = 8.0  # objective above the best of fits before and after they are moved into a cell
 _MOVED = 1e-6  # px or DN
 _HOPELESS = 20.0  # log evidence below the best that ends the search for more targets
 
@@ -51,7 +52,7 @@ class Fit:
     objective : float
         Minus the log likelihood but for a constant, see `csunmix._kernels.fit.objective`.
     others : tuple of Fit
-        What other starts ended in, none better.
+        What other starts ended in, and what good fits become in a cell, none better.
     seed : int
         Of the random numbers of draws.
     """
@@ -125,11 +126,11 @@ class Fit:
     @cached_property
     def draws(self) -> Draws:
         """Weighted scenes of the posterior, from all `modes` on."""
-        return draw(self.model, self.easier, *self.modes, _COUNTED, self.seed)
+        return draw(self.model, self.easier, *self.modes, COUNTED, self.seed)
 
     @property
     def drawn(self) -> bool:
-        """Whether there are draws, as there are where several numbers of targets were plausible."""
+        """Whether `draws` were made: `evidences` does where several counts are plausible."""
         return "draws" in self.__dict__
 
     @property
@@ -264,7 +265,7 @@ def _in_cells(found: list[Fit]) -> list[Fit]:
     """
     model = found[0].model._replace(box=sure_cell(found[0].model.box))
     room = new_room(model.optics, model.n_targets, found[0].theta.size, *model.pixels.low.shape)
-    good = found[0].objective + _GOOD
+    good = found[0].objective + NEGLIGIBLE
     out = []
     for each in found:
         if each.objective <= good:

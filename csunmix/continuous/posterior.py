@@ -33,7 +33,8 @@ class PosteriorUnmixer(_Unmixer):
     all optima of the joint fit (see `ContinuousUnmixer`), to which every round adds others around
     the scenes that weigh most, so that a posterior that is bent is followed to its ends; weights
     are those of draws from the mixture. Where few of the first draws count, posteriors of three and
-    1.7 times the noise come first, and the heaviest scenes of each say where to draw next. The
+    1.7 times the noise come first, and one with rounding as a normal error, and the heaviest scenes
+    of each say where to draw next. The
     evidence of a number of targets is rough first, by Laplace's method; where several remain
     plausible, it is the mean weight of such draws, rounding taken as a normal error.
 
@@ -76,7 +77,7 @@ class PosteriorUnmixer(_Unmixer):
     n_effective : int
         Scenes that count, ``(sum w)^2 / sum w^2``, at which draws of "importance" end: a mean errs
         by one part in ``sqrt(n_effective)`` of its error. There are 250 draws for each at most, and
-        200,000 in all.
+        200,000 in all, and on the way up to 25,000 of each easier posterior.
     n_chains, n_steps : int
         Chains that hop (one more for every optimum that would have none), and paths of each, the
         first tenth of which is not kept; four times as many where the chains' means show that they

@@ -11,7 +11,7 @@ from csunmix._kernels.labels import describe, settle
 from csunmix._kernels.modes import Modes
 from csunmix._kernels.smc import sample
 from csunmix._validation import FloatArray, IntArray
-from csunmix.continuous.fit import Fit
+from csunmix.continuous.fit import COUNTED, Fit
 from csunmix.continuous.importance import draw
 from csunmix.continuous.window import Setting, Window
 from csunmix.targets import Flag
@@ -48,15 +48,17 @@ def weigh(
 ) -> Sample:
     """Scenes weighted by importance until `enough` count, or chains where far too few do.
 
-    Rounding is taken as the interval that it is. There are no scenes where none is to count, nor,
-    without chains (`n_steps` 0), where hardly any does.
+    Rounding is taken as the interval that it is. Where there is none, draws that were made for the
+    evidence serve, unless more are asked for: fewer would be the first of them, as both have the
+    seed of the fit. There are no scenes where none is to count, nor, without chains (`n_steps` 0),
+    where hardly any does.
     """
     if enough == 0.0:
         return Sample(np.empty((0, 0, 0)), np.empty((0, 0)), 0)
     if best.window.rounding > 0.0:
         exact = best.model._replace(pixels=best.window.pixels)
         drawn = draw(exact, [*best.easier, best.model], *best.modes, enough, seed)
-    elif best.drawn and best.draws.effective >= enough:
+    elif best.drawn and (enough <= COUNTED or best.draws.effective >= enough):
         drawn = best.draws
     else:
         drawn = draw(best.model, best.easier, *best.modes, enough, seed)

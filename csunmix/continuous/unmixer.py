@@ -47,8 +47,9 @@ class ContinuousUnmixer(_Unmixer):
     n_effective : int
         Scenes that count, ``(sum w)^2 / sum w^2``, at which draws end: a mean errs by one part in
         ``sqrt(n_effective)`` of its error. There are 250 draws for each at most, and 200,000 in
-        all. 0: no draws; the answer is that of the normal approximations, several times sooner, and
-        its errors are too small where four or more targets stand close together.
+        all, and on the way up to 25,000 of each easier posterior. 0: no draws but those that tell
+        plausible numbers of targets apart, and no chains; the answer is that of the normal
+        approximations, whose errors are too small where four or more targets stand close together.
     n_steps : int
         Paths of each of the chains that are run where fewer than three quarters of these count (or
         of 1000), 8 or as many as there are optima, or four times as many paths where the chains'
