@@ -52,7 +52,7 @@ def fits_of(setting: Setting, count: int, n: int, seed: int) -> list[Fit]:
 
 def drawn(best: Fit, enough: float, seed: int = 0) -> Draws:
     exact = best.model._replace(pixels=best.window.pixels)
-    return draw(exact, [*best.easier, best.model], *best.modes, enough, seed)
+    return draw(exact, *best.modes, enough, seed, best.model)
 
 
 def orders(theta: Any, count: int) -> Any:
@@ -211,13 +211,15 @@ def test_draws_of_the_evidence_are_the_answer_where_nothing_is_rounded() -> None
 
 
 def test_draws_of_the_evidence_are_not_thrown_away_for_the_first_of_them() -> None:
-    """Where too few of them count, that is to be seen: there are chains, or not even these."""
+    """Where too few of them count, further runs are beside them, not in their place."""
     setting = setting_of(cu.Sensor(read_noise=3.0))
     best = fits_of(setting, 2, 1, 1)[0]
     few = best.draws._replace(weight=np.append(1.0, np.full(len(best.draws.weight) - 1, 1e-9)))
     best.__dict__["draws"] = few
-    assert weigh(setting, best, 100, 8, 100, 0).theta.shape[0] >= 8
-    assert weigh(setting, best, 100, 8, 0, 0).flags == int(Flag.NOT_CONVERGED)
+    found = weigh(setting, best, 100, 8, 100, 0)
+    np.testing.assert_array_equal(found.theta[0, : len(few.theta)], few.theta)
+    assert found.theta.shape[0] == 4
+    assert found.flags == int(Flag.NOT_CONVERGED)
 
 
 def test_draws_of_the_evidence_are_not_those_of_intervals() -> None:

@@ -13,11 +13,13 @@ from csunmix._kernels.jit import kernel, leaf
 from csunmix._kernels.linalg import cholesky, copy, invert, invert_lower, to_shares
 from csunmix._kernels.model import Model
 from csunmix._kernels.prior import Box, densities, extremes, limits, sure_cell
-from csunmix._kernels.scene import Room, illuminate, new_room
+from csunmix._kernels.scene import Pixels, Room, differentiate, illuminate, new_room, varying
 from csunmix._kernels.truncated import expectation_propagation
 from csunmix._validation import FloatArray
 
 _MOST = 12
+_SHARP = 0.1  # of an interval, noise below which it is a bound
+_IDLE = 0.02  # of an interval, spread below which it does not matter
 NEGLIGIBLE = 8.0
 """Objective above the best from where a fit weighs nothing."""
 
@@ -73,6 +75,8 @@ def approximate(
             part = in_cell if kind == 1 else in_box
             copy(at, theta[m])
             middle, covariance = moments(part, at, gradient, hessian)
+            if sharp(model.pixels):
+                sharpen(part, at, room, middle, covariance)
             copy(middle, mean[m])
             if cholesky(covariance, d, factor[m]) < d:
                 continue
@@ -143,6 +147,66 @@ def moments(
     copy(theta, mean)
     invert(_with_prior(model, hessian), covariance)
     return mean, covariance
+
+
+@kernel()
+def sharp(pixels: Pixels) -> bool:
+    """Whether pixels are intervals with hardly any noise: bounds of their light, and no more."""
+    if varying(pixels):
+        return False
+    for i in range(pixels.low.shape[0]):
+        for j in range(pixels.low.shape[1]):
+            if (pixels.high[i, j] - pixels.low[i, j]) * _SHARP < math.sqrt(pixels.variance):
+                return False
+    return True
+
+
+@kernel()
+def sharpen(
+    model: Model, theta: FloatArray, room: Room, mean: FloatArray, covariance: FloatArray
+) -> None:
+    """Replace moments by those of the scenes whose light, taken as linear, keeps to all intervals.
+
+    Intervals of which the moments so far tell that they hardly matter are left out.
+    """
+    d, count = theta.size, model.n_targets
+    rows, low, high, width = bounds(model, theta)
+    n, n_x = rows.shape[0], room.light.shape[1]
+    n_pixels = room.weight.size
+    all_rows, all_width = np.zeros((n + n_pixels, d)), np.full(n + n_pixels, np.inf)
+    all_low, all_high = np.empty(n + n_pixels), np.empty(n + n_pixels)
+    all_rows[:n], all_low[:n], all_high[:n], all_width[:n] = rows, low, high, width
+    illuminate(model.optics, theta, room)
+    differentiate(theta, room)
+    for p in range(n_pixels):
+        lowest, highest = model.pixels.low[p // n_x, p % n_x], model.pixels.high[p // n_x, p % n_x]
+        if lowest == -np.inf and highest == np.inf:
+            continue
+        spread2 = 0.0
+        for a in range(d):
+            for b in range(d):
+                spread2 += room.jacobian[a, p] * covariance[a, b] * room.jacobian[b, p]
+        if spread2 < (_IDLE * (highest - lowest)) ** 2 and highest - lowest < np.inf:
+            continue
+        at = room.light[p // n_x, p % n_x]
+        for a in range(d):
+            all_rows[n, a] = room.jacobian[a, p]
+            at -= room.jacobian[a, p] * theta[a]
+        all_low[n], all_high[n] = lowest - at, highest - at
+        if highest - lowest < np.inf:
+            all_width[n] = (highest - lowest) / math.sqrt(12.0)
+        n += 1
+    precision, shift = np.zeros((d, d)), np.zeros(d)
+    for a in range(3 * count, d):
+        precision[a, a] = 1.0 / model.box.background[1] ** 2
+        shift[a] = precision[a, a] * model.box.background[0]
+    middle, around = expectation_propagation(
+        precision, shift, all_rows[:n], all_low[:n], all_high[:n], all_width[:n]
+    )
+    if _regular(middle, around):
+        copy(middle, mean)
+        for a in range(d):
+            copy(around[a], covariance[a])
 
 
 @kernel()

@@ -23,13 +23,14 @@ _ENOUGH = (6, 3)  # of these in a row that lead to nothing new end the search
 ITERATIONS = (15, 100)
 """Steps of all starts, and of those that end apart."""
 
-PLAUSIBLE = 15.0
+PLAUSIBLE = 8.0
 """Log evidence below the best from which a count is ruled out."""
+
+_ROUGHLY = 15.0  # the same by Laplace's method, which may be further off
 
 COUNTED = 200.0
 """Scenes that are to count for the evidence of a number of targets."""
 
-_NOISIER = (9.0, 3.0)  # times the variance
 _UNUSUAL = 10.0  # standard deviations of what noise leaves of an image
 _EXCLUDED = 50.0  # objective above the best from where a number of targets is not fitted
 _WITHIN = 0.98  # of the light that a target in a corner of its area gives, what any gives at least
@@ -126,31 +127,29 @@ class Fit:
     @cached_property
     def draws(self) -> Draws:
         """Weighted scenes of the posterior, from all `modes` on."""
-        return draw(self.model, self.easier, *self.modes, COUNTED, self.seed)
+        return draw(self.model, *self.modes, COUNTED, self.seed)
 
     @property
     def drawn(self) -> bool:
         """Whether `draws` were made: `evidences` does where several counts are plausible."""
         return "draws" in self.__dict__
 
-    @property
-    def easier(self) -> list[Model]:
-        """Posteriors with more noise, the most first."""
-        pixels, out = self.model.pixels, []
-        for times in _NOISIER:
-            variance, per_light = times * pixels.variance, times * pixels.per_light
-            noisier = pixels._replace(variance=variance, per_light=per_light)
-            out.append(self.model._replace(pixels=noisier))
-        return out
-
     @cached_property
     def log_evidence(self) -> float:
         """Log evidence by importance sampling, to a tenth as a rule.
 
-        Where no draw keeps to the prior, by the volumes that its bounds leave of them.
+        Where no draw keeps to the prior, `likely_evidence`.
         """
         total = self.draws.log_integral
-        return (self._approximation[2] if total == -np.inf else total) + self._log_measure
+        return self.likely_evidence if total == -np.inf else total + self._log_measure
+
+    @property
+    def likely_evidence(self) -> float:
+        """Log evidence by the volumes that the prior's bounds leave of all `modes`.
+
+        To 1 as a rule, to 3 in flat or bent posteriors.
+        """
+        return self._approximation[2] + self._log_measure
 
     @cached_property
     def _approximation(self) -> tuple[Modes, FloatArray, float]:
@@ -211,13 +210,19 @@ def _beyond(fits: dict[int, Fit], count: int, bounded: bool) -> bool:
 
 
 def evidences(setting: Setting, fits: dict[int, Fit]) -> FloatArray:
-    """Log evidence of every number of targets (n_counts,); rough where it is far below the best."""
+    """Log evidence of every number of targets (n_counts,).
+
+    Sampled where several numbers are plausible; less exact the further it is below the best.
+    """
     out = np.full(len(setting.counts), -np.inf)
     for count, each in fits.items():
         out[setting.counts.index(count)] = each.rough_evidence
-    plausible = np.flatnonzero(out >= out.max() - PLAUSIBLE)
-    if len(plausible) > 1:
-        out[plausible] = [fits[setting.counts[k]].log_evidence for k in plausible]
+    near = np.flatnonzero(out >= out.max() - _ROUGHLY)
+    if len(near) > 1:
+        out[near] = [fits[setting.counts[k]].likely_evidence for k in near]
+        near = np.flatnonzero(out >= out.max() - PLAUSIBLE)
+    if len(near) > 1:
+        out[near] = [fits[setting.counts[k]].log_evidence for k in near]
     return out
 
 

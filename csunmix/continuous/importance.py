@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from math import log
 from typing import NamedTuple
 
 import numpy as np
 
+from csunmix._kernels.hops import wander
 from csunmix._kernels.importance import DEGREES, add_density, log_level, log_posterior
 from csunmix._kernels.model import Model
 from csunmix._kernels.modes import Modes, approximate
@@ -16,9 +16,10 @@ from csunmix._validation import FloatArray
 _FIRST = 1000  # draws around the optima
 _EVEN = 0.1  # of them, the same for every optimum
 _HEAVIEST = 2  # scenes that a round draws around
-_NORMAL = 50.0  # of the first draws, those that count where all is near normal
-_EASY = 100.0  # scenes that count, of an easier posterior
-_SPREAD = (24, 100.0)  # of them, those that draws of the next begin around, and draws of each
+_NORMAL = 100.0  # of the first draws, those that count where all is near normal
+_CHAINS, _STEPS, _HOPS = 8, 40, 4  # or a chain for every mode; paths of each, and hops after each
+_NOISIER = 3.0  # variance that they add, of the noise's
+_SPREAD = (40, 100.0)  # known scenes that draws begin around, and draws of each
 _MORE = (500, 0.1)  # draws around each, at least, and share of all draws so far
 _LIGHT = 0.01  # of the largest weight, below which no scene is drawn around
 _RARE = 0.05  # share from where a kind of scene, in a cell or not, is drawn there
@@ -41,27 +42,44 @@ class Draws(NamedTuple):
 
 
 def draw(
-    model: Model, easier: Sequence[Model], modes: Modes, share: FloatArray, enough: float, seed: int
+    model: Model,
+    modes: Modes,
+    share: FloatArray,
+    enough: float,
+    seed: int,
+    smooth: Model | None = None,
+    known: Draws | None = None,
 ) -> Draws:
     """Scenes of a posterior until `enough` of them count, or there were too many draws.
 
     Draws begin around the modes. Where few of the first count, the posterior is no mixture of
-    normal distributions: then it is come to by `easier` ones, the easiest first, each begun around
-    the modes and the heaviest scenes of the one before it.
+    normal distributions: then chains that roam it say where else to begin. Where a posterior that
+    is much like it is more easily come to, `smooth`, it is scenes of that, unless some are `known`.
     """
     rng = np.random.default_rng(seed)
     start, number = modes, np.ceil(_FIRST * ((1.0 - _EVEN) * share + _EVEN / share.size))
     found = _follow(model, start, number, min(enough, _NORMAL), _FIRST, rng)
     if found.effective >= enough:
         return found
+    elsewhere = [] if known is None else [known]
     if found.effective < _NORMAL:
-        for each, harder in zip(easier, [*easier[1:], model], strict=True):
-            found = _follow(each, start, number, _EASY, _MOST[0] * _EASY, rng)
-            if found.weight.size:
-                others, of_others = _around(harder, found, *_SPREAD)
-                start, number = _join([modes, others]), np.append(number[: share.size], of_others)
+        elsewhere.append(_roam(model if smooth is None else smooth, modes, share, seed))
+    for scenes in elsewhere:
+        if scenes.weight.size:
+            others, of_others = _around(model, scenes, *_SPREAD, rng)
+            start, number = _join([start, others]), np.append(number, of_others)
     most = min(_MOST[0] * enough, _MOST[1])
     return _follow(model, start, number, enough, most, rng, _LEAST * (model.n_targets - 1))
+
+
+def _roam(model: Model, modes: Modes, share: FloatArray, seed: int) -> Draws:
+    """Scenes of chains that hop between the modes, with more noise than there is."""
+    chains = np.maximum(np.rint(_CHAINS * share), 1).astype(int)
+    starts = np.repeat(np.arange(share.size), chains)
+    extra = _NOISIER * model.pixels.variance
+    theta, _ = wander(model, modes, starts, _STEPS, _HOPS, extra, seed)
+    theta = theta.reshape(-1, modes.mean.shape[1])
+    return Draws(theta, np.full(len(theta), 1.0 / max(len(theta), 1)), np.nan)
 
 
 def _follow(
@@ -128,14 +146,21 @@ def _without_negligible(found: Draws) -> Draws:
     return Draws(found.theta[heavy], weight / weight.sum(), found.log_integral)
 
 
-def _around(model: Model, found: Draws, n: int, each: float) -> tuple[Modes, FloatArray]:
-    """Normal approximations around the heaviest scenes, apart from each other; draws of each."""
+def _around(
+    model: Model, found: Draws, n: int, each: float, rng: np.random.Generator | None = None
+) -> tuple[Modes, FloatArray]:
+    """Normal approximations around scenes that are apart from each other; draws of each.
+
+    Scenes are the heaviest, or, with `rng`, picked at random as they weigh.
+    """
     heavy = found.weight > _LIGHT * found.weight.max()
     theta, weight = found.theta[heavy], found.weight[heavy]
     parts: list[Modes] = []
     numbers: list[FloatArray] = []
     while len(parts) < n and weight.max() > 0.0:
         k = int(weight.argmax())
+        if rng is not None:
+            k = int(rng.choice(weight.size, p=weight / weight.sum()))
         modes, share, _ = approximate(model, theta[k : k + 1], np.zeros(1))
         common = share > _RARE
         parts.append(Modes(*(part[common] for part in modes)))

@@ -12,11 +12,12 @@ from csunmix._kernels.modes import Modes
 from csunmix._kernels.smc import sample
 from csunmix._validation import FloatArray, IntArray
 from csunmix.continuous.fit import COUNTED, Fit
-from csunmix.continuous.importance import draw
+from csunmix.continuous.importance import Draws, draw
 from csunmix.continuous.window import Setting, Window
 from csunmix.targets import Flag
 
-_FAR_FEWER = 0.75  # of the scenes that were to count, below which there are chains
+_FAR_FEWER = 0.75  # of the scenes that were to count, below which there are further runs
+_RUNS, _AGAIN = 4, 100.0  # in all, and scenes that are to count in a further one
 _PLENTY = 1000.0  # scenes that count, that would do whatever is asked for
 _HARDLY_ANY = 10.0
 _HOPS = 4  # after every path
@@ -46,28 +47,53 @@ class Sample(NamedTuple):
 def weigh(
     setting: Setting, best: Fit, enough: float, n_chains: int, n_steps: int, seed: int
 ) -> Sample:
-    """Scenes weighted by importance until `enough` count, or chains where far too few do.
+    """Scenes weighted by importance until `enough` of them count.
+
+    Where far fewer do, there are further runs of draws with other seeds, in the sample by what each
+    finds of the posterior; how far their means are apart tells what these may err by, and the
+    sample has `Flag.NOT_CONVERGED` where it is much. Where hardly any scene counts there are
+    chains (`hop`), or without steps no scenes.
 
     Rounding is taken as the interval that it is. Where there is none, draws that were made for the
     evidence serve, unless more are asked for: fewer would be the first of them, as both have the
-    seed of the fit. There are no scenes where none is to count, nor, without chains (`n_steps` 0),
-    where hardly any does.
+    seed of the fit. There are no scenes where none is to count.
     """
     if enough == 0.0:
         return Sample(np.empty((0, 0, 0)), np.empty((0, 0)), 0)
+    runs: list[Draws] = []
+    model, smooth, known = best.model, None, best.draws if best.drawn else None
     if best.window.rounding > 0.0:
-        exact = best.model._replace(pixels=best.window.pixels)
-        drawn = draw(exact, [*best.easier, best.model], *best.modes, enough, seed)
-    elif best.drawn and (enough <= COUNTED or best.draws.effective >= enough):
-        drawn = best.draws
-    else:
-        drawn = draw(best.model, best.easier, *best.modes, enough, seed)
-    wanted = max(_FAR_FEWER * min(enough, _PLENTY), _HARDLY_ANY)
-    if drawn.effective < wanted and n_steps > 0:
+        model, smooth = model._replace(pixels=best.window.pixels), model
+    elif known is not None and (enough <= COUNTED or known.effective >= enough):
+        runs = [known]
+    if not runs:
+        runs = [draw(model, *best.modes, enough, seed, smooth, known)]
+    if runs[0].effective < max(_FAR_FEWER * min(enough, _PLENTY), _HARDLY_ANY):
+        for again in range(1, _RUNS):
+            few = min(enough, _AGAIN)
+            runs.append(draw(model, *best.modes, few, seed + again, smooth))
+    found = _pool(runs)
+    if effective(found) >= _HARDLY_ANY:
+        apart = len(runs) > 1 and not _unsettled(found) <= _APART
+        return found._replace(flags=int(Flag.NOT_CONVERGED) * apart)
+    if n_steps > 0:
         return hop(setting, best, n_chains, n_steps, seed)
-    if drawn.effective < _HARDLY_ANY:
-        return Sample(np.empty((0, 0, 0)), np.empty((0, 0)), int(Flag.NOT_CONVERGED))
-    return Sample(drawn.theta[None], drawn.weight[None], 0)
+    return Sample(np.empty((0, 0, 0)), np.empty((0, 0)), int(Flag.NOT_CONVERGED))
+
+
+def _pool(runs: list[Draws]) -> Sample:
+    """Draws of several runs, each with its estimate of the posterior's integral as its weight.
+
+    Shorter runs are filled up with scenes that weigh nothing.
+    """
+    n, d = max(run.weight.size for run in runs), runs[0].theta.shape[1]
+    theta, weight = np.zeros((len(runs), n, d)), np.zeros((len(runs), n))
+    top = max(run.log_integral for run in runs)
+    for k, run in enumerate(runs):
+        if run.weight.size:
+            theta[k] = run.theta[np.minimum(np.arange(n), run.weight.size - 1)]
+            weight[k, : run.weight.size] = run.weight * np.exp(run.log_integral - top)
+    return Sample(theta, weight / max(weight.sum(), _LEAST), 0)
 
 
 def hop(setting: Setting, best: Fit, n_chains: int, n_steps: int, seed: int) -> Sample:
@@ -81,12 +107,19 @@ def hop(setting: Setting, best: Fit, n_chains: int, n_steps: int, seed: int) -> 
     has `Flag.NOT_CONVERGED` where chains are still apart after the longer run, and, without scenes,
     where the prior leaves no room around the modes.
     """
-    found = _hop_softly(setting, best, n_chains, n_steps, seed)
+    found = _thin(_hop_softly(setting, best, n_chains, n_steps, seed))
     if found.theta.size and not _unsettled(found) <= _UNSETTLED:
-        found = _hop_softly(setting, best, n_chains, _LONGER * n_steps, seed)
+        found = _thin(_hop_softly(setting, best, n_chains, _LONGER * n_steps, seed))
         if found.theta.size and not _unsettled(found) <= _APART:
             found = found._replace(flags=found.flags | int(Flag.NOT_CONVERGED))
     return found
+
+
+def _thin(chains: Sample) -> Sample:
+    """Chains with as many of their scenes as are summarised."""
+    every = max(1, chains.weight.size // _SUMMARISED)
+    weight = chains.weight[:, ::every]
+    return chains._replace(theta=chains.theta[:, ::every], weight=weight / weight.sum())
 
 
 def _unsettled(found: Sample) -> float:
@@ -168,7 +201,8 @@ def cool(setting: Setting, window: Window, count: int, seed: int) -> tuple[Sampl
         raise ValueError(f"{count} target(s) have no room in {setting.prior!r}")
     flags = int(Flag.NOT_CONVERGED) * (stages == _MAX_STAGES)
     theta = theta.reshape(_PARTICLE_CHAINS, -1, theta.shape[1])
-    return Sample(theta, np.full(theta.shape[:2], 1.0 / theta[..., 0].size), flags), evidence
+    found = Sample(theta, np.full(theta.shape[:2], 1.0 / theta[..., 0].size), flags)
+    return _thin(found), evidence
 
 
 def effective(found: Sample) -> float:
@@ -197,10 +231,8 @@ def summarise(best: Fit, found: Sample, radius: float) -> FloatArray:
 
 def _describe(found: Sample, radius: float) -> tuple[FloatArray, FloatArray]:
     """Mean, variance and score of every target (K, 7), and variances of the means (K, 3)."""
-    n_chains, n, d = found.theta.shape
-    every = max(1, n_chains * n // _SUMMARISED) if n_chains > 1 else 1
-    theta, weight = found.theta[:, ::every, : 3 * (d // 3)], found.weight[:, ::every]
-    weight = weight / weight.sum()
+    n_chains, _, d = found.theta.shape
+    theta, weight = found.theta[..., : 3 * (d // 3)], found.weight / found.weight.sum()
     scenes = relabel(theta.reshape(-1, d // 3, 3), weight.ravel())
     out = describe(scenes, weight.ravel(), radius)
     if n_chains == 1:
