@@ -510,6 +510,29 @@ def test_either_edge_of_a_cell_is_as_good_as_the_other(edge: float) -> None:
     assert one.log_evidence == pytest.approx(mirrored.log_evidence, abs=0.5)
 
 
+def test_evidence_is_sampled_where_numbers_of_targets_are_plausible() -> None:
+    """By volumes it is near to that, so that numbers far below the best need no draws."""
+    sensor = replace(PRESET.sensor, saturation=None)
+    prior = replace(PRESET.prior, flux=(50.0, 500.0), cell=False)
+    setting = Setting(PRESET.psf, sensor, prior, SHAPE, 0.0)
+    made = cu.simulate(PRESET.psf, sensor, prior, shape=SHAPE, n=30, rng=3)
+    drawn = kept = 0
+    for image in made.images:
+        fits = fit_counts(setting, window_of(setting, image), 0)
+        given = evidences(setting, fits)
+        for count, each in fits.items():
+            value = given[setting.counts.index(count)]
+            if each.drawn:
+                drawn += 1
+                assert value == each.log_evidence
+                assert each.likely_evidence == pytest.approx(value, abs=3.0)
+            elif value > given.max() - 15.0 and len(fits) > 1:
+                kept += 1
+                assert value < given.max() - 5.0 or value == given.max()
+    assert drawn > 10
+    assert kept > 5
+
+
 def test_a_mixture_does_not_depend_on_how_other_fits_are_labelled() -> None:
     """A bright and a faint target, and two fits that are the same but for the faint one's error."""
     sensor = cu.Sensor(read_noise=2.0)

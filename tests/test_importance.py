@@ -20,11 +20,21 @@ from csunmix._kernels.importance import (
     log_level,
     log_posterior,
 )
+from csunmix._kernels.modes import approximate as approximations
+from csunmix._kernels.modes import sharp
 from csunmix._kernels.prior import log_prior
 from csunmix._kernels.scene import Pixels, illuminate, log_likelihood, new_room
 from csunmix.continuous.fit import Fit, fit
 from csunmix.continuous.importance import Draws, draw
-from csunmix.continuous.sampling import approximate, cool, hop, summarise, weigh
+from csunmix.continuous.sampling import (
+    _pool,
+    approximate,
+    cool,
+    effective,
+    hop,
+    summarise,
+    weigh,
+)
 from csunmix.continuous.window import Setting
 from csunmix.targets import Flag
 from tests.test_billiards import COUNT, INSIDE, model_of
@@ -170,6 +180,69 @@ def test_a_bent_posterior_is_followed_to_its_ends() -> None:
         first = best.modes[0].mean.reshape(-1, 4, 3)[..., :2]
         far = np.hypot(*(first[:, :, None] - truth).transpose(3, 0, 1, 2)).min(axis=1) > 0.06
         assert far.any(axis=1).all()  # no mode is there
+
+
+def test_what_the_modes_do_not_show_is_found() -> None:
+    """Five targets of any flux, most of whose posterior lies where no draw around modes does."""
+    prior = replace(PRESET.prior, flux=(50.0, 500.0), cell=False)
+    sensor = replace(PRESET.sensor, saturation=None)
+    made = cu.simulate(PRESET.psf, sensor, prior, shape=PRESET.shape, n=300, rng=105)
+    truth = made.truth[made.truth["frame"] == 201]
+    setting = Setting(PRESET.psf, sensor, prior, PRESET.shape, 0.0)
+    window = setting.window(made.images[201])
+    assert window is not None
+    best = fit(setting, window, 5, 201)
+    assert best is not None
+    place = truth[["y", "x"]].to_numpy() - window.origin
+    for seed in range(3):
+        found = drawn(best, 100.0, seed)
+        each = found.theta.reshape(-1, 5, 1, 3)[..., :2]
+        far = np.hypot(*(each - place).transpose(3, 0, 1, 2)).min(axis=1).max(axis=1)
+        assert found.weight[far < 0.2].sum() > 0.5
+
+
+@pytest.mark.parametrize("background", [0.0, "fit"])
+def test_distributions_around_scenes_keep_to_the_intervals_of_rounding(background: Any) -> None:
+    """They are nearer to the posterior than those with rounding as a normal error."""
+    sensor = replace(PRESET.sensor, saturation=None)
+    setting = replace(setting_of(sensor), background=background)
+    apart = []
+    for best in fits_of(setting, 1, 8, 6):
+        exact = best.model._replace(pixels=best.window.pixels)
+        found = drawn(best, 2000.0)
+        mean = found.weight @ found.theta
+        spread = np.sqrt(found.weight @ (found.theta - mean) ** 2)
+        line = []
+        for model in exact, best.model:
+            modes = approximations(model, mean[None], np.zeros(1))[0]
+            claimed = np.sqrt(np.diag(modes.factor[0] @ modes.factor[0].T))
+            line += [np.abs(modes.mean[0] - mean) / spread, np.abs(np.log(claimed / spread))]
+        apart.append(np.array(line).max(axis=1))
+    sharp_mean, sharp_spread, mean, spread = np.mean(apart, axis=0)
+    assert sharp_mean < min(0.8 * mean, 0.25)
+    assert sharp_spread < min(0.8 * spread, 0.25)
+
+
+def test_noise_and_shot_noise_leave_intervals_no_bounds() -> None:
+    pixels = fits_of(setting_of(), 1, 1, 0)[0].window.pixels
+    assert sharp(pixels)
+    assert not sharp(pixels._replace(variance=0.04))
+    assert not sharp(pixels._replace(per_light=0.1))
+    assert not sharp(pixels._replace(high=pixels.low))
+
+
+def test_runs_weigh_as_their_integrals() -> None:
+    theta = np.arange(15.0).reshape(5, 3)
+    runs = [
+        Draws(theta[:2], np.array([0.5, 0.5]), np.log(1.0)),
+        Draws(theta, np.full(5, 0.2), np.log(3.0)),
+        Draws(theta[:0], np.empty(0), -np.inf),
+    ]
+    found = _pool(runs)
+    np.testing.assert_allclose(found.weight.sum(axis=1), [0.25, 0.75, 0.0])
+    np.testing.assert_array_equal(found.theta[0, :2], theta[:2])
+    np.testing.assert_array_equal(found.weight[0, 2:], 0.0)
+    assert effective(_pool(runs[2:])) == 0.0
 
 
 def test_draws_agree_with_chains() -> None:

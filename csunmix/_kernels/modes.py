@@ -10,7 +10,7 @@ import numpy as np
 from csunmix._kernels.billiards import nearest
 from csunmix._kernels.fit import slope
 from csunmix._kernels.jit import kernel, leaf
-from csunmix._kernels.linalg import cholesky, copy, invert, invert_lower, to_shares
+from csunmix._kernels.linalg import cholesky, copy, inner, invert, invert_lower, to_shares
 from csunmix._kernels.model import Model
 from csunmix._kernels.prior import Box, densities, extremes, limits, sure_cell
 from csunmix._kernels.scene import Pixels, Room, differentiate, illuminate, new_room, varying
@@ -167,46 +167,59 @@ def sharpen(
 ) -> None:
     """Replace moments by those of the scenes whose light, taken as linear, keeps to all intervals.
 
-    Intervals of which the moments so far tell that they hardly matter are left out.
+    They stay as they are where those are lost by rounding.
     """
-    d, count = theta.size, model.n_targets
-    rows, low, high, width = bounds(model, theta)
-    n, n_x = rows.shape[0], room.light.shape[1]
-    n_pixels = room.weight.size
-    all_rows, all_width = np.zeros((n + n_pixels, d)), np.full(n + n_pixels, np.inf)
-    all_low, all_high = np.empty(n + n_pixels), np.empty(n + n_pixels)
-    all_rows[:n], all_low[:n], all_high[:n], all_width[:n] = rows, low, high, width
-    illuminate(model.optics, theta, room)
-    differentiate(theta, room)
-    for p in range(n_pixels):
-        lowest, highest = model.pixels.low[p // n_x, p % n_x], model.pixels.high[p // n_x, p % n_x]
-        if lowest == -np.inf and highest == np.inf:
-            continue
-        spread2 = 0.0
-        for a in range(d):
-            for b in range(d):
-                spread2 += room.jacobian[a, p] * covariance[a, b] * room.jacobian[b, p]
-        if spread2 < (_IDLE * (highest - lowest)) ** 2 and highest - lowest < np.inf:
-            continue
-        at = room.light[p // n_x, p % n_x]
-        for a in range(d):
-            all_rows[n, a] = room.jacobian[a, p]
-            at -= room.jacobian[a, p] * theta[a]
-        all_low[n], all_high[n] = lowest - at, highest - at
-        if highest - lowest < np.inf:
-            all_width[n] = (highest - lowest) / math.sqrt(12.0)
-        n += 1
+    d = theta.size
     precision, shift = np.zeros((d, d)), np.zeros(d)
-    for a in range(3 * count, d):
+    for a in range(3 * model.n_targets, d):
         precision[a, a] = 1.0 / model.box.background[1] ** 2
         shift[a] = precision[a, a] * model.box.background[0]
-    middle, around = expectation_propagation(
-        precision, shift, all_rows[:n], all_low[:n], all_high[:n], all_width[:n]
-    )
+    rows, low, high, width = intervals(model, theta, room, covariance)
+    middle, around = expectation_propagation(precision, shift, rows, low, high, width)
     if _regular(middle, around):
         copy(middle, mean)
         for a in range(d):
             copy(around[a], covariance[a])
+
+
+@kernel()
+def intervals(
+    model: Model, theta: FloatArray, room: Room, covariance: FloatArray
+) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
+    """The same as `bounds`, and those of the pixels' light after them.
+
+    Without those that the light hardly varies between, as the covariance tells.
+    """
+    rows, low, high, width = bounds(model, theta)
+    n, most = low.size, low.size + room.weight.size
+    every, widths = np.zeros((most, theta.size)), np.full(most, np.inf)
+    lowest, highest = np.empty(most), np.empty(most)
+    every[:n], widths[:n], lowest[:n], highest[:n] = rows, width, low, high
+    illuminate(model.optics, theta, room)
+    differentiate(theta, room)
+    n_x, row = room.light.shape[1], room.column
+    for p in range(room.weight.size):
+        start, stop = model.pixels.low[p // n_x, p % n_x], model.pixels.high[p // n_x, p % n_x]
+        copy(room.jacobian[:, p], row)
+        least = _IDLE * (stop - start) if stop - start < np.inf else 0.0
+        if (start == -np.inf and stop == np.inf) or _variance(covariance, row) < least * least:
+            continue
+        rest = room.light[p // n_x, p % n_x] - inner(row, theta)
+        copy(row, every[n])
+        lowest[n], highest[n] = start - rest, stop - rest
+        widths[n] = (stop - start) / math.sqrt(12.0)
+        n += 1
+    return every[:n], lowest[:n], highest[:n], widths[:n]
+
+
+@leaf()
+def _variance(covariance: FloatArray, row: FloatArray) -> float:
+    """Variance of ``row x``."""
+    total = 0.0
+    for a in range(row.size):
+        for b in range(row.size):
+            total += row[a] * covariance[a, b] * row[b]
+    return total
 
 
 @kernel()

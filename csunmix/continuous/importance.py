@@ -17,8 +17,8 @@ _FIRST = 1000  # draws around the optima
 _EVEN = 0.1  # of them, the same for every optimum
 _HEAVIEST = 2  # scenes that a round draws around
 _NORMAL = 100.0  # of the first draws, those that count where all is near normal
-_CHAINS, _STEPS, _HOPS = 8, 40, 4  # or a chain for every mode; paths of each, and hops after each
-_NOISIER = 3.0  # variance that they add, of the noise's
+_CHAINS, _STEPS, _HOPS = 8, 40, 4  # or one for every mode; paths of each, and hops after a path
+_NOISIER = 3.0  # times the noise's variance, what they add to it
 _SPREAD = (40, 100.0)  # known scenes that draws begin around, and draws of each
 _MORE = (500, 0.1)  # draws around each, at least, and share of all draws so far
 _LIGHT = 0.01  # of the largest weight, below which no scene is drawn around
@@ -52,9 +52,10 @@ def draw(
 ) -> Draws:
     """Scenes of a posterior until `enough` of them count, or there were too many draws.
 
-    Draws begin around the modes. Where few of the first count, the posterior is no mixture of
-    normal distributions: then chains that roam it say where else to begin. Where a posterior that
-    is much like it is more easily come to, `smooth`, it is scenes of that, unless some are `known`.
+    Draws begin around the modes, and around some of the scenes that are `known` of a posterior like
+    this one. Where few of the first count, it is no mixture of normal distributions: then scenes of
+    short chains say where else to begin, which roam it or, where it has bounds that are hard to
+    find a way between, one like it without these, `smooth`.
     """
     rng = np.random.default_rng(seed)
     start, number = modes, np.ceil(_FIRST * ((1.0 - _EVEN) * share + _EVEN / share.size))

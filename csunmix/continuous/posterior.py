@@ -32,13 +32,17 @@ class PosteriorUnmixer(_Unmixer):
     importance sampling (Raftery & Bao 2010, Biometrics 66, 1162): draws from t distributions around
     all optima of the joint fit (see `ContinuousUnmixer`), to which every round adds others around
     the scenes that weigh most, so that a posterior that is bent is followed to its ends; weights
-    are those of draws from the mixture. Where few of the first draws count, posteriors of three and
-    1.7 times the noise come first, and one with rounding as a normal error, and the heaviest scenes
-    of each say where to draw next. The
-    evidence of a number of targets is rough first, by Laplace's method; where several remain
-    plausible, it is the mean weight of such draws, rounding taken as a normal error.
+    are those of draws from the mixture. Where few of the first draws count, short chains with twice
+    the noise, and rounding as a normal error, say where else draws begin. Around a scene of rounded
+    pixels without other noise, the distribution is that of the scenes whose light, taken as linear,
+    keeps to all intervals (expectation propagation, Minka 2001). Where too few scenes count there
+    are three further runs, each with its estimate of the evidence as its weight.
 
-    Where too few scenes count, or with ``sampler="hops"``, there are chains that start at the
+    The evidence of a number of targets is rough first, by Laplace's method and by the volumes that
+    the bounds of the prior leave of the optima; where several remain plausible, it is the mean
+    weight of such draws, rounding taken as a normal error.
+
+    Where hardly any scene counts, or with ``sampler="hops"``, there are chains that start at the
     optima. They move by Hamiltonian Monte Carlo, the bounds of the prior being walls that reflect
     (Afshar & Domke 2015, NeurIPS 28, 3007), and hop between optima: a map from the normal
     approximation around one to that around another is proposed, with its Jacobian in the chance of
@@ -77,12 +81,13 @@ class PosteriorUnmixer(_Unmixer):
     n_effective : int
         Scenes that count, ``(sum w)^2 / sum w^2``, at which draws of "importance" end: a mean errs
         by one part in ``sqrt(n_effective)`` of its error. There are 250 draws for each at most, and
-        200,000 in all, and on the way up to 25,000 of each easier posterior.
+        200,000 in all; where fewer than three quarters of these count (or of 1000), three further
+        runs of draws of as many, 100 at most.
     n_chains, n_steps : int
         Chains that hop (one more for every optimum that would have none), and paths of each, the
         first tenth of which is not kept; four times as many where the chains' means show that they
-        are too few. With "importance", of those that are run where fewer than three quarters of
-        `n_effective` scenes count (or of 1000).
+        are too few. With "importance", of those that are run where fewer than 10 scenes count in
+        all runs.
     seed : int
         Of the random numbers, which follow from it and the pixels of each image.
     n_jobs : int
@@ -94,10 +99,10 @@ class PosteriorUnmixer(_Unmixer):
     err by counted in; ``score`` is the probability that the count is right and the target lies
     within `radius` of its estimate.
 
-    ``Flag.NOT_CONVERGED`` marks targets of an image whose chains are still apart after the longer
-    run, the variance of the mean above 0.05 of the posterior's for some target (a part of the
-    claimed error), and of one whose optima the prior leaves no room around: there the answer is
-    that of the normal approximations.
+    ``Flag.NOT_CONVERGED`` marks targets of an image whose further runs, or chains after the longer
+    run, are apart, the variance of their mean above 0.05 of the posterior's for some target (it is
+    a part of the claimed error), and of one whose optima the prior leaves no room around: there the
+    answer is that of the normal approximations.
 
     ``Flag.AT_BOUND`` marks targets with a coordinate, a flux or a distance to another target within
     1.5 errors of a bound of the prior, of which walls of a cell that they may share are one (errors

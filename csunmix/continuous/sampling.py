@@ -47,38 +47,49 @@ class Sample(NamedTuple):
 def weigh(
     setting: Setting, best: Fit, enough: float, n_chains: int, n_steps: int, seed: int
 ) -> Sample:
-    """Scenes weighted by importance until `enough` of them count.
+    """Scenes weighted by importance until `enough` of them count; none where none is to.
 
-    Where far fewer do, there are further runs of draws with other seeds, in the sample by what each
-    finds of the posterior; how far their means are apart tells what these may err by, and the
-    sample has `Flag.NOT_CONVERGED` where it is much. Where hardly any scene counts there are
-    chains (`hop`), or without steps no scenes.
-
-    Rounding is taken as the interval that it is. Where there is none, draws that were made for the
-    evidence serve, unless more are asked for: fewer would be the first of them, as both have the
-    seed of the fit. There are no scenes where none is to count.
+    Where far fewer do, there are further runs of draws with other seeds; how far their means are
+    apart tells what these may err by, and the sample has `Flag.NOT_CONVERGED` where it is much.
+    Where hardly any scene counts there are chains (`hop`), or, without steps, no scenes.
     """
     if enough == 0.0:
-        return Sample(np.empty((0, 0, 0)), np.empty((0, 0)), 0)
-    runs: list[Draws] = []
-    model, smooth, known = best.model, None, best.draws if best.drawn else None
-    if best.window.rounding > 0.0:
-        model, smooth = model._replace(pixels=best.window.pixels), model
-    elif known is not None and (enough <= COUNTED or known.effective >= enough):
-        runs = [known]
-    if not runs:
-        runs = [draw(model, *best.modes, enough, seed, smooth, known)]
+        return _none(0)
+    runs = [_first_run(best, enough, seed)]
     if runs[0].effective < max(_FAR_FEWER * min(enough, _PLENTY), _HARDLY_ANY):
-        for again in range(1, _RUNS):
-            few = min(enough, _AGAIN)
-            runs.append(draw(model, *best.modes, few, seed + again, smooth))
+        runs += [_run(best, min(enough, _AGAIN), seed + n) for n in range(1, _RUNS)]
     found = _pool(runs)
     if effective(found) >= _HARDLY_ANY:
         apart = len(runs) > 1 and not _unsettled(found) <= _APART
         return found._replace(flags=int(Flag.NOT_CONVERGED) * apart)
     if n_steps > 0:
         return hop(setting, best, n_chains, n_steps, seed)
-    return Sample(np.empty((0, 0, 0)), np.empty((0, 0)), int(Flag.NOT_CONVERGED))
+    return _none(int(Flag.NOT_CONVERGED))
+
+
+def _none(flags: int) -> Sample:
+    return Sample(np.empty((0, 0, 0)), np.empty((0, 0)), flags)
+
+
+def _first_run(best: Fit, enough: float, seed: int) -> Draws:
+    """Draws, those that were made for the evidence being known.
+
+    Where nothing is rounded, these serve unless more are asked for: fewer would be the first of
+    them, as both have the seed of the fit.
+    """
+    known = best.draws if best.drawn else None
+    if known is None or best.window.rounding > 0.0:
+        return _run(best, enough, seed, known)
+    serve = enough <= COUNTED or known.effective >= enough
+    return known if serve else _run(best, enough, seed, known)
+
+
+def _run(best: Fit, enough: float, seed: int, known: Draws | None = None) -> Draws:
+    """Draws from the posterior, rounding taken as the interval that it is."""
+    model, smooth = best.model, None
+    if best.window.rounding > 0.0:
+        model, smooth = model._replace(pixels=best.window.pixels), model
+    return draw(model, *best.modes, enough, seed, smooth, known)
 
 
 def _pool(runs: list[Draws]) -> Sample:

@@ -47,13 +47,14 @@ class ContinuousUnmixer(_Unmixer):
     n_effective : int
         Scenes that count, ``(sum w)^2 / sum w^2``, at which draws end: a mean errs by one part in
         ``sqrt(n_effective)`` of its error. There are 250 draws for each at most, and 200,000 in
-        all, and on the way up to 25,000 of each easier posterior. 0: no draws but those that tell
-        plausible numbers of targets apart, and no chains; the answer is that of the normal
-        approximations, whose errors are too small where four or more targets stand close together.
+        all; where fewer than three quarters of these count (or of 1000), three further runs of
+        draws of as many, 100 at most. 0: no draws but those that tell plausible numbers of targets
+        apart, and no chains; the answer is that of the normal approximations, whose errors are too
+        small where four or more targets stand close together.
     n_steps : int
-        Paths of each of the chains that are run where fewer than three quarters of these count (or
-        of 1000), 8 or as many as there are optima, or four times as many paths where the chains'
-        means show that they are too few; 0: none.
+        Paths of each of the chains that are run where fewer than 10 count in all runs, 8 chains or
+        as many as there are optima, or four times as many paths where the chains' means show that
+        they are too few; 0: none.
     seed : int
         Of the random numbers, which follow from it and the pixels of each image.
     n_jobs : int
@@ -64,10 +65,11 @@ class ContinuousUnmixer(_Unmixer):
     ``y_err, x_err, flux_err`` are posterior standard deviations. ``score`` is the probability that
     the count is right and the target lies within 0.1 px of its estimate.
 
-    ``Flag.NOT_CONVERGED`` marks targets of an image whose chains are still apart after the longer
-    run, the variance of the mean above 0.05 of the posterior's for some target (a part of the
-    claimed error), and of one whose optima the prior leaves no room around, or where fewer than 10
-    scenes count and `n_steps` is 0: there the answer is that of the normal approximations.
+    ``Flag.NOT_CONVERGED`` marks targets of an image whose further runs, or chains after the longer
+    run, are apart, the variance of their mean above 0.05 of the posterior's for some target (it is
+    a part of the claimed error), and of one whose optima the prior leaves no room around, or where
+    fewer than 10 scenes count and `n_steps` is 0: there the answer is that of the normal
+    approximations.
 
     ``Flag.AT_BOUND`` marks targets with a coordinate, a flux or a distance to another target within
     1.5 errors of a bound of the prior, of which walls of a cell that they may share are one (errors
