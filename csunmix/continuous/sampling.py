@@ -72,16 +72,15 @@ def _none(flags: int) -> Sample:
 
 
 def _first_run(best: Fit, enough: float, seed: int) -> Draws:
-    """Draws, those that were made for the evidence being known.
+    """Draws; where the evidence has some, no fewer scenes count in the answer than in these.
 
-    Where nothing is rounded, these serve unless more are asked for: fewer would be the first of
-    them, as both have the seed of the fit.
+    Where nothing is rounded these serve, unless more are asked for.
     """
-    known = best.draws if best.drawn else None
-    if known is None or best.window.rounding > 0.0:
-        return _run(best, enough, seed, known)
-    serve = enough <= COUNTED or known.effective >= enough
-    return known if serve else _run(best, enough, seed, known)
+    if not best.drawn:
+        return _run(best, enough, seed)
+    enough = max(enough, COUNTED)
+    serve = best.window.rounding == 0.0 and (enough == COUNTED or best.draws.effective >= enough)
+    return best.draws if serve else _run(best, enough, seed, best.draws)
 
 
 def _run(best: Fit, enough: float, seed: int, known: Draws | None = None) -> Draws:

@@ -48,7 +48,8 @@ class ContinuousUnmixer(_Unmixer):
         Scenes that count, ``(sum w)^2 / sum w^2``, at which draws end: a mean errs by one part in
         ``sqrt(n_effective)`` of its error. There are 250 draws for each at most, and 200,000 in
         all; where fewer than three quarters of these count (or of 1000), three further runs of
-        draws of as many, 100 at most. 0: no draws but those that tell plausible numbers of targets
+        draws of as many, 100 at most; where several numbers of targets were told apart by draws, no
+        fewer count than in these, 200. 0: no draws but those that tell plausible numbers of targets
         apart, and no chains; the answer is that of the normal approximations, whose errors are too
         small where four or more targets stand close together.
     n_steps : int
