@@ -19,6 +19,7 @@ from csunmix._validation import FloatArray
 
 _MOST = 12
 _SHARP = 0.1  # of an interval, noise below which it is a bound
+_COLLAPSED = 0.01  # of a spread, below which bounds leave none
 _IDLE = 0.02  # of an interval, spread below which it does not matter
 NEGLIGIBLE = 8.0
 """Objective above the best from where a fit weighs nothing."""
@@ -151,14 +152,19 @@ def moments(
 
 @kernel()
 def sharp(pixels: Pixels) -> bool:
-    """Whether pixels are intervals with hardly any noise: bounds of their light, and no more."""
-    if varying(pixels):
-        return False
+    """Whether pixels are intervals with hardly any noise: bounds of their light, and no more.
+
+    Some of them may have one bound only, or none.
+    """
+    widest = 0.0
     for i in range(pixels.low.shape[0]):
         for j in range(pixels.low.shape[1]):
-            if (pixels.high[i, j] - pixels.low[i, j]) * _SHARP < math.sqrt(pixels.variance):
+            width = pixels.high[i, j] - pixels.low[i, j]
+            if width * _SHARP < math.sqrt(pixels.variance):
                 return False
-    return True
+            if width < np.inf:
+                widest = max(widest, width)
+    return widest > 0.0 and not varying(pixels)
 
 
 @kernel()
@@ -167,7 +173,7 @@ def sharpen(
 ) -> None:
     """Replace moments by those of the scenes whose light, taken as linear, keeps to all intervals.
 
-    They stay as they are where those are lost by rounding.
+    They stay as they are where there are no such scenes, as where the PSF is wrong.
     """
     d = theta.size
     precision, shift = np.zeros((d, d)), np.zeros(d)
@@ -176,7 +182,10 @@ def sharpen(
         shift[a] = precision[a, a] * model.box.background[0]
     rows, low, high, width = intervals(model, theta, room, covariance)
     middle, around = expectation_propagation(precision, shift, rows, low, high, width)
-    if _regular(middle, around):
+    sound = _regular(middle, around)
+    for a in range(d):
+        sound = sound and around[a, a] > _COLLAPSED**2 * covariance[a, a]
+    if sound:
         copy(middle, mean)
         for a in range(d):
             copy(around[a], covariance[a])

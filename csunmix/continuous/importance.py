@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import log
 from typing import NamedTuple
 
@@ -28,12 +29,22 @@ _MOST = (250, 200_000)  # draws for every scene that is to count, and in all
 _NEGLIGIBLE = 1e-3  # of all weight, what scenes that are left out have at most
 
 
+class Mixture(NamedTuple):
+    """Distributions that scenes were drawn from."""
+
+    mean: FloatArray  # (m, d)
+    inverse: FloatArray  # (m, d, d), inverses of the Cholesky factors of their scales
+    number: FloatArray  # (m,), draws of each
+
+
 class Draws(NamedTuple):
     """Weighted scenes of a posterior."""
 
     theta: FloatArray  # (n, d)
     weight: FloatArray  # (n,), summing to 1
     log_integral: float  # of likelihood and prior, in units of (2 pi)^(d/2)
+    logs: FloatArray  # (n,), log posteriors
+    mixture: Mixture
 
     @property
     def effective(self) -> float:
@@ -62,25 +73,48 @@ def draw(
     found = _follow(model, start, number, min(enough, _NORMAL), _FIRST, rng)
     if found.effective >= enough:
         return found
-    elsewhere = [] if known is None else [known]
+    elsewhere = [] if known is None else [(known.theta, known.weight)]
     if found.effective < _NORMAL:
         elsewhere.append(_roam(model if smooth is None else smooth, modes, share, seed))
-    for scenes in elsewhere:
-        if scenes.weight.size:
-            others, of_others = _around(model, scenes, *_SPREAD, rng)
+    for theta, weight in elsewhere:
+        if weight.size:
+            others, of_others = _around(model, theta, weight, *_SPREAD, rng)
             start, number = _join([start, others]), np.append(number, of_others)
     most = min(_MOST[0] * enough, _MOST[1])
     return _follow(model, start, number, enough, most, rng, _LEAST * (model.n_targets - 1))
 
 
-def _roam(model: Model, modes: Modes, share: FloatArray, seed: int) -> Draws:
-    """Scenes of chains that hop between the modes, with more noise than there is."""
+def weigh_together(runs: Sequence[Draws], count: int) -> list[FloatArray]:
+    """Weights of the scenes of every run as draws from all distributions of all runs.
+
+    Where runs reach the same scenes, each counts by its number of draws; what one has found alone
+    weighs as it does there (the balance heuristic of Veach & Guibas 1995, SIGGRAPH 22, 419).
+    """
+    mixtures = [run.mixture for run in runs]
+    unit = log_level(mixtures[0].inverse[0], mixtures[0].number[0])
+    theta, logs = (
+        np.concatenate(part) for part in zip(*((r.theta, r.logs) for r in runs), strict=True)
+    )
+    density = np.zeros(len(theta))
+    for mixture in mixtures:
+        add_density(*mixture, unit, count, theta, density)
+    weight = _to_weights(logs - np.log(density))[0]
+    return np.split(weight, np.cumsum([run.weight.size for run in runs])[:-1])
+
+
+def _roam(
+    model: Model, modes: Modes, share: FloatArray, seed: int
+) -> tuple[FloatArray, FloatArray]:
+    """Scenes (n, d) of chains that hop between the modes, and weights (n,), all the same.
+
+    The noise in the dark is twice what it is.
+    """
     chains = np.maximum(np.rint(_CHAINS * share), 1).astype(int)
     starts = np.repeat(np.arange(share.size), chains)
     extra = _NOISIER * model.pixels.variance
     theta, _ = wander(model, modes, starts, _STEPS, _HOPS, extra, seed)
     theta = theta.reshape(-1, modes.mean.shape[1])
-    return Draws(theta, np.full(len(theta), 1.0 / max(len(theta), 1)), np.nan)
+    return theta, np.full(len(theta), 1.0 / max(len(theta), 1))
 
 
 def _follow(
@@ -101,22 +135,24 @@ def _follow(
     next to those of its mean, so that each has one order of targets.
     """
     count, d = model.n_targets, new.mean.shape[1]
-    mean, inverse, number = np.empty((0, d)), np.empty((0, d, d)), np.empty(0)
+    mixture = Mixture(np.empty((0, d)), np.empty((0, d, d)), np.empty(0))
     theta, logs, density = np.empty((0, d)), np.empty(0), np.empty(0)
     unit = log_level(new.inverse[0], more[0])  # so that densities are numbers
     while True:
-        add_density(new.mean, new.inverse, more, unit, count, theta, density)
-        mean, inverse = np.concatenate([mean, new.mean]), np.concatenate([inverse, new.inverse])
-        number = np.concatenate([number, more])
+        added = Mixture(new.mean, new.inverse, more)
+        add_density(*added, unit, count, theta, density)
+        mixture = Mixture(*(np.concatenate(p) for p in zip(mixture, added, strict=True)))
         drawn, values = _draw_round(model, new, more, rng)
         theta, logs = np.concatenate([theta, drawn]), np.concatenate([logs, values])
         density = np.concatenate([density, np.zeros(len(drawn))])
-        add_density(mean, inverse, number, unit, count, drawn, density[density.size - len(drawn) :])
-        found = _weigh(theta, logs - np.log(density) - unit)
-        done = found.effective >= enough and number.sum() >= least
-        if done or number.sum() >= most or not theta.size:
+        add_density(*mixture, unit, count, drawn, density[density.size - len(drawn) :])
+        weight, log_integral = _to_weights(logs - np.log(density) - unit)
+        found = Draws(theta, weight, log_integral, logs, mixture)
+        total = float(mixture.number.sum())
+        done = found.effective >= enough and total >= least
+        if done or total >= most or not theta.size:
             return _without_negligible(found)
-        new, more = _around(model, found, _HEAVIEST, max(_MORE[0], _MORE[1] * float(number.sum())))
+        new, more = _around(model, theta, weight, _HEAVIEST, max(_MORE[0], _MORE[1] * total))
 
 
 def _draw_round(
@@ -133,29 +169,36 @@ def _draw_round(
     return theta[logs > -np.inf], logs[logs > -np.inf]
 
 
-def _weigh(theta: FloatArray, logs: FloatArray) -> Draws:
-    """Scenes and their weights from the logarithms of these."""
+def _to_weights(logs: FloatArray) -> tuple[FloatArray, float]:
+    """Weights that sum to 1 from their logarithms, and the log of their sum."""
     top = float(logs.max(initial=-np.inf))
     weight = np.exp(logs - top)
     total = float(weight.sum())
-    return Draws(theta, weight / total, top + log(total) if total > 0.0 else -np.inf)
+    return weight / total, top + log(total) if total > 0.0 else -np.inf
 
 
 def _without_negligible(found: Draws) -> Draws:
     heavy = found.weight * found.weight.size > _NEGLIGIBLE
     weight = found.weight[heavy]
-    return Draws(found.theta[heavy], weight / weight.sum(), found.log_integral)
+    return found._replace(
+        theta=found.theta[heavy], weight=weight / weight.sum(), logs=found.logs[heavy]
+    )
 
 
 def _around(
-    model: Model, found: Draws, n: int, each: float, rng: np.random.Generator | None = None
+    model: Model,
+    theta: FloatArray,
+    weight: FloatArray,
+    n: int,
+    each: float,
+    rng: np.random.Generator | None = None,
 ) -> tuple[Modes, FloatArray]:
-    """Normal approximations around scenes that are apart from each other; draws of each.
+    """Normal approximations around weighted scenes apart from each other; draws of each.
 
     Scenes are the heaviest, or, with `rng`, picked at random as they weigh.
     """
-    heavy = found.weight > _LIGHT * found.weight.max()
-    theta, weight = found.theta[heavy], found.weight[heavy]
+    heavy = weight > _LIGHT * weight.max()
+    theta, weight = theta[heavy], weight[heavy]
     parts: list[Modes] = []
     numbers: list[FloatArray] = []
     while len(parts) < n and weight.max() > 0.0:

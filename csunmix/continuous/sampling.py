@@ -12,7 +12,7 @@ from csunmix._kernels.modes import Modes
 from csunmix._kernels.smc import sample
 from csunmix._validation import FloatArray, IntArray
 from csunmix.continuous.fit import COUNTED, Fit
-from csunmix.continuous.importance import Draws, draw
+from csunmix.continuous.importance import Draws, draw, weigh_together
 from csunmix.continuous.window import Setting, Window
 from csunmix.targets import Flag
 
@@ -58,7 +58,7 @@ def weigh(
     runs = [_first_run(best, enough, seed)]
     if runs[0].effective < max(_FAR_FEWER * min(enough, _PLENTY), _HARDLY_ANY):
         runs += [_run(best, min(enough, _AGAIN), seed + n) for n in range(1, _RUNS)]
-    found = _pool(runs)
+    found = _pool(runs, best.count)
     if effective(found) >= _HARDLY_ANY:
         apart = len(runs) > 1 and not _unsettled(found) <= _APART
         return found._replace(flags=int(Flag.NOT_CONVERGED) * apart)
@@ -91,19 +91,16 @@ def _run(best: Fit, enough: float, seed: int, known: Draws | None = None) -> Dra
     return draw(model, *best.modes, enough, seed, smooth, known)
 
 
-def _pool(runs: list[Draws]) -> Sample:
-    """Draws of several runs, each with its estimate of the posterior's integral as its weight.
-
-    Shorter runs are filled up with scenes that weigh nothing.
-    """
+def _pool(runs: list[Draws], count: int) -> Sample:
+    """Draws of several runs, weighed together; shorter ones filled up with what weighs nothing."""
     n, d = max(run.weight.size for run in runs), runs[0].theta.shape[1]
     theta, weight = np.zeros((len(runs), n, d)), np.zeros((len(runs), n))
-    top = max(run.log_integral for run in runs)
-    for k, run in enumerate(runs):
-        if run.weight.size:
-            theta[k] = run.theta[np.minimum(np.arange(n), run.weight.size - 1)]
-            weight[k, : run.weight.size] = run.weight * np.exp(run.log_integral - top)
-    return Sample(theta, weight / max(weight.sum(), _LEAST), 0)
+    weights = [run.weight for run in runs] if len(runs) == 1 else weigh_together(runs, count)
+    for k, (run, each) in enumerate(zip(runs, weights, strict=True)):
+        if each.size:
+            theta[k] = run.theta[np.minimum(np.arange(n), each.size - 1)]
+            weight[k, : each.size] = each
+    return Sample(theta, weight, 0)
 
 
 def hop(setting: Setting, best: Fit, n_chains: int, n_steps: int, seed: int) -> Sample:
@@ -245,12 +242,14 @@ def _describe(found: Sample, radius: float) -> tuple[FloatArray, FloatArray]:
     theta, weight = found.theta[..., : 3 * (d // 3)], found.weight / found.weight.sum()
     scenes = relabel(theta.reshape(-1, d // 3, 3), weight.ravel())
     out = describe(scenes, weight.ravel(), radius)
-    if n_chains == 1:
-        once = float((weight**2).sum())  # over how many scenes count
-        return out, out[:, 3:6] * 2.0 * once / max(1.0 - once, _LEAST)
-    each = scenes.reshape(n_chains, -1, d // 3, 3)
-    away = np.einsum("cn,cnka->cka", weight, each - out[:, :3])
-    return out, (away**2).sum(axis=0) * n_chains / (n_chains - 1)
+    once = float((weight**2).sum())  # over how many scenes count
+    of_mean = out[:, 3:6] * 2.0 * once / max(1.0 - once, _LEAST)
+    if n_chains > 1:
+        each = scenes.reshape(n_chains, -1, d // 3, 3)
+        away = np.einsum("cn,cnka->cka", weight, each - out[:, :3])
+        between = (away**2).sum(axis=0) * n_chains / (n_chains - 1)
+        of_mean = np.maximum(of_mean, between)
+    return out, of_mean
 
 
 def approximate(best: Fit, radius: float) -> FloatArray:
