@@ -33,7 +33,7 @@ _WHOLE = ("frame", "flags")
 class Flag(enum.IntFlag):
     """What a user should know of a target or a frame; the values are bits and add up.
 
-    ``table["flags"] & Flag.SATURATED`` tells the targets that have a flag.
+    ``(table["flags"] & Flag.SATURATED) != 0`` tells the targets that have a flag.
     """
 
     __iter__ = None  # type: ignore[assignment]  # pandas takes what iterates for a list
@@ -45,7 +45,7 @@ class Flag(enum.IntFlag):
     COUNT_AMBIGUOUS = 4
     """Another number of targets explains the image about as well."""
     NOT_CONVERGED = 8
-    """The solver stopped early, chains did before they agreed, or too few weighted draws count."""
+    """The solver stopped early, chains or runs of draws do not agree, or too few draws count."""
     NOT_FINITE = 16
     """The image has NaN or infinite pixels and was not unmixed."""
     NO_TARGET = 32

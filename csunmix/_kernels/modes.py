@@ -47,6 +47,7 @@ def approximate(
     Where the prior has boxes and cells, an optimum has a mode in each: what is cut off by the walls
     of a cell is no approximation of what is not. Each weighs as its likelihood and prior at its
     mean times the volume of its covariance; the mass is that of all, but for a constant.
+    Where pixels are `sharp`, means and covariances are those of `sharpen`.
     """
     n, d = thetas.shape
     kinds = 2 if model.box.cell_density > 0.0 else 1

@@ -32,7 +32,7 @@ _FLAG_TEXT = {
     "SATURATED": "with saturated pixels",
     "BORDER": "with a target in the outermost ring of pixels",
     "COUNT_AMBIGUOUS": "with an ambiguous number of targets",
-    "NOT_CONVERGED": "where the solver did not converge",
+    "NOT_CONVERGED": "where a solver did not converge, or samples do not agree",
     "NOT_FINITE": "with NaN or infinite pixels, not unmixed",
     "NO_TARGET": "without a target",
     "BAD_PIXELS": "with bad pixels",

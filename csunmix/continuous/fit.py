@@ -136,9 +136,9 @@ class Fit:
 
     @cached_property
     def log_evidence(self) -> float:
-        """Log evidence by importance sampling, to a tenth as a rule.
+        """Log evidence by importance sampling; where no draw keeps to the prior, `likely_evidence`.
 
-        Where no draw keeps to the prior, `likely_evidence`.
+        To a tenth as a rule; up to 1 too low where a posterior is hard to come to.
         """
         total = self.draws.log_integral
         return self.likely_evidence if total == -np.inf else total + self._log_measure
@@ -147,7 +147,7 @@ class Fit:
     def likely_evidence(self) -> float:
         """Log evidence by the volumes that the prior's bounds leave of all `modes`.
 
-        To 1 as a rule, to 3 in flat or bent posteriors.
+        To 1 as a rule, to 4 in flat or bent posteriors.
         """
         return self._approximation[2] + self._log_measure
 

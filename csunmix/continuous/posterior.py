@@ -32,11 +32,12 @@ class PosteriorUnmixer(_Unmixer):
     importance sampling (Raftery & Bao 2010, Biometrics 66, 1162): draws from t distributions around
     all optima of the joint fit (see `ContinuousUnmixer`), to which every round adds others around
     the scenes that weigh most, so that a posterior that is bent is followed to its ends; weights
-    are those of draws from the mixture. Where few of the first draws count, short chains with twice
-    the noise, and rounding as a normal error, say where else draws begin. Around a scene of rounded
-    pixels without other noise, the distribution is that of the scenes whose light, taken as linear,
-    keeps to all intervals (expectation propagation, Minka 2001). Where too few scenes count there
-    are three further runs, each with its estimate of the evidence as its weight.
+    are those of draws from the mixture. Where few of the first draws count, short chains say where
+    else draws begin, with twice the noise in the dark and rounding as a normal error; so do draws
+    that were made for the evidence. Around a scene of rounded pixels without other noise, the
+    distribution is that of the scenes whose light, taken as linear, keeps to all intervals
+    (expectation propagation, Minka 2001). Where too few scenes count there are three further runs;
+    scenes weigh as draws from the distributions of all runs.
 
     The evidence of a number of targets is rough first, by Laplace's method and by the volumes that
     the bounds of the prior leave of the optima; where several remain plausible, it is the mean
@@ -81,8 +82,9 @@ class PosteriorUnmixer(_Unmixer):
     n_effective : int
         Scenes that count, ``(sum w)^2 / sum w^2``, at which draws of "importance" end: a mean errs
         by one part in ``sqrt(n_effective)`` of its error. There are 250 draws for each at most, and
-        200,000 in all; where fewer than three quarters of these count (or of 1000), three further
-        runs of draws of as many, 100 at most.
+        about 200,000 in all; where fewer than three quarters of these count (or of 1000, at least
+        10), three further runs, each until as many count, or 100. Where several numbers of targets
+        were told apart by draws, no fewer count than in these, 200.
     n_chains, n_steps : int
         Chains that hop (one more for every optimum that would have none), and paths of each, the
         first tenth of which is not kept; four times as many where the chains' means show that they

@@ -46,16 +46,16 @@ class ContinuousUnmixer(_Unmixer):
         PSF errs alike in neighbouring pixels.
     n_effective : int
         Scenes that count, ``(sum w)^2 / sum w^2``, at which draws end: a mean errs by one part in
-        ``sqrt(n_effective)`` of its error. There are 250 draws for each at most, and 200,000 in
-        all; where fewer than three quarters of these count (or of 1000), three further runs of
-        draws of as many, 100 at most; where several numbers of targets were told apart by draws, no
-        fewer count than in these, 200. 0: no draws but those that tell plausible numbers of targets
-        apart, and no chains; the answer is that of the normal approximations, whose errors are too
-        small where four or more targets stand close together.
+        ``sqrt(n_effective)`` of its error. There are 250 draws for each at most, and about
+        200,000 in all; where fewer than three quarters of these count (or of 1000, at least 10),
+        three further runs, each until as many count, or 100. Where several numbers of targets were
+        told apart by draws, no fewer count than in these, 200. 0: no draws but these, and no
+        chains; the answer is that of the normal approximations, whose errors are too small where
+        four or more targets stand close together.
     n_steps : int
-        Paths of each of the chains that are run where fewer than 10 count in all runs, 8 chains or
-        as many as there are optima, or four times as many paths where the chains' means show that
-        they are too few; 0: none.
+        Paths of each of the chains that are run where fewer than 10 count in all runs, 8 chains and
+        at least one for every optimum, or four times as many paths where the chains' means show
+        that they are too few; 0: none.
     seed : int
         Of the random numbers, which follow from it and the pixels of each image.
     n_jobs : int
