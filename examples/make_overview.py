@@ -3,8 +3,8 @@
     python examples/make_overview.py
 
 Four targets within one pixel: the image, the flux map on the sub-pixel grid, the targets found on
-the grid and off it
-(with ellipses that hold 95 %), beside the true ones. Needs the extra ``csunmix[plot]``.
+the grid and off it (with ellipses that hold 95 %), beside the true ones. The dashed box is the next
+panel. Needs the extra ``csunmix[plot]``.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 import csunmix as cu
 
@@ -42,13 +43,15 @@ def main(path: Path = FIGURE) -> None:
     cu.plots.plot_targets(scene.truth, ax=axes[3], marker="o", color="#0072b2")
     cu.plots.plot_targets(off_grid(image), ax=axes[3], errors="ellipses", n_sigma=2.45)
     y, x = scene.truth["y"].mean(), scene.truth["x"].mean()
+    box = Rectangle((x - 0.7, y - 0.7), 1.4, 1.4, fill=False, ls="--", color="white")
+    axes[1].add_patch(box)
     for ax in axes[2:]:
         ax.set(xlim=(x - 0.7, x + 0.7), ylim=(y + 0.7, y - 0.7))
     titles = (
-        "one blob ...",
-        "... on a grid ...",
-        "... targets on it ...",
-        "... and off it, with errors",
+        "what the camera sees: one blob",
+        f"flux map on a grid of 1/{on_grid.dictionary.grid.factor} px",
+        "targets found on the grid",
+        "targets found off it, 95 % ellipses",
     )
     for ax, title in zip(axes, titles, strict=True):
         ax.set_title(title)
