@@ -62,7 +62,7 @@ def approximate(
         area = Box(box.area, box.flux, box.separation, box.extent, 0.0, 0.0, box.background)
         in_box = _within(model, area)
     room = new_room(model.optics, model.n_targets, d, *model.pixels.low.shape)
-    at, m = np.empty(d), 0
+    at, m, bounded = np.empty(d), 0, sharp(model.pixels)
     for s in range(n):
         if m + kinds > most or values[s] > values[0] + NEGLIGIBLE:
             break
@@ -77,7 +77,7 @@ def approximate(
             part = in_cell if kind == 1 else in_box
             copy(at, theta[m])
             middle, covariance = moments(part, at, gradient, hessian)
-            if sharp(model.pixels):
+            if bounded:
                 sharpen(part, at, room, middle, covariance)
             copy(middle, mean[m])
             if cholesky(covariance, d, factor[m]) < d:

@@ -70,7 +70,7 @@ def draw(
     """
     rng = np.random.default_rng(seed)
     start, number = modes, np.ceil(_FIRST * ((1.0 - _EVEN) * share + _EVEN / share.size))
-    found = _follow(model, start, number, min(enough, _NORMAL), _FIRST, rng)
+    found = _follow(model, start, number, enough, _FIRST, rng)
     if found.effective >= enough:
         return found
     elsewhere = [] if known is None else [(known.theta, known.weight)]
