@@ -147,9 +147,3 @@ def test_a_matrix_is_averaged_over_the_orders_of_the_targets() -> None:
         orders.append(gram[np.ix_(index, index)])
     smc.level(gram, COUNT)
     np.testing.assert_allclose(gram, np.mean(orders, axis=0), atol=1e-12)
-
-
-def test_targets_are_matched_the_nearest_first() -> None:
-    like = np.array([0.0, 0.0, 1.0, 1.0, 1.0, 1.0, 2.0, 0.0, 1.0])
-    theta = np.array([2.1, 0.1, 1.0, 0.2, 0.0, 1.0, 1.0, 0.9, 1.0])
-    assert billiards.nearest(theta, like, 3).tolist() == [1, 2, 0]

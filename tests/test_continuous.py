@@ -419,7 +419,7 @@ def test_many_targets_are_counted_right(method: str) -> None:
     prior = cu.Prior(count=(8, 10), flux=(150, 300), min_separation=0.9, extent=5.0)
     sensor, shape = cu.Sensor(read_noise=1.0), (13, 13)
     made = cu.simulate(PRESET.psf, sensor, prior, shape=shape, n=6, rng=21)
-    given: dict[str, Any] = {"n_steps": 10} if method == "posterior" else {"n_steps": 0}
+    given: dict[str, Any] = {"n_effective": 20}
     unmix = {"posterior": cu.PosteriorUnmixer, "continuous": cu.ContinuousUnmixer}[method]
     table = unmix(PRESET.psf, sensor, prior, **given)(made.images)
     assert cu.metrics.count_accuracy(table, made.truth) == 1.0
@@ -445,5 +445,5 @@ def test_shot_noise_is_no_misfit() -> None:
     sensor = cu.Sensor(read_noise=1.0, gain=0.5)
     prior = replace(PRESET.prior, count=(1, 3))
     made = cu.simulate(PRESET.psf, sensor, prior, shape=SHAPE, n=10, rng=3)
-    table = cu.ContinuousUnmixer(PRESET.psf, sensor, prior, n_steps=0)(made.images)
+    table = cu.ContinuousUnmixer(PRESET.psf, sensor, prior)(made.images)
     assert not (table["flags"].to_numpy() & int(Flag.MISFIT)).any()

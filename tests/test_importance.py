@@ -16,16 +16,16 @@ from csunmix._kernels.importance import (
     DEGREES,
     NEVER,
     add_density,
-    in_order,
     log_level,
     log_posterior,
 )
+from csunmix._kernels.labels import new_pairs, pair
 from csunmix._kernels.modes import approximate as approximations
 from csunmix._kernels.modes import sharp
 from csunmix._kernels.prior import log_prior
 from csunmix._kernels.scene import Pixels, illuminate, log_likelihood, new_room
 from csunmix.continuous.fit import Fit, fit
-from csunmix.continuous.importance import Draws, draw
+from csunmix.continuous.importance import Draws, draw, weigh_together
 from csunmix.continuous.sampling import (
     Sample,
     _pool,
@@ -86,7 +86,7 @@ def symmetric(theta: Any, weight: Any) -> tuple[Any, Any]:
 def test_every_scene_has_one_order_next_to_a_mean() -> None:
     for _ in range(50):
         theta, like = RNG.uniform(0.0, 3.0, (2, 9))
-        assert sum(in_order(each, like, 3) for each in orders(theta, 3)) == 1
+        assert sum(pair(each, like, new_pairs(3)) for each in orders(theta, 3)) == 1
 
 
 @pytest.mark.parametrize("background", [False, True])
@@ -103,7 +103,7 @@ def test_density_is_that_of_t_distributions_in_the_order_next_to_them(background
         t = stats.multivariate_t(mean[k], factor[k] @ factor[k].T, DEGREES)
         for i, theta in enumerate(thetas):
             for each in orders(theta[: 3 * COUNT], COUNT):
-                if in_order(each, mean[k], COUNT):
+                if pair(each, mean[k], new_pairs(COUNT)):
                     density = t.pdf(np.append(each, theta[3 * COUNT :]))
                     expected[i] += number[k] * density * (2.0 * np.pi) ** (0.5 * d) / np.e**2
     np.testing.assert_allclose(total, expected, rtol=1e-9)
@@ -123,7 +123,7 @@ def test_log_posterior_is_prior_and_likelihood_where_a_scene_may_be() -> None:
         illuminate(model.optics, theta, room)
         value = log_prior(model.box, theta, COUNT)
         value += log_likelihood(model.pixels, room.light, 0.0)
-        expected.append(value if in_order(theta, INSIDE, COUNT) else -np.inf)
+        expected.append(value if pair(theta, INSIDE, new_pairs(COUNT)) else -np.inf)
     assert np.isfinite(expected).any()
     assert np.isinf(expected).any()
     given = np.where(np.isfinite(logs), logs, np.array(expected))  # hopeless scenes are left out
@@ -236,6 +236,35 @@ def test_noise_and_shot_noise_leave_intervals_no_bounds() -> None:
     assert sharp(pixels._replace(high=bounds))
 
 
+def part_of(found: Draws, which: Any) -> Draws:
+    """Some of the scenes, as they were."""
+    return Draws(
+        *(part[which] for part in found[:2]),
+        found[2],
+        *(part[which] for part in found[3:5]),
+        found[5],
+    )
+
+
+def test_density_of_a_run_is_kept() -> None:
+    """It is what the scenes were weighed by, and what all runs together are weighed by."""
+    best = fits_of(setting_of(cu.Sensor(read_noise=3.0)), 2, 1, 1)[0]
+    one, two = (drawn(best, 100, seed) for seed in (0, 1))
+    for run in one, two:
+        density = np.zeros(len(run.theta))
+        add_density(*run.mixture, 3.0, 2, run.theta, density)
+        np.testing.assert_allclose(np.log(density) + 3.0, run.density, rtol=1e-9)
+        log_weight = run.logs - run.density
+        expected = np.exp(log_weight - log_weight.max())
+        np.testing.assert_allclose(run.weight, expected / expected.sum(), rtol=1e-9)
+    total = np.zeros(len(one.theta))
+    for run in one, two:
+        add_density(*run.mixture, 3.0, 2, one.theta, total)
+    expected = np.exp(one.logs - one.logs.max()) / total
+    weight = weigh_together([one, two], 2)[0]
+    np.testing.assert_allclose(weight / weight.sum(), expected / expected.sum(), rtol=1e-9)
+
+
 def test_runs_are_weighed_as_one() -> None:
     """A run that has missed a part of the posterior takes no weight from what others have there."""
     setting = setting_of(cu.Sensor(read_noise=3.0))
@@ -251,7 +280,7 @@ def test_runs_are_weighed_as_one() -> None:
     )
     np.testing.assert_allclose(alone[0] / alone[1], together[0] / alone[1], atol=0.25)
     half = np.argsort(far.theta[:, 0])[: len(far.theta) // 2]
-    cut = far._replace(theta=far.theta[half], weight=far.weight[half], logs=far.logs[half])
+    cut = part_of(far, half)
     again = _pool([one, cut], 2)
     mean = symmetric(again.theta.reshape(-1, 6), again.weight.ravel())[0]
     assert (np.abs(mean - alone[0]) < np.abs(symmetric(cut.theta, cut.weight)[0] - alone[0])).all()
@@ -260,7 +289,7 @@ def test_runs_are_weighed_as_one() -> None:
 def test_a_run_of_nothing_is_none_beside_others() -> None:
     best = fits_of(setting_of(cu.Sensor(read_noise=3.0)), 2, 1, 1)[0]
     one = drawn(best, 100)
-    none = one._replace(theta=one.theta[:0], weight=one.weight[:0], logs=one.logs[:0])
+    none = part_of(one, slice(0))
     found = _pool([none, one], 2)
     assert found.weight[0].sum() == 0.0
     np.testing.assert_array_equal(found.theta[1], one.theta)
@@ -274,7 +303,7 @@ def test_draws_of_the_evidence_say_where_to_begin(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(
         "csunmix.continuous.sampling.draw", lambda *a: given.append(a[-1]) or draw(*a)
     )
-    weigh(setting, best, 300.0, 8, 0, 0)
+    weigh(best, 300.0, 0)
     assert given[0] is made
     exact = best.model._replace(pixels=best.window.pixels)
     found, without = (
@@ -288,7 +317,7 @@ def test_draws_agree_with_chains() -> None:
     for best in fits_of(setting, 3, 4, 2):
         answers = [
             summarise(best, each, 0.1)
-            for each in (weigh(setting, best, 400.0, 8, 0, 0), hop(setting, best, 8, 1000, 0))
+            for each in (weigh(best, 400.0, 0), hop(setting, best, 8, 1000, 0))
         ]
         one, two = (answer[np.lexsort(answer[:, :2].T.round(1))] for answer in answers)
         assert (np.abs(one[:, :3] - two[:, :3]) < 0.4 * two[:, 3:6]).all()
@@ -317,8 +346,8 @@ def test_draws_of_the_evidence_are_the_answer_where_nothing_is_rounded() -> None
     assert not best.drawn
     made = best.draws
     assert best.drawn
-    np.testing.assert_array_equal(weigh(setting, best, 100, 8, 100, 0).theta[0], made.theta)
-    assert weigh(setting, best, 2 * made.effective, 8, 100, 0).theta.shape[1] > len(made.theta)
+    np.testing.assert_array_equal(weigh(best, 100, 0).theta[0], made.theta)
+    assert weigh(best, 2 * made.effective, 0).theta.shape[1] > len(made.theta)
 
 
 def test_draws_of_the_evidence_are_not_thrown_away_for_the_first_of_them() -> None:
@@ -327,7 +356,7 @@ def test_draws_of_the_evidence_are_not_thrown_away_for_the_first_of_them() -> No
     best = fits_of(setting, 2, 1, 1)[0]
     few = best.draws._replace(weight=np.append(1.0, np.full(len(best.draws.weight) - 1, 1e-9)))
     best.__dict__["draws"] = few
-    found = weigh(setting, best, 100, 8, 100, 0)
+    found = weigh(best, 100, 0)
     np.testing.assert_array_equal(found.theta[0, : len(few.theta)], few.theta)
     assert found.theta.shape[0] == 4
     assert effective(found) > 200.0
@@ -337,9 +366,9 @@ def test_draws_of_the_evidence_are_not_those_of_intervals() -> None:
     """As many of the latter count where there are some of the former."""
     setting = setting_of()
     best = fits_of(setting, 4, 1, 1)[0]
-    assert effective(weigh(setting, best, 20, 8, 100, 0)) < 190.0
+    assert effective(weigh(best, 20, 0)) < 190.0
     made = best.draws
-    found = weigh(setting, best, 20, 8, 100, 0)
+    found = weigh(best, 20, 0)
     assert not np.array_equal(found.theta[0, :50], made.theta[:50])
     assert effective(found) >= 190.0
 
@@ -352,25 +381,40 @@ def unlike() -> tuple[Setting, Any]:
     return setting, made.images[0]
 
 
-def test_chains_run_where_too_few_count() -> None:
+def test_hardly_any_scene_is_none() -> None:
     setting, image = unlike()
     window = setting.window(image)
     assert window is not None
     best = fit(setting, window, 5, 0)
     assert best is not None
-    assert weigh(setting, best, 200.0, 8, 20, 0).theta.shape[0] >= 8
-    assert weigh(setting, best, 200.0, 8, 0, 0).theta.size == 0
+    found = weigh(best, 200.0, 0)
+    assert found.theta.size == 0
+    assert found.flags == int(Flag.NOT_CONVERGED)
 
 
-def test_chains_are_not_called_for_by_a_small_number() -> None:
+def test_a_small_number_is_reached_by_one_run() -> None:
     setting = setting_of(cu.Sensor(read_noise=3.0))
     best = fits_of(setting, 1, 1, 1)[0]
-    assert weigh(setting, best, 1.0, 8, 100, 0).theta.shape[0] == 1
+    assert weigh(best, 1.0, 0).theta.shape[0] == 1
+
+
+def test_further_runs_begin_at_scenes_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    best = fits_of(setting_of(cu.Sensor(read_noise=3.0)), 2, 1, 1)[0]
+    made, given = draw(best.model, *best.modes, 100.0, 0), []
+    few = made._replace(weight=np.append(1.0, np.full(len(made.weight) - 1, 1e-9)))
+    runs = [few, made, made, made]
+    monkeypatch.setattr(
+        "csunmix.continuous.sampling.draw", lambda *a: given.append(a[-1]) or runs[len(given) - 1]
+    )
+    weigh(best, 100.0, 0)
+    assert given[0] is None
+    assert all(known is few for known in given[1:])
+    assert len(given) == 4
 
 
 def test_without_scenes_the_answer_is_that_of_the_approximations() -> None:
     setting, image = unlike()
-    table = cu.ContinuousUnmixer(PRESET.psf, setting.sensor, setting.prior, n_steps=0)(image)
+    table = cu.ContinuousUnmixer(PRESET.psf, setting.sensor, setting.prior)(image)
     assert np.isfinite(table[["y", "x", "flux", "y_err", "score"]]).all(axis=None)
     assert (table["flags"] & int(Flag.MISFIT)).all()
     assert (table["flags"] & int(Flag.NOT_CONVERGED)).all()
@@ -379,7 +423,7 @@ def test_without_scenes_the_answer_is_that_of_the_approximations() -> None:
 def test_without_draws_the_answer_is_that_of_the_approximations() -> None:
     setting = setting_of()
     best = fits_of(setting, 3, 1, 4)[0]
-    assert weigh(setting, best, 0, 8, 200, 0).theta.size == 0
+    assert weigh(best, 0, 0).theta.size == 0
     made = cu.simulate(PRESET.psf, PRESET.sensor, PRESET.scene, shape=PRESET.shape, n=5, rng=4)
     unmix = cu.ContinuousUnmixer(PRESET.psf, setting.sensor, setting.prior, n_effective=0)
     table, slow = unmix(made.images), replace(unmix, n_effective=100)(made.images)
@@ -418,7 +462,7 @@ def test_draws_agree_with_chains_whatever_the_model(psf: Any, sensor: Any, backg
         assert best is not None
         answers = [
             summarise(best, each, 0.1)
-            for each in (weigh(setting, best, 1000.0, 8, 0, 0), hop(setting, best, 8, 500, 0))
+            for each in (weigh(best, 1000.0, 0), hop(setting, best, 8, 500, 0))
         ]
         one, two = (answer[np.argsort(answer[:, 0] + answer[:, 1])] for answer in answers)
         assert (np.abs(one[:, :3] - two[:, :3]) < 0.35 * two[:, 3:6]).all()

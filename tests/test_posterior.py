@@ -13,7 +13,7 @@ from scipy.optimize import linear_sum_assignment
 
 import csunmix as cu
 from csunmix._kernels import smc
-from csunmix._kernels.labels import assign, describe, hungarian, settle
+from csunmix._kernels.labels import assign, describe, hungarian, nearest, new_pairs, pair, settle
 from csunmix._kernels.prior import log_prior
 from csunmix.continuous.sampling import relabel
 from csunmix.continuous.window import Setting, Window
@@ -231,6 +231,28 @@ def test_the_truth_ranks_evenly_among_particles(sensor: cu.Sensor) -> None:
 
 
 # --- labels -------------------------------------------------------------------------------------
+
+
+def test_targets_are_matched_the_nearest_first() -> None:
+    like = np.array([0.0, 0.0, 1.0, 1.0, 1.0, 1.0, 2.0, 0.0, 1.0])
+    theta = np.array([2.1, 0.1, 1.0, 0.2, 0.0, 1.0, 1.0, 0.9, 1.0])
+    assert nearest(theta, like, 3).tolist() == [1, 2, 0]
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 12])
+def test_pairs_are_the_closest_of_those_that_remain(count: int) -> None:
+    rng, pairs = np.random.default_rng(count), new_pairs(count)
+    for _ in range(50):
+        theta, like = np.round(rng.uniform(0.0, 1.0, (2, count, 3)), 1)  # with pairs as far apart
+        apart = ((like[:, None, :2] - theta[:, :2]) ** 2).sum(axis=2)
+        expected = np.empty(count, int)
+        for _ in range(count):
+            at, of = np.unravel_index(apart.argmin(), apart.shape)
+            expected[at] = of
+            apart[at], apart[:, of] = np.inf, np.inf
+        same = pair(theta.ravel(), like.ravel(), pairs)
+        assert pairs.order.tolist() == expected.tolist()
+        assert same == (expected == np.arange(count)).all()
 
 
 def test_labels_that_were_mixed_are_put_in_order() -> None:

@@ -117,7 +117,7 @@ def test_a_prior_that_the_images_contradict_stops_no_batch(method: Any, prior: c
     one = cu.Prior(count=(1, 2), flux=(220.0, 250.0), extent=0.8, min_separation=0.494)
     made = cu.simulate(PSF, cu.Sensor(rounding=True), one, shape=(11, 11), n=3, rng=0)
     images = np.concatenate([made.images, np.full((1, 11, 11), 255.0)])
-    table = method(PSF, cu.Sensor(rounding=True, saturation=255.0), prior, n_steps=20)(images)
+    table = method(PSF, cu.Sensor(rounding=True, saturation=255.0), prior)(images)
     columns = ["y", "x", "flux", "y_err", "x_err", "flux_err", "score"]
     assert np.isfinite(table[columns].to_numpy()).all()
     assert set(table["frame"]) == {0, 1, 2, 3}

@@ -119,26 +119,6 @@ def to_mass(gram: FloatArray, mass: Mass) -> None:
     cholesky(gram, d, mass.factor)
 
 
-@kernel()
-def nearest(theta: FloatArray, like: FloatArray, count: int) -> IntArray:
-    """Targets of `theta` that lie next to those of `like`, the closest pairs first."""
-    order, apart = np.zeros(count, np.int64), np.empty((count, count))
-    for k in range(count):
-        for m in range(count):
-            dy, dx = like[3 * k] - theta[3 * m], like[3 * k + 1] - theta[3 * m + 1]
-            apart[k, m] = dy * dy + dx * dx
-    for _ in range(count):
-        best, at, of = np.inf, 0, 0
-        for k in range(count):
-            for m in range(count):
-                if apart[k, m] < best:
-                    best, at, of = apart[k, m], k, m
-        order[at] = of
-        for k in range(count):
-            apart[at, k] = apart[k, of] = np.inf
-    return order
-
-
 @leaf()
 def travel(model: Model, extra: float, leap: float, mass: Mass, chain: Chain, trial: Chain) -> bool:
     """One path from the scene of `chain`; whether its end, in `trial`, is to be taken."""

@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from csunmix._kernels.billiards import force, nearest
+from csunmix._kernels.billiards import force
 from csunmix._kernels.jit import kernel, leaf
+from csunmix._kernels.labels import nearest
 from csunmix._kernels.linalg import cholesky, cholesky_solve, copy, inner
 from csunmix._kernels.model import Model
 from csunmix._kernels.prior import draw_scene, extremes, limits

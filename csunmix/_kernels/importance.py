@@ -6,8 +6,8 @@ import math
 
 import numpy as np
 
-from csunmix._kernels.billiards import nearest
 from csunmix._kernels.jit import kernel, leaf
+from csunmix._kernels.labels import Pairs, new_pairs, pair
 from csunmix._kernels.model import Model
 from csunmix._kernels.prior import log_prior
 from csunmix._kernels.scene import glow, log_likelihood, new_room
@@ -30,10 +30,10 @@ def log_posterior(model: Model, thetas: FloatArray, means: FloatArray, of: IntAr
     """
     logs = np.full(thetas.shape[0], -np.inf)
     room = new_room(model.optics, model.n_targets, thetas.shape[1], *model.pixels.low.shape)
-    floor = -np.inf
+    pairs, floor = new_pairs(model.n_targets), -np.inf
     for i in range(thetas.shape[0]):
         prior = log_prior(model.box, thetas[i], model.n_targets)
-        if prior == -np.inf or not in_order(thetas[i], means[of[i]], model.n_targets):
+        if prior == -np.inf or not pair(thetas[i], means[of[i]], pairs):
             continue
         glow(model.optics, thetas[i], room)
         value = log_likelihood(model.pixels, room.light, 0.0, floor)
@@ -41,29 +41,6 @@ def log_posterior(model: Model, thetas: FloatArray, means: FloatArray, of: IntAr
             floor = max(floor, value - NEVER - thetas.shape[1])
             logs[i] = prior + value
     return logs
-
-
-@kernel()
-def in_order(theta: FloatArray, like: FloatArray, count: int) -> bool:
-    """Whether targets lie next to those of `like`, see `nearest`."""
-    same = _each_is_nearest(theta, like, count)
-    if not same:
-        order, same = nearest(theta, like, count), True
-        for n in range(count):
-            same = same and order[n] == n
-    return same
-
-
-@leaf()
-def _each_is_nearest(theta: FloatArray, like: FloatArray, count: int) -> bool:
-    """Whether no target lies nearer to one of `like` than its own."""
-    for k in range(count):
-        own = (theta[3 * k] - like[3 * k]) ** 2 + (theta[3 * k + 1] - like[3 * k + 1]) ** 2
-        for m in range(count):
-            d2 = (theta[3 * m] - like[3 * k]) ** 2 + (theta[3 * m + 1] - like[3 * k + 1]) ** 2
-            if d2 < own:
-                return False
-    return True
 
 
 @kernel(fastmath={"reassoc", "contract", "nsz"})
@@ -87,7 +64,7 @@ def add_density(
     scenes, away = np.empty((d, _BLOCK)), np.empty((d, _BLOCK))
     rows, distance2 = np.empty((3, _BLOCK)), np.empty(_BLOCK)
     row, power = rows[0], rows[1]
-    level, reach2 = np.empty(m), np.empty(m)
+    level, reach2, pairs = np.empty(m), np.empty(m), new_pairs(count)
     for k in range(m):
         level[k] = math.exp(log_level(inverse[k], number[k]) - unit)
         reach2[k] = _sure_reach(mean[k], count) ** 2
@@ -100,7 +77,7 @@ def add_density(
             for a in range(d):
                 for i in range(_BLOCK):
                     away[a, i] = scenes[a, i] - mean[k, a]
-            _reorder(mean[k], reach2[k], count, thetas[start : start + size], away, row)
+            _reorder(mean[k], reach2[k], pairs, thetas[start : start + size], away, row)
             _square(inverse[k], count, away, rows, distance2)
             for i in range(_BLOCK):
                 power[i] = 1.0 + distance2[i] / DEGREES
@@ -167,11 +144,11 @@ def _sure_reach(mean: FloatArray, count: int) -> float:
     return float(0.5 * least)
 
 
-@kernel()
+@leaf()
 def _reorder(
     mean: FloatArray,
     reach2: float,
-    count: int,
+    pairs: Pairs,
     thetas: FloatArray,
     away: FloatArray,
     farthest: FloatArray,
@@ -179,13 +156,13 @@ def _reorder(
     """Put what scenes (n, d) differ by from `mean`, in `away` (d, n), into the order next to it."""
     for i in range(farthest.size):
         farthest[i] = 0.0
+    count = pairs.order.size
     for k in range(count):
         for i in range(farthest.size):
             d2 = away[3 * k, i] ** 2 + away[3 * k + 1, i] ** 2
             farthest[i] = max(farthest[i], d2)
     for i in range(thetas.shape[0]):
-        if farthest[i] >= reach2 and not _each_is_nearest(thetas[i], mean, count):
-            order = nearest(thetas[i], mean, count)
+        if farthest[i] >= reach2 and not pair(thetas[i], mean, pairs):
             for n in range(count):
                 for c in range(3):
-                    away[3 * n + c, i] = thetas[i, 3 * order[n] + c] - mean[3 * n + c]
+                    away[3 * n + c, i] = thetas[i, 3 * pairs.order[n] + c] - mean[3 * n + c]

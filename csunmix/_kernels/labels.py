@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
-from csunmix._kernels.jit import kernel
+from csunmix._kernels.jit import kernel, leaf
 from csunmix._kernels.linalg import add_up, copy
 from csunmix._validation import FloatArray, IntArray
 
@@ -127,3 +129,58 @@ def hungarian(cost: FloatArray, order: IntArray) -> None:
             at = back[at]
     for j in range(n):
         order[row[j]] = j
+
+
+class Pairs(NamedTuple):
+    """Targets of one scene and those of another that they lie next to."""
+
+    order: IntArray  # (K,), target of the first for every one of the other
+    apart: FloatArray  # (K, K), squared distances
+    least: FloatArray  # (K,), of those that remain
+
+
+@kernel()
+def new_pairs(count: int) -> Pairs:
+    """Space for scenes of so many targets."""
+    return Pairs(np.zeros(count, np.int64), np.empty((count, count)), np.empty(count))
+
+
+@kernel()
+def nearest(theta: FloatArray, like: FloatArray, count: int) -> IntArray:
+    """Targets of `theta` that lie next to those of `like`, the closest pairs first."""
+    pairs = new_pairs(count)
+    pair(theta, like, pairs)
+    return pairs.order
+
+
+@leaf()
+def pair(theta: FloatArray, like: FloatArray, pairs: Pairs) -> bool:
+    """Find the order of `nearest`; whether it is that of `theta`."""
+    order, apart, least = pairs
+    count = order.size
+    for k in range(count):
+        for m in range(count):
+            dy, dx = like[3 * k] - theta[3 * m], like[3 * k + 1] - theta[3 * m + 1]
+            apart[k, m] = dy * dy + dx * dx
+        least[k], order[k] = _least(apart[k])
+    same = True
+    for _ in range(count):
+        _, at = _least(least)
+        least[at] = np.inf
+        same = same and order[at] == at
+        for k in range(count):
+            if least[k] < np.inf:
+                apart[k, order[at]] = np.inf
+                if order[k] == order[at]:
+                    least[k], order[k] = _least(apart[k])
+    return same
+
+
+@leaf()
+def _least(values: FloatArray) -> tuple[float, int]:
+    """The least of values and where it is, the first of equal ones."""
+    best, at = np.inf, 0
+    for k in range(values.size):
+        if values[k] < best:
+            best, at = values[k], k
+    return best, at

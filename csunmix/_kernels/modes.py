@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from csunmix._kernels.billiards import nearest
 from csunmix._kernels.fit import slope
 from csunmix._kernels.jit import kernel, leaf
+from csunmix._kernels.labels import nearest
 from csunmix._kernels.linalg import cholesky, copy, inner, invert, invert_lower, to_shares
 from csunmix._kernels.model import Model
 from csunmix._kernels.prior import Box, densities, extremes, limits, sure_cell

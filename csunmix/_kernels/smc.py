@@ -14,7 +14,6 @@ import numpy as np
 from csunmix._kernels.billiards import (
     Chain,
     Mass,
-    nearest,
     new_chain,
     settle,
     to_mass,
@@ -22,6 +21,7 @@ from csunmix._kernels.billiards import (
     weigh,
 )
 from csunmix._kernels.jit import kernel
+from csunmix._kernels.labels import nearest
 from csunmix._kernels.linalg import effective
 from csunmix._kernels.model import Model
 from csunmix._kernels.prior import draw_scene

@@ -25,7 +25,7 @@ _MORE = (500, 0.1)  # draws around each, at least, and share of all draws so far
 _LIGHT = 0.01  # of the largest weight, below which no scene is drawn around
 _RARE = 0.05  # share from where a kind of scene, in a cell or not, is drawn there
 _LEAST = 1000  # draws in all for every target beyond the first
-_MOST = (250, 200_000)  # draws for every scene that is to count, and in all
+_MOST = (40, 15_000, 200_000)  # draws for every scene that is to count, at least and at most
 _NEGLIGIBLE = 1e-3  # of all weight, what scenes that are left out have at most
 
 
@@ -44,6 +44,7 @@ class Draws(NamedTuple):
     weight: FloatArray  # (n,), summing to 1
     log_integral: float  # of likelihood and prior, in units of (2 pi)^(d/2)
     logs: FloatArray  # (n,), log posteriors
+    density: FloatArray  # (n,), log densities of the mixture, times its number of draws
     mixture: Mixture
 
     @property
@@ -80,7 +81,7 @@ def draw(
         if weight.size:
             others, of_others = _around(model, theta, weight, *_SPREAD, rng)
             start, number = _join([start, others]), np.append(number, of_others)
-    most = min(_MOST[0] * enough, _MOST[1])
+    most = float(np.clip(_MOST[0] * enough, *_MOST[1:]))
     return _follow(model, start, number, enough, most, rng, _LEAST * (model.n_targets - 1))
 
 
@@ -90,15 +91,16 @@ def weigh_together(runs: Sequence[Draws], count: int) -> list[FloatArray]:
     Where runs reach the same scenes, each counts by its number of draws; what one has found alone
     weighs as it does there (the balance heuristic of Veach & Guibas 1995, SIGGRAPH 22, 419).
     """
-    mixtures = [run.mixture for run in runs]
-    unit = log_level(mixtures[0].inverse[0], mixtures[0].number[0])
-    theta, logs = (
-        np.concatenate(part) for part in zip(*((r.theta, r.logs) for r in runs), strict=True)
-    )
-    density = np.zeros(len(theta))
-    for mixture in mixtures:
-        add_density(*mixture, unit, count, theta, density)
-    weight = _to_weights(logs - np.log(density))[0]
+    first = runs[0].mixture
+    unit = log_level(first.inverse[0], first.number[0])
+    logs = []
+    for run in runs:
+        density = np.exp(run.density - unit)
+        for other in runs:
+            if other is not run:
+                add_density(*other.mixture, unit, count, run.theta, density)
+        logs.append(run.logs - np.log(density))
+    weight = _to_weights(np.concatenate(logs))[0]
     return np.split(weight, np.cumsum([run.weight.size for run in runs])[:-1])
 
 
@@ -146,8 +148,9 @@ def _follow(
         theta, logs = np.concatenate([theta, drawn]), np.concatenate([logs, values])
         density = np.concatenate([density, np.zeros(len(drawn))])
         add_density(*mixture, unit, count, drawn, density[density.size - len(drawn) :])
-        weight, log_integral = _to_weights(logs - np.log(density) - unit)
-        found = Draws(theta, weight, log_integral, logs, mixture)
+        of_mixture = np.log(density) + unit
+        weight, log_integral = _to_weights(logs - of_mixture)
+        found = Draws(theta, weight, log_integral, logs, of_mixture, mixture)
         total = float(mixture.number.sum())
         done = found.effective >= enough and total >= least
         if done or total >= most or not theta.size:
@@ -178,11 +181,12 @@ def _to_weights(logs: FloatArray) -> tuple[FloatArray, float]:
 
 
 def _without_negligible(found: Draws) -> Draws:
-    heavy = found.weight * found.weight.size > _NEGLIGIBLE
-    weight = found.weight[heavy]
-    return found._replace(
-        theta=found.theta[heavy], weight=weight / weight.sum(), logs=found.logs[heavy]
+    order = np.argsort(found.weight)
+    heavy = np.sort(order[np.cumsum(found.weight[order]) > _NEGLIGIBLE])
+    theta, weight, logs, density = (
+        part[heavy] for part in (found.theta, found.weight, found.logs, found.density)
     )
+    return Draws(theta, weight / weight.sum(), found.log_integral, logs, density, found.mixture)
 
 
 def _around(

@@ -36,16 +36,17 @@ class PosteriorUnmixer(_Unmixer):
     else draws begin, with twice the noise in the dark and rounding as a normal error; so do draws
     that were made for the evidence. Around a scene of rounded pixels without other noise, the
     distribution is that of the scenes whose light, taken as linear, keeps to all intervals
-    (expectation propagation, Minka 2001). Where too few scenes count there are three further runs;
-    scenes weigh as draws from the distributions of all runs.
+    (expectation propagation, Minka 2001). Where too few scenes count there are three further runs,
+    which begin around scenes of the first, too; scenes weigh as draws from the distributions of all
+    runs.
 
     The evidence of a number of targets is rough first, by Laplace's method and by the volumes that
     the bounds of the prior leave of the optima; where several remain plausible, it is the mean
     weight of such draws, rounding taken as a normal error.
 
-    Where hardly any scene counts, or with ``sampler="hops"``, there are chains that start at the
-    optima. They move by Hamiltonian Monte Carlo, the bounds of the prior being walls that reflect
-    (Afshar & Domke 2015, NeurIPS 28, 3007), and hop between optima: a map from the normal
+    With ``sampler="hops"``, there are chains that start at the optima. They move by Hamiltonian
+    Monte Carlo, the bounds of the prior being walls that reflect (Afshar & Domke 2015, NeurIPS 28,
+    3007), and hop between optima: a map from the normal
     approximation around one to that around another is proposed, with its Jacobian in the chance of
     being taken. How much of the answer the scenes near an optimum are follows from how often chains
     change between them; where they hardly do, from the normal approximations. Where pixels are
@@ -81,15 +82,14 @@ class PosteriorUnmixer(_Unmixer):
         Where samples come from, see above.
     n_effective : int
         Scenes that count, ``(sum w)^2 / sum w^2``, at which draws of "importance" end: a mean errs
-        by one part in ``sqrt(n_effective)`` of its error. There are 250 draws for each at most, and
-        about 200,000 in all; where fewer than three quarters of these count (or of 1000, at least
-        10), three further runs, each until as many count, or 100. Where several numbers of targets
-        were told apart by draws, no fewer count than in these, 200.
+        by one part in ``sqrt(n_effective)`` of its error. There are 40 draws for each at most, but
+        15,000 anyway and no more than about 200,000; where fewer than three quarters of these count
+        (or of 1000), three further runs, each until as many count, or 100. Where several numbers of
+        targets were told apart by draws, no fewer count than in these, 200.
     n_chains, n_steps : int
-        Chains that hop (one more for every optimum that would have none), and paths of each, the
+        Of "hops": chains (one more for every optimum that would have none), and paths of each, the
         first tenth of which is not kept; four times as many where the chains' means show that they
-        are too few. With "importance", of those that are run where fewer than 10 scenes count in
-        all runs.
+        are too few.
     seed : int
         Of the random numbers, which follow from it and the pixels of each image.
     n_jobs : int
@@ -103,8 +103,8 @@ class PosteriorUnmixer(_Unmixer):
 
     ``Flag.NOT_CONVERGED`` marks targets of an image whose further runs, or chains after the longer
     run, are apart, the variance of their mean above 0.05 of the posterior's for some target (it is
-    a part of the claimed error), and of one whose optima the prior leaves no room around: there the
-    answer is that of the normal approximations.
+    a part of the claimed error), and of one where fewer than 3 scenes count in all runs, or whose
+    optima the prior leaves no room around: there the answer is that of the normal approximations.
 
     ``Flag.AT_BOUND`` marks targets with a coordinate, a flux or a distance to another target within
     1.5 errors of a bound of the prior, of which walls of a cell that they may share are one (errors
@@ -163,7 +163,7 @@ class PosteriorUnmixer(_Unmixer):
         best = setting.counts[int(probability.argmax())]
         found = cooled.get(best)
         if self.sampler == "importance":
-            found = weigh(setting, fits[best], self.n_effective, self.n_chains, self.n_steps, seed)
+            found = weigh(fits[best], self.n_effective, seed)
         elif found is None:
             found = hop(setting, fits[best], self.n_chains, self.n_steps, seed)
         targets = summarise(fits[best], found, self.radius)

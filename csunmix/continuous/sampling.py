@@ -19,7 +19,7 @@ from csunmix.targets import Flag
 _FAR_FEWER = 0.75  # of the scenes that were to count, below which there are further runs
 _RUNS, _AGAIN = 4, 100.0  # in all, and scenes that are to count in a further one
 _PLENTY = 1000.0  # scenes that count, that would do whatever is asked for
-_HARDLY_ANY = 10.0
+_HARDLY_ANY = 3.0  # scenes that count, below which the optima alone tell more
 _HOPS = 4  # after every path
 _SOFT = 0.15  # of an interval of rounding, by which chains blur its ends
 _TOO_FEW = 30.0  # scenes that count, below which chains do without that
@@ -44,27 +44,24 @@ class Sample(NamedTuple):
     flags: int
 
 
-def weigh(
-    setting: Setting, best: Fit, enough: float, n_chains: int, n_steps: int, seed: int
-) -> Sample:
+def weigh(best: Fit, enough: float, seed: int) -> Sample:
     """Scenes weighted by importance until `enough` of them count; none where none is to.
 
-    Where far fewer do, there are further runs of draws with other seeds; how far their means are
-    apart tells what these may err by, and the sample has `Flag.NOT_CONVERGED` where it is much.
-    Where hardly any scene counts there are chains (`hop`), or, without steps, no scenes.
+    Where far fewer do, there are further runs of draws with other seeds, which begin around scenes
+    of the first one, too; how far their means are apart tells what these may err by, and the sample
+    has `Flag.NOT_CONVERGED` where it is much. It has no scenes, and the flag, where hardly any
+    scene counts.
     """
     if enough == 0.0:
         return _none(0)
     runs = [_first_run(best, enough, seed)]
-    if runs[0].effective < max(_FAR_FEWER * min(enough, _PLENTY), _HARDLY_ANY):
-        runs += [_run(best, min(enough, _AGAIN), seed + n) for n in range(1, _RUNS)]
+    if runs[0].effective < _FAR_FEWER * min(enough, _PLENTY):
+        runs += [_run(best, min(enough, _AGAIN), seed + n, runs[0]) for n in range(1, _RUNS)]
     found = _pool(runs, best.count)
-    if effective(found) >= _HARDLY_ANY:
-        apart = len(runs) > 1 and not _unsettled(found) <= _APART
-        return found._replace(flags=int(Flag.NOT_CONVERGED) * apart)
-    if n_steps > 0:
-        return hop(setting, best, n_chains, n_steps, seed)
-    return _none(int(Flag.NOT_CONVERGED))
+    if effective(found) < _HARDLY_ANY:
+        return _none(int(Flag.NOT_CONVERGED))
+    apart = len(runs) > 1 and not _unsettled(found) <= _APART
+    return found._replace(flags=int(Flag.NOT_CONVERGED) * apart)
 
 
 def _none(flags: int) -> Sample:

@@ -11,7 +11,6 @@ from csunmix.continuous.sampling import summarise, weigh
 from csunmix.continuous.window import Setting
 
 _RADIUS = 0.1  # px, distance that the score speaks of
-_CHAINS = 8
 
 
 @dataclass(frozen=True)
@@ -46,16 +45,12 @@ class ContinuousUnmixer(_Unmixer):
         PSF errs alike in neighbouring pixels.
     n_effective : int
         Scenes that count, ``(sum w)^2 / sum w^2``, at which draws end: a mean errs by one part in
-        ``sqrt(n_effective)`` of its error. There are 250 draws for each at most, and about
-        200,000 in all; where fewer than three quarters of these count (or of 1000, at least 10),
+        ``sqrt(n_effective)`` of its error. There are 40 draws for each at most, but 15,000 anyway
+        and no more than about 200,000; where fewer than three quarters of these count (or of 1000),
         three further runs, each until as many count, or 100. Where several numbers of targets were
-        told apart by draws, no fewer count than in these, 200. 0: no draws but these, and no
-        chains; the answer is that of the normal approximations, whose errors are too small where
-        four or more targets stand close together.
-    n_steps : int
-        Paths of each of the chains that are run where fewer than 10 count in all runs, 8 chains and
-        at least one for every optimum, or four times as many paths where the chains' means show
-        that they are too few; 0: none.
+        told apart by draws, no fewer count than in these, 200. 0: no draws but these; the answer is
+        that of the normal approximations, whose errors are too small where four or more targets
+        stand close together.
     seed : int
         Of the random numbers, which follow from it and the pixels of each image.
     n_jobs : int
@@ -66,11 +61,10 @@ class ContinuousUnmixer(_Unmixer):
     ``y_err, x_err, flux_err`` are posterior standard deviations. ``score`` is the probability that
     the count is right and the target lies within 0.1 px of its estimate.
 
-    ``Flag.NOT_CONVERGED`` marks targets of an image whose further runs, or chains after the longer
-    run, are apart, the variance of their mean above 0.05 of the posterior's for some target (it is
-    a part of the claimed error), and of one whose optima the prior leaves no room around, or where
-    fewer than 10 scenes count and `n_steps` is 0: there the answer is that of the normal
-    approximations.
+    ``Flag.NOT_CONVERGED`` marks targets of an image whose further runs are apart, the
+    variance of their mean above 0.05 of the posterior's for some target (it is a part of the
+    claimed error), and of one where fewer than 3 scenes count in all runs, or whose optima the
+    prior leaves no room around: there the answer is that of the normal approximations.
 
     ``Flag.AT_BOUND`` marks targets with a coordinate, a flux or a distance to another target within
     1.5 errors of a bound of the prior, of which walls of a cell that they may share are one (errors
@@ -97,12 +91,10 @@ class ContinuousUnmixer(_Unmixer):
 
     _: KW_ONLY
     n_effective: int = 100
-    n_steps: int = 200
 
     def __post_init__(self) -> None:
         super().__post_init__()
         as_integer(self.n_effective, "n_effective", minimum=0)
-        as_integer(self.n_steps, "n_steps", minimum=0)
 
     def _answer(self, setting: Setting, image: FloatArray, seed: int) -> Answer | None:
         window = setting.window(image)
@@ -111,6 +103,6 @@ class ContinuousUnmixer(_Unmixer):
         fits = fit_counts(setting, window, seed)
         probability = probabilities(evidences(setting, fits))
         best = fits[setting.counts[int(probability.argmax())]]
-        found = weigh(setting, best, self.n_effective, _CHAINS, self.n_steps, seed)
+        found = weigh(best, self.n_effective, seed)
         targets = summarise(best, found, _RADIUS)
         return answer_for(setting, image, best, targets, found.flags, probability)
