@@ -25,7 +25,7 @@ from csunmix._kernels.modes import sharp
 from csunmix._kernels.prior import log_prior
 from csunmix._kernels.scene import Pixels, illuminate, log_likelihood, new_room
 from csunmix.continuous.fit import Fit, fit
-from csunmix.continuous.importance import Draws, draw, weigh_together
+from csunmix.continuous.importance import Draws, Mixture, draw, weigh_together
 from csunmix.continuous.sampling import (
     Sample,
     _pool,
@@ -261,8 +261,45 @@ def test_density_of_a_run_is_kept() -> None:
     for run in one, two:
         add_density(*run.mixture, 3.0, 2, one.theta, total)
     expected = np.exp(one.logs - one.logs.max()) / total
-    weight = weigh_together([one, two], 2)[0]
-    np.testing.assert_allclose(weight / weight.sum(), expected / expected.sum(), rtol=1e-9)
+    weight, expected = weigh_together([one, two], 2)[0], expected / expected.sum()
+    counts = weight > 0.0
+    assert expected[~counts].sum() < 1e-3
+    expected = expected[counts] / expected[counts].sum()
+    np.testing.assert_allclose(weight[counts] / weight.sum(), expected, rtol=1e-9)
+
+
+def test_a_scene_that_dominates_its_run_biases_nothing() -> None:
+    """Of two modes alike, the first run has one, and a scene of the other by a rare chance."""
+    rng, eye = np.random.default_rng(5), np.eye(3)[None].repeat(2, axis=0)
+    mean = np.array([[0.0, 0.0, 0.0], [12.0, 0.0, 0.0]])
+
+    def density_of(theta: Any, number: Any) -> Any:
+        total, k = np.zeros(len(theta)), len(number)
+        add_density(mean[:k], eye[:k], number, 0.0, 1, theta, total)
+        return np.log(total)
+
+    def run(theta: Any, number: Any) -> Draws:
+        logs, density = density_of(theta, np.ones(2)), density_of(theta, number)
+        weight = np.exp(logs - density)
+        mixture = Mixture(mean[: len(number)], eye[: len(number)], number)
+        return Draws(
+            theta, weight / weight.sum(), float(np.log(weight.sum())), logs, density, mixture
+        )
+
+    def around(mean: Any, n: int) -> Any:
+        return mean + rng.standard_normal((n, 3)) * np.sqrt(
+            DEGREES / rng.chisquare(DEGREES, (n, 1))
+        )
+
+    first = run(np.vstack([around(mean[0], 2000), mean[1:]]), np.array([2000.0]))
+    assert first.weight.max() > 0.99
+    both = np.full(2, 1000.0)
+    others = [run(np.vstack([around(each, 1000) for each in mean]), both) for _ in range(3)]
+    share = sum(
+        weight[each.theta[:, 0] > 6.0].sum()
+        for each, weight in zip([first, *others], weigh_together([first, *others], 1), strict=True)
+    )
+    assert share == pytest.approx(0.5, abs=0.01)
 
 
 def test_runs_are_weighed_as_one() -> None:
@@ -395,7 +432,9 @@ def test_hardly_any_scene_is_none() -> None:
 def test_a_small_number_is_reached_by_one_run() -> None:
     setting = setting_of(cu.Sensor(read_noise=3.0))
     best = fits_of(setting, 1, 1, 1)[0]
-    assert weigh(best, 1.0, 0).theta.shape[0] == 1
+    found = weigh(best, 1.0, 0)
+    assert found.theta.shape[0] == 1
+    assert effective(found) >= 3.0
 
 
 def test_further_runs_begin_at_scenes_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:

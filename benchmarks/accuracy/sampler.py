@@ -84,7 +84,10 @@ def samples(setting: Setting, made: Simulation) -> Iterator[tuple[np.ndarray, np
         for seed in range(_RUNS * int(frame), _RUNS * (int(frame) + 1)):
             best = fit(setting, window, len(truth), seed)
             assert best is not None  # the prior has room
-            runs["importance"].append(even(weigh(best, _ENOUGH, seed)))
+            drawn = weigh(best, _ENOUGH, seed)
+            if not drawn.theta.size:
+                raise RuntimeError(f"hardly any draw of image {frame} counts with seed {seed}")
+            runs["importance"].append(even(drawn))
             runs["hops"].append(even(hop(setting, best, *chains, seed)))
             runs["smc"].append(even(cool(setting, window, len(truth), seed)[0]))
         shape = (len(_SAMPLERS), _RUNS, _THIN, len(truth), 3)

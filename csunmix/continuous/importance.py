@@ -25,8 +25,8 @@ _MORE = (500, 0.1)  # draws around each, at least, and share of all draws so far
 _LIGHT = 0.01  # of the largest weight, below which no scene is drawn around
 _RARE = 0.05  # share from where a kind of scene, in a cell or not, is drawn there
 _LEAST = 1000  # draws in all for every target beyond the first
+_NEGLIGIBLE = 1e-3  # of all weight, what scenes without any would have at most in each run
 _MOST = (40, 15_000, 200_000)  # draws for every scene that is to count, at least and at most
-_NEGLIGIBLE = 1e-3  # of all weight, what scenes that are left out have at most
 
 
 class Mixture(NamedTuple):
@@ -89,17 +89,25 @@ def weigh_together(runs: Sequence[Draws], count: int) -> list[FloatArray]:
     """Weights of the scenes of every run as draws from all distributions of all runs.
 
     Where runs reach the same scenes, each counts by its number of draws; what one has found alone
-    weighs as it does there (the balance heuristic of Veach & Guibas 1995, SIGGRAPH 22, 419).
+    weighs as it does there (the balance heuristic of Veach & Guibas 1995, SIGGRAPH 22, 419). Other
+    runs can but lower what a scene weighs: those that in their own run weigh next to nothing of
+    what the least of the runs' integrals is take no weight.
     """
     first = runs[0].mixture
     unit = log_level(first.inverse[0], first.number[0])
-    logs = []
-    for run in runs:
-        density = np.exp(run.density - unit)
+    logs = [run.logs - run.density for run in runs]
+    top = max(float(each.max(initial=-np.inf)) for each in logs)
+    alone = [np.exp(each - top) for each in logs]
+    allowed = _NEGLIGIBLE * min(float(each.sum()) for each in alone)
+    for run, own, value in zip(runs, alone, logs, strict=True):
+        order = np.argsort(own)
+        counts = np.sort(order[np.cumsum(own[order]) > allowed])
+        density = np.exp(run.density[counts] - unit)
         for other in runs:
             if other is not run:
-                add_density(*other.mixture, unit, count, run.theta, density)
-        logs.append(run.logs - np.log(density))
+                add_density(*other.mixture, unit, count, run.theta[counts], density)
+        value[:] = -np.inf
+        value[counts] = run.logs[counts] - np.log(density)
     weight = _to_weights(np.concatenate(logs))[0]
     return np.split(weight, np.cumsum([run.weight.size for run in runs])[:-1])
 
@@ -154,7 +162,7 @@ def _follow(
         total = float(mixture.number.sum())
         done = found.effective >= enough and total >= least
         if done or total >= most or not theta.size:
-            return _without_negligible(found)
+            return found
         new, more = _around(model, theta, weight, _HEAVIEST, max(_MORE[0], _MORE[1] * total))
 
 
@@ -178,15 +186,6 @@ def _to_weights(logs: FloatArray) -> tuple[FloatArray, float]:
     weight = np.exp(logs - top)
     total = float(weight.sum())
     return weight / total, top + log(total) if total > 0.0 else -np.inf
-
-
-def _without_negligible(found: Draws) -> Draws:
-    order = np.argsort(found.weight)
-    heavy = np.sort(order[np.cumsum(found.weight[order]) > _NEGLIGIBLE])
-    theta, weight, logs, density = (
-        part[heavy] for part in (found.theta, found.weight, found.logs, found.density)
-    )
-    return Draws(theta, weight / weight.sum(), found.log_integral, logs, density, found.mixture)
 
 
 def _around(

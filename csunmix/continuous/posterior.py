@@ -82,10 +82,11 @@ class PosteriorUnmixer(_Unmixer):
         Where samples come from, see above.
     n_effective : int
         Scenes that count, ``(sum w)^2 / sum w^2``, at which draws of "importance" end: a mean errs
-        by one part in ``sqrt(n_effective)`` of its error. There are 40 draws for each at most, but
-        15,000 anyway and no more than about 200,000; where fewer than three quarters of these count
-        (or of 1000), three further runs, each until as many count, or 100. Where several numbers of
-        targets were told apart by draws, no fewer count than in these, 200.
+        by one part in ``sqrt(n_effective)`` of its error. There are at most 40 draws for each, or
+        15,000 if that is more, and never more than about 200,000; where fewer than three quarters
+        of these scenes count (or of 1000), three further runs, each until as many count, or 100.
+        Where several numbers of targets were told apart by draws, no fewer count than in these,
+        200.
     n_chains, n_steps : int
         Of "hops": chains (one more for every optimum that would have none), and paths of each, the
         first tenth of which is not kept; four times as many where the chains' means show that they

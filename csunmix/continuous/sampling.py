@@ -37,7 +37,7 @@ _SKETCHED, _STARTS = 250, 6  # of relabelling: scenes and starts of the first pa
 
 
 class Sample(NamedTuple):
-    """Scenes of a posterior by the chains that they come from."""
+    """Scenes of a posterior by the chains or runs that they come from."""
 
     theta: FloatArray  # (n_chains, n, d)
     weight: FloatArray  # (n_chains, n), of each in the answer
@@ -48,12 +48,13 @@ def weigh(best: Fit, enough: float, seed: int) -> Sample:
     """Scenes weighted by importance until `enough` of them count; none where none is to.
 
     Where far fewer do, there are further runs of draws with other seeds, which begin around scenes
-    of the first one, too; how far their means are apart tells what these may err by, and the sample
-    has `Flag.NOT_CONVERGED` where it is much. It has no scenes, and the flag, where hardly any
-    scene counts.
+    of the first one, too; how far their means are apart tells what these may err by, beyond what
+    the first has missed, and the sample has `Flag.NOT_CONVERGED` where it is much. It has no
+    scenes, and the flag, where hardly any scene counts.
     """
     if enough == 0.0:
         return _none(0)
+    enough = max(enough, _HARDLY_ANY / _FAR_FEWER)  # that the first run may be all
     runs = [_first_run(best, enough, seed)]
     if runs[0].effective < _FAR_FEWER * min(enough, _PLENTY):
         runs += [_run(best, min(enough, _AGAIN), seed + n, runs[0]) for n in range(1, _RUNS)]
@@ -220,9 +221,9 @@ def summarise(best: Fit, found: Sample, radius: float) -> FloatArray:
 
     Without scenes, they are those of the normal distributions around the optima of the fit.
 
-    The error counts in what the mean may err by, as far as the chains' means tell: too much where
-    chains keep to modes of their own. The score is the share of the scenes within `radius` px of
-    the mean.
+    The error counts in what the mean may err by, as far as the means of chains or runs tell: too
+    much where chains keep to modes of their own. The score is the share of the scenes within
+    `radius` px of the mean.
     """
     if not found.theta.size:
         return approximate(best, radius)

@@ -45,12 +45,12 @@ class ContinuousUnmixer(_Unmixer):
         PSF errs alike in neighbouring pixels.
     n_effective : int
         Scenes that count, ``(sum w)^2 / sum w^2``, at which draws end: a mean errs by one part in
-        ``sqrt(n_effective)`` of its error. There are 40 draws for each at most, but 15,000 anyway
-        and no more than about 200,000; where fewer than three quarters of these count (or of 1000),
-        three further runs, each until as many count, or 100. Where several numbers of targets were
-        told apart by draws, no fewer count than in these, 200. 0: no draws but these; the answer is
-        that of the normal approximations, whose errors are too small where four or more targets
-        stand close together.
+        ``sqrt(n_effective)`` of its error. There are at most 40 draws for each, or 15,000 if that
+        is more, and never more than about 200,000; where fewer than three quarters of these scenes
+        count (or of 1000), three further runs, each until as many count, or 100. Where several
+        numbers of targets were told apart by draws, no fewer count than in these, 200. 0: no draws
+        but these; the answer is that of the normal approximations, whose errors are too small where
+        four or more targets stand close together.
     seed : int
         Of the random numbers, which follow from it and the pixels of each image.
     n_jobs : int
@@ -61,10 +61,10 @@ class ContinuousUnmixer(_Unmixer):
     ``y_err, x_err, flux_err`` are posterior standard deviations. ``score`` is the probability that
     the count is right and the target lies within 0.1 px of its estimate.
 
-    ``Flag.NOT_CONVERGED`` marks targets of an image whose further runs are apart, the
-    variance of their mean above 0.05 of the posterior's for some target (it is a part of the
-    claimed error), and of one where fewer than 3 scenes count in all runs, or whose optima the
-    prior leaves no room around: there the answer is that of the normal approximations.
+    ``Flag.NOT_CONVERGED`` marks targets of an image whose further runs are apart, the variance of
+    their mean above 0.05 of the posterior's for some target (it is a part of the claimed error),
+    and of one where fewer than 3 scenes count in all runs, or whose optima the prior leaves no room
+    around: there the answer is that of the normal approximations.
 
     ``Flag.AT_BOUND`` marks targets with a coordinate, a flux or a distance to another target within
     1.5 errors of a bound of the prior, of which walls of a cell that they may share are one (errors
