@@ -338,7 +338,7 @@ def test_draws_of_the_evidence_say_where_to_begin(monkeypatch: pytest.MonkeyPatc
     best = fits_of(setting, 3, 1, 1)[0]
     made, given = best.draws, []
     monkeypatch.setattr(
-        "csunmix.continuous.sampling.draw", lambda *a: given.append(a[-1]) or draw(*a)
+        "csunmix.continuous.sampling.draw", lambda *a: given.append(a[-2]) or draw(*a)
     )
     weigh(best, 300.0, 0)
     assert given[0] is made
@@ -443,12 +443,25 @@ def test_further_runs_begin_at_scenes_of_the_first(monkeypatch: pytest.MonkeyPat
     few = made._replace(weight=np.append(1.0, np.full(len(made.weight) - 1, 1e-9)))
     runs = [few, made, made, made]
     monkeypatch.setattr(
-        "csunmix.continuous.sampling.draw", lambda *a: given.append(a[-1]) or runs[len(given) - 1]
+        "csunmix.continuous.sampling.draw", lambda *a: given.append(a[-2:]) or runs[len(given) - 1]
     )
     weigh(best, 100.0, 0)
-    assert given[0] is None
-    assert all(known is few for known in given[1:])
+    assert given[0] == (None, True)
+    assert all(known is few and not roam for known, roam in given[1:])
     assert len(given) == 4
+
+
+def test_only_draws_that_are_to_roam_have_chains(monkeypatch: pytest.MonkeyPatch) -> None:
+    best = fits_of(setting_of(cu.Sensor(read_noise=3.0)), 4, 1, 1)[0]
+    roamed = []
+    monkeypatch.setattr("csunmix.continuous.importance._NORMAL", np.inf)
+    monkeypatch.setattr(
+        "csunmix.continuous.importance._roam",
+        lambda *a: roamed.append(a) or (np.empty((0, best.model.precision.size)), np.empty(0)),
+    )
+    for roam in (False, True):
+        draw(best.model, *best.modes, 2000.0, 0, roam=roam)
+        assert len(roamed) == roam
 
 
 def test_without_scenes_the_answer_is_that_of_the_approximations() -> None:

@@ -61,13 +61,14 @@ def draw(
     seed: int,
     smooth: Model | None = None,
     known: Draws | None = None,
+    roam: bool = True,
 ) -> Draws:
     """Scenes of a posterior until `enough` of them count, or there were too many draws.
 
     Draws begin around the modes, and around some of the scenes that are `known` of a posterior like
     this one. Where few of the first count, it is no mixture of normal distributions: then scenes of
-    short chains say where else to begin, which roam it or, where it has bounds that are hard to
-    find a way between, one like it without these, `smooth`.
+    short chains say where else to begin, if asked for (`roam`), which roam it or, where it has
+    bounds that are hard to find a way between, one like it without these, `smooth`.
     """
     rng = np.random.default_rng(seed)
     start, number = modes, np.ceil(_FIRST * ((1.0 - _EVEN) * share + _EVEN / share.size))
@@ -75,7 +76,7 @@ def draw(
     if found.effective >= enough:
         return found
     elsewhere = [] if known is None else [(known.theta, known.weight)]
-    if found.effective < _NORMAL:
+    if roam and found.effective < _NORMAL:
         elsewhere.append(_roam(model if smooth is None else smooth, modes, share, seed))
     for theta, weight in elsewhere:
         if weight.size:

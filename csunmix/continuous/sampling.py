@@ -48,16 +48,17 @@ def weigh(best: Fit, enough: float, seed: int) -> Sample:
     """Scenes weighted by importance until `enough` of them count; none where none is to.
 
     Where far fewer do, there are further runs of draws with other seeds, which begin around scenes
-    of the first one, too; how far their means are apart tells what these may err by, beyond what
-    the first has missed, and the sample has `Flag.NOT_CONVERGED` where it is much. It has no
-    scenes, and the flag, where hardly any scene counts.
+    of the first one instead of chains of their own; how far their means are apart tells what these
+    may err by, beyond what the first has missed, and the sample has `Flag.NOT_CONVERGED` where it
+    is much. It has no scenes, and the flag, where hardly any scene counts.
     """
     if enough == 0.0:
         return _none(0)
     enough = max(enough, _HARDLY_ANY / _FAR_FEWER)  # that the first run may be all
     runs = [_first_run(best, enough, seed)]
     if runs[0].effective < _FAR_FEWER * min(enough, _PLENTY):
-        runs += [_run(best, min(enough, _AGAIN), seed + n, runs[0]) for n in range(1, _RUNS)]
+        again = min(enough, _AGAIN)
+        runs += [_run(best, again, seed + n, runs[0], roam=False) for n in range(1, _RUNS)]
     found = _pool(runs, best.count)
     if effective(found) < _HARDLY_ANY:
         return _none(int(Flag.NOT_CONVERGED))
@@ -81,12 +82,14 @@ def _first_run(best: Fit, enough: float, seed: int) -> Draws:
     return best.draws if serve else _run(best, enough, seed, best.draws)
 
 
-def _run(best: Fit, enough: float, seed: int, known: Draws | None = None) -> Draws:
+def _run(
+    best: Fit, enough: float, seed: int, known: Draws | None = None, roam: bool = True
+) -> Draws:
     """Draws from the posterior, rounding taken as the interval that it is."""
     model, smooth = best.model, None
     if best.window.rounding > 0.0:
         model, smooth = model._replace(pixels=best.window.pixels), model
-    return draw(model, *best.modes, enough, seed, smooth, known)
+    return draw(model, *best.modes, enough, seed, smooth, known, roam)
 
 
 def _pool(runs: list[Draws], count: int) -> Sample:
