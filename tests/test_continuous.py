@@ -22,11 +22,11 @@ BOTH = pytest.mark.parametrize("method", ["continuous", "posterior"])
 
 
 def unmixer(method: str, *parts: Any, **given: Any) -> Any:
-    """An unmixer of the preset's parts where none are given; the sampler takes few steps."""
+    """An unmixer of the preset's parts where none are given."""
     parts = parts + (PRESET.psf, PRESET.sensor, PRESET.prior)[len(parts) :]
     if method == "continuous":
         return cu.ContinuousUnmixer(*parts, **given)
-    return cu.PosteriorUnmixer(*parts, **{"n_steps": 60} | given)
+    return cu.PosteriorUnmixer(*parts, **given)
 
 
 @functools.cache

@@ -324,8 +324,7 @@ def test_labels_are_those_of_the_best_start(seed: int) -> None:
 
 
 def unmix(images: Any, **given: Any) -> Any:
-    parts: dict[str, Any] = {"n_steps": 60} | given
-    return cu.PosteriorUnmixer(PRESET.psf, PRESET.sensor, PRESET.prior, **parts)(images)
+    return cu.PosteriorUnmixer(PRESET.psf, PRESET.sensor, PRESET.prior, **given)(images)
 
 
 @functools.cache

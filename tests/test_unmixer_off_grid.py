@@ -25,7 +25,7 @@ def continuous(sensor: cu.Sensor = SENSOR, **given: Any) -> Any:
 
 
 def posterior(sensor: cu.Sensor = SENSOR, **given: Any) -> Any:
-    return cu.PosteriorUnmixer(PSF, sensor, PRIOR, n_steps=60, **given)
+    return cu.PosteriorUnmixer(PSF, sensor, PRIOR, **given)
 
 
 def frank_wolfe(sensor: cu.Sensor = SENSOR, **given: Any) -> Any:

@@ -102,7 +102,7 @@ def _unmix_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         metavar="N",
         default=_ABSENT,
-        help="scenes of an image's posterior that are to count, off the grid (500, or 100 by "
+        help="scenes of an image's posterior that are to count, off the grid (500, or 200 by "
         "continuous; 0 there: normal approximations, quicker and less accurate)",
     )
     method.add_argument(
