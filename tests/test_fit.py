@@ -493,6 +493,27 @@ def test_evidence_of_a_second_target_where_there_is_none() -> None:
     np.testing.assert_allclose(given, expected, atol=1.5)
 
 
+def test_evidence_of_targets_that_are_free_in_their_fluxes() -> None:
+    """Draws miss most of such a posterior, and what they sum to is 2 too low on the mean."""
+    setting = Setting(
+        PRESET.psf,
+        cu.Sensor(rounding=True),
+        replace(PRESET.prior, flux=None, cell=False),
+        SHAPE,
+        0.0,
+    )
+    scene = replace(PRESET.scene, count=(5, 5))
+    made = cu.simulate(PRESET.psf, setting.sensor, scene, shape=SHAPE, n=4, rng=1)
+    away = []
+    for image in made.images:
+        found = fit(setting, window_of(setting, image), 5, 0)
+        assert found is not None
+        assert found.draws.effective < 200.0
+        assert found.log_evidence == found.likely_evidence
+        away.append(found.log_evidence - sample(found.model, 150, 48, 0.5, 500, 0)[1])
+    assert np.mean(away) == pytest.approx(0.0, abs=1.2)
+
+
 @pytest.mark.parametrize("edge", [-0.5, 0.5], ids=["lower", "upper"])
 def test_either_edge_of_a_cell_is_as_good_as_the_other(edge: float) -> None:
     """A pair of which one target ends on the edge of their cell; mirrored, the same evidence."""

@@ -42,7 +42,7 @@ class PosteriorUnmixer(_Unmixer):
 
     The evidence of a number of targets is rough first, by Laplace's method and by the volumes that
     the bounds of the prior leave of the optima; where several remain plausible, it is the mean
-    weight of such draws, rounding taken as a normal error.
+    weight of such draws, rounding taken as a normal error, if 200 of them count.
 
     With ``sampler="hops"``, there are chains that start at the optima. They move by Hamiltonian
     Monte Carlo, the bounds of the prior being walls that reflect (Afshar & Domke 2015, NeurIPS 28,
