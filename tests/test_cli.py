@@ -462,6 +462,21 @@ def test_wide_psf_and_background_are_warned_of(run, tmp_path):
     assert len(warnings(images, *sigma)) == 1
 
 
+def test_what_is_taken_for_granted_is_warned_of(run, tmp_path, scenes):
+    def warnings(images, *argv):
+        np.save(tmp_path / "i.npy", images)
+        code, _, err = run("unmix", tmp_path / "i.npy", "--out", tmp_path / "t.csv", *argv)
+        assert code == 0
+        return [line for line in err.splitlines() if "warning" in line]
+
+    larger = np.pad(scenes.images[:2], ((0, 0), (2, 2), (2, 2)))
+    assert warnings(scenes.images[:2]) == []
+    assert "11 x 11 px, these images have 15 x 15" in warnings(larger)[0]
+    assert warnings(larger, "--preset", "csist-100k") == []
+    none = ("--method", "continuous", "--count", 0, 2)
+    assert "a count of 0 is not weighed" in warnings(scenes.images[:2], *none)[0]
+
+
 @pytest.mark.parametrize(
     ("method", "kind"),
     [("continuous", cu.ContinuousUnmixer), ("posterior", cu.PosteriorUnmixer)],
@@ -880,12 +895,25 @@ def test_resume_may_be_stopped_again(run, tmp_path, stack_file, small_batches, s
     assert out.read_bytes() == first
 
 
-def test_without_resume_a_part_is_begun_anew(run, tmp_path, stack_file, stopped):
-    code, _, err = run("unmix", stack_file, "--out", stopped)
-    assert code == 0
-    assert f"csunmix: discarding {stopped}.part of a stopped run" in err
+def test_without_resume_a_part_is_kept(run, refused, tmp_path, stack_file, stopped):
+    part = stopped.with_name("other.csv.part")
+    before = part.read_bytes()
+    err = refused("unmix", stack_file, "--out", stopped)
+    assert f"{part}: is of a stopped run; --resume goes on with it, remove it to start anew" in err
+    assert part.read_bytes() == before
+    part.unlink()
+    assert run("unmix", stack_file, "--out", stopped)[0] == 0
     assert stopped.read_bytes() == (tmp_path / "whole.csv").read_bytes()
     assert not list(tmp_path.glob("other.csv.*"))
+
+
+def test_a_file_of_the_input_folder_is_not_replaced(run, refused, tmp_path, scenes):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    Image.fromarray(scenes.images[0].astype(np.uint8)).save(folder / "a.png")
+    err = refused("unmix", folder, "--out", folder / "a.png")
+    assert "is a file of the input" in err
+    assert run("unmix", folder, "--out", folder / "new.csv")[0] == 0
 
 
 def test_resume_without_a_part_is_a_plain_run(run, tmp_path, stack_file):

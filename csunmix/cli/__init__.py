@@ -98,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def unmix(options: argparse.Namespace) -> None:
     """Find the targets in images; write them as a table, CSV or Parquet."""
-    from csunmix.cli.inputs import cluster, hints, largest_value
+    from csunmix.cli.inputs import assumed, cluster, hints, largest_value
     from csunmix.cli.output import output_file
     from csunmix.cli.run import Run, compiles
     from csunmix.io import read_images
@@ -112,11 +112,8 @@ def unmix(options: argparse.Namespace) -> None:
     run = Run(unmixer, stack, out, resume=options.resume)
     if idle := unused(options):
         _say(f"method {options.method} does not use {', '.join(idle)}")
-    for hint in hints(stack, unmixer):
+    for hint in (*assumed(options, unmixer, stack.images.shape[1:]), *hints(stack, unmixer)):
         _say(f"warning: {hint}")
-    if run.discards:
-        hint = "" if options.resume else "; --resume goes on with one"
-        _say(f"discarding {run.part} of a stopped run{hint}")
     begin = f", going on at image {run.state.frames}" if run.state.frames else ""
     _say(f"{setting_text(options)}, method {method_text(options, unmixer)}{begin}")
     if compiles():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -13,7 +14,10 @@ import numpy.typing as npt
 
 from csunmix._validation import Array
 from csunmix.background import border_level, noise_level
+from csunmix.cli.options import preset_name
 from csunmix.io import ImageStack
+from csunmix.presets import PRESETS
+from csunmix.unmixer import GridUnmixer
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -84,6 +88,20 @@ def hints(stack: ImageStack, unmixer: Unmixer) -> Iterator[str]:
             f"a background of {np.median(level):.4g} DN is left in the images; "
             "--background border takes it off"
         )
+
+
+def assumed(options: argparse.Namespace, unmixer: Unmixer, shape: tuple[int, ...]) -> Iterator[str]:
+    """What is taken for granted of images of a shape and may be wrong: the preset, a target."""
+    preset = preset_name(options)
+    if preset is not None and options.preset is None:
+        usual = PRESETS[preset]().shape
+        if usual != shape:
+            yield (
+                f"preset {preset}, assumed for want of a PSF, has {usual[0]} x {usual[1]} px, "
+                f"these images have {shape[0]} x {shape[1]}; --psf-sigma or --psf tells another"
+            )
+    if not isinstance(unmixer, GridUnmixer) and (unmixer.prior.count or (1,))[0] == 0:
+        yield "a count of 0 is not weighed: where there is light there is a target"
 
 
 def cluster(scheduler: str | None) -> AbstractContextManager[Client | None]:

@@ -375,7 +375,7 @@ def unmixer_from(options: argparse.Namespace, shape: tuple[int, int]) -> Unmixer
     )
 
     psf = _given_psf(options)
-    preset = _preset_name(options)
+    preset = preset_name(options)
     if preset is not None:
         setup = presets.PRESETS[preset]()
         psf, sensor, prior = psf or setup.psf, setup.sensor, setup.prior
@@ -441,7 +441,7 @@ def _given_psf(options: argparse.Namespace) -> PSF | None:
     return None
 
 
-def _preset_name(options: argparse.Namespace) -> str | None:
+def preset_name(options: argparse.Namespace) -> str | None:
     """The preset that is asked for; the first one where no PSF is given either."""
     psf_given = options.psf is not None or options.psf_sigma is not None
     name: str | None = options.preset
@@ -450,7 +450,7 @@ def _preset_name(options: argparse.Namespace) -> str | None:
 
 def check_brightness(options: argparse.Namespace, largest: float, unmixer: Unmixer) -> None:
     """Refuse images brighter than the preset's detector can make them: they are of another one."""
-    preset, sensor = _preset_name(options), unmixer.sensor
+    preset, sensor = preset_name(options), unmixer.sensor
     if preset is None or "saturation" in vars(options) or sensor is None:
         return
     if sensor.saturation is not None and largest > sensor.saturation:
@@ -471,7 +471,7 @@ def default_method(options: argparse.Namespace) -> str:
 
 
 def _has_flux_prior(options: argparse.Namespace) -> bool:
-    return getattr(options, "flux", _preset_name(options)) is not None  # presets have one
+    return getattr(options, "flux", preset_name(options)) is not None  # presets have one
 
 
 def unused(options: argparse.Namespace) -> list[str]:
@@ -508,7 +508,7 @@ def method_text(options: argparse.Namespace, unmixer: Unmixer) -> str:
 
 def setting_text(options: argparse.Namespace) -> str:
     """Preset and PSF in words."""
-    preset = _preset_name(options)
+    preset = preset_name(options)
     parts = [] if preset is None else [f"preset {preset}"]
     if options.psf_sigma is not None:
         parts.append(f"PSF sigma {options.psf_sigma:g} px")

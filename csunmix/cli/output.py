@@ -11,7 +11,10 @@ from pathlib import Path
 
 
 def output_file(text: str, option: str, *, inputs: Iterable[str] = ()) -> Path:
-    """Return `text` as the path of a file that can be written and is none of the `inputs`."""
+    """Return `text` as the path of a file that can be written.
+
+    It may be none of the `inputs`, nor a file in a folder that is one.
+    """
     path = Path(text)
     if path.is_dir():
         raise ValueError(f"{option} {text}: is a folder, must be a file")
@@ -26,6 +29,8 @@ def output_file(text: str, option: str, *, inputs: Iterable[str] = ()) -> Path:
         for file in (given, given.rpartition(":")[0]):
             if path.exists() and os.path.exists(file) and path.samefile(file):
                 raise ValueError(f"{option} {text}: is the input {file}, which it would replace")
+        if path.exists() and Path(given).is_dir() and path.parent.samefile(given):
+            raise ValueError(f"{option} {text}: is a file of the input {given}, give another name")
     return path
 
 

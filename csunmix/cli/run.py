@@ -94,13 +94,14 @@ class Run:
     out : Path
         The file; its ending says which.
     resume : bool
-        Go on where a run with the same settings and images was stopped, if there is one.
+        Go on where a run with the same settings and images was stopped, if there is one. Else a
+        run that was stopped is in the way.
 
     Raises
     ------
     ValueError
-        If what is there to go on with is damaged or of other settings or images, or Parquet is
-        written without pyarrow.
+        If what a stopped run has left is in the way, or is damaged or of other settings or images,
+        or Parquet is written without pyarrow.
     """
 
     def __init__(self, unmixer: Unmixer, stack: ImageStack, out: Path, *, resume: bool) -> None:
@@ -116,13 +117,13 @@ class Run:
         attrs = {"n_frames": len(stack), "method": repr(unmixer)}
         self.table = table_for(out, attrs)
         self.state = State(settings=_settings(unmixer), images=_fingerprint(stack))
-        if resume and self.part.exists() and self.state_file.exists():
+        if self.part.exists() and self.state_file.exists():
+            if not resume:
+                raise ValueError(
+                    f"{self.part}: is of a stopped run; --resume goes on with it, remove it to "
+                    "start anew"
+                )
             self.state = self._read_state()
-
-    @property
-    def discards(self) -> bool:
-        """Whether `execute` throws away what a stopped run left."""
-        return self.state.frames == 0 and self.part.exists()
 
     def execute(self, *, progress: bool, client: Client | None = None) -> State:
         """Do what is left to do, on the cluster of the client where there is one.
@@ -186,7 +187,7 @@ class Run:
         return named
 
     def _read_state(self) -> State:
-        damaged = ValueError(f"{self.state_file}: is damaged; run without --resume to start anew")
+        damaged = ValueError(f"{self.state_file}: is damaged; remove it to start anew")
         try:
             state = State(**json.loads(self.state_file.read_text()))
         except (ValueError, TypeError):
@@ -194,7 +195,7 @@ class Run:
         for what in ("settings", "images"):
             if getattr(state, what) != getattr(self.state, what):
                 raise ValueError(
-                    f"{self.part}: was begun with other {what}; run without --resume to start anew"
+                    f"{self.part}: was begun with other {what}; remove it to start anew"
                 )
         n, size = len(self.stack), self.part.stat().st_size
         if state.frames not in range(n + 1) or state.size not in range(size + 1):

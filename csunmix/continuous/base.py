@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("csunmix")
 
+_COLOURS = (3, 4)  # RGB and RGBA
+
 _SURE = 0.9  # probability of the count below which it is ambiguous
 _LEANING = 1.5  # errors to a bound; 1.7 where all between two bounds is as likely, 1.3 at a wall
 _FLAT = 0.8  # of the prior's standard deviation
@@ -101,10 +103,15 @@ class FrontDoor(ABC):
         TypeError
             If the images are not real numbers.
         ValueError
-            If the images are empty, or none is finite.
+            If the images are empty, or colours by their shape, or none is finite.
         """
         as_bool(progress, "progress")
         images = as_images(images, finite=False)
+        if images.ndim > 2 and images.shape[-1] in _COLOURS and min(images.shape[-3:-1]) > 4:
+            raise ValueError(
+                f"images must end in (n_y, n_x), got shape {images.shape}: are these colours? "
+                "give one of them"
+            )
         stack = images.reshape(-1, *images.shape[-2:])
         setting = self._setting(stack.shape[1:])
         answers = list(_progress(self._answers(setting, stack), len(stack), progress))
