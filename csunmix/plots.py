@@ -537,11 +537,13 @@ def plot_answer(
     truth: pd.DataFrame | None = None,
     frame: int | None = None,
     window: tuple[float, ...] | None = None,
+    n_sigma: float = 1.0,
     ax: Axes | None = None,
 ) -> Axes:
     """Draw an image with the truth (open circles) and the targets found (crosses).
 
-    Ellipses are the standard errors of the positions, where the tables know them.
+    Ellipses are the errors of the positions, where the tables know them. The area of a marker goes
+    with the flux.
 
     Parameters
     ----------
@@ -553,6 +555,9 @@ def plot_answer(
         The image's frame in the tables; may be left out where they speak of one frame only.
     window : tuple of float, optional
         What to show: edges ``(top, bottom, left, right)``, px; the whole image by default.
+    n_sigma : float
+        Half axes of the ellipses in standard errors, see `plot_targets`: 1 holds 39 % of normal
+        errors, 2.45 holds 95 %.
     ax : matplotlib.axes.Axes, optional
         Where to draw; the current axes by default.
 
@@ -582,6 +587,7 @@ def plot_answer(
                 label=name,
                 full_flux=full_flux,
                 errors="ellipses",
+                n_sigma=n_sigma,
             )
     if window is not None:
         _show(ax, window)

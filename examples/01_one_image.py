@@ -6,7 +6,8 @@
 # targets there are, where each one is within the pixel, and how bright it is.
 #
 # This notebook takes one such image through every step of csunmix: camera, dictionary, solver,
-# peak rule, target table, comparison with the truth.
+# peak rule, target table, comparison with the truth. The last part leaves the grid, which is what
+# finds the targets and knows its errors.
 
 # %%
 from dataclasses import replace
@@ -245,3 +246,47 @@ cu.compare(runs, ceiling.truth).iloc[:, :6].round(1)
 # images of CSIST-100K, which these are not). Finer cells raise the ceiling, and the coherence with
 # it; merging cells leaves the grid only as far as a centroid can. The way out is to fit the
 # positions themselves.
+#
+# ## Off the grid
+#
+# `PosteriorUnmixer` weighs all scenes that the prior allows by how well they explain the image, and
+# answers with their mean. It says how many targets there are, how probable each number is, and how
+# far off every position and flux may be: `y_err`, `x_err` and `flux_err` are standard deviations,
+# `score` is the probability that the target is within 0.1 px.
+
+# %%
+off_grid = cu.PosteriorUnmixer(setup.psf, setup.sensor, setup.prior)
+answer = off_grid(image)
+probability = dict(zip(answer.attrs["counts"], answer.attrs["count_probability"][0], strict=True))
+print({count: round(p, 3) for count, p in probability.items()})
+answer
+
+# %% [markdown]
+# The ellipses hold a target with 95 %, if its errors are normal. Here they hardly reach beyond the
+# crosses.
+
+# %%
+y, x = answer["y"].mean(), answer["x"].mean()
+fig, axes = plt.subplots(1, 2, figsize=(8, 3.8), layout="constrained")
+for ax, (name, table) in zip(axes, {"on the grid": targets, "off it": answer}.items(), strict=True):
+    cu.plots.plot_answer(image, targets=table, truth=scene.truth, n_sigma=2.45, ax=ax)
+    ax.set(xlim=(x - 0.8, x + 0.8), ylim=(y + 0.8, y - 0.8), title=name)
+    ax.legend(loc="upper left", fontsize="small")
+plt.show()
+
+# %% [markdown]
+# One hundred of the images from above. A column for each method; *pulls* are errors over claimed
+# errors, whose standard deviation should be 1.
+
+# %%
+some = many.images[:100]
+truth = many.truth[many.truth["frame"] < len(some)]
+truth.attrs["n_frames"] = len(some)
+answers = off_grid(some)
+compared = cu.compare({"on the grid": unmix(some), "off the grid": answers}, truth)
+pairs = cu.metrics.match(answers, truth, max_distance=0.5)
+found, true = answers.iloc[pairs.detection], truth.iloc[pairs.truth]
+for name in ("y", "x"):
+    pull = (found[name].to_numpy() - true[name].to_numpy()) / found[f"{name}_err"].to_numpy()
+    print(f"pulls in {name}: standard deviation {pull.std():.2f}")
+compared.T.round(3)

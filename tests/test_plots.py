@@ -514,6 +514,14 @@ def test_answer_shows_truth_and_targets_in_a_window(ax):
     assert (ax.get_xlim(), ax.get_ylim()) == ((3.5, 6.5), (5.5, 2.5))
 
 
+def test_answer_shows_errors_as_large_as_asked_for(ax):
+    found = make_table([0], [4.1], [5.2], [100.0], y_err=[0.1], x_err=[0.2])
+    plots.plot_answer(np.ones(SHAPE), targets=found, n_sigma=2.45, ax=ax)
+    (ellipses,) = (c for c in ax.collections if not hasattr(c, "get_sizes"))
+    box = ellipses.get_paths()[0].get_extents()
+    np.testing.assert_allclose([box.height / 2, box.width / 2], [0.245, 0.49], rtol=1e-3)
+
+
 def test_lines_differ_in_style_for_many_methods(ax):
     truth = make_table([0], [1.0], [1.0], [1.0])
     plots.plot_ap({str(k): truth for k in range(36)}, truth, ax=ax)

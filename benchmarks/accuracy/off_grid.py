@@ -30,10 +30,6 @@ standard deviations of the posterior, which is not normal where the prior cuts i
 uniform one lie within one): "unflagged" are targets without `Flag.AT_BOUND` and `Flag.FLAT`. With
 fluxes known to 220-250 DN and targets in one pixel's cell, few or none are: the prior tells much.
 
-The rows told the preset where pixels are clipped at 255 and targets share a cell, and without a
-flux prior, are of the present version. The others are of versions before it, in which a first run
-of draws was up to five times as long and further ones did not begin at its scenes.
-
 `--rows` and `--methods` make some rows only, which then take their places in the table that is
 there.
 """

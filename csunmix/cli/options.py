@@ -95,7 +95,8 @@ def _unmix_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help=f"off the grid: {', '.join(OFF_GRID_METHODS)}; on a grid: {', '.join(GRID_METHODS)} "
         f"(default: {DEFAULT_METHOD} where fluxes are known to lie in a range, as in the presets, "
-        f"else {DEFAULT_GRID_METHOD}; continuous is much faster than posterior)",
+        f"else {DEFAULT_GRID_METHOD}; continuous draws fewer scenes than posterior: faster, and "
+        "less accurate where targets are hard to tell apart)",
     )
     method.add_argument(
         "--n-effective",

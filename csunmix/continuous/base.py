@@ -95,7 +95,7 @@ class FrontDoor(ABC):
         pandas.DataFrame
             Target table. Images that are not finite, or in which nothing was found, yield no
             targets and a flag in ``attrs["frame_flags"]``. Where the method chooses among numbers
-            of targets, ``attrs["count_probability"]`` (n_frames, n_counts) holds the probability
+            of targets, ``attrs["count_probability"]``, a list for each frame, holds the probability
             of each and ``attrs["counts"]`` these numbers.
 
         Raises
