@@ -136,13 +136,17 @@ class Fit:
 
     @cached_property
     def log_evidence(self) -> float:
-        """Log evidence by importance sampling, or `likely_evidence` where too few draws count.
+        """`drawn_evidence`, or `likely_evidence` where too few draws count."""
+        enough = self.draws.effective >= COUNTED
+        return self.drawn_evidence if enough else self.likely_evidence
 
-        Draws that do not reach as many as are to count have not reached all of the posterior
-        either: what they sum to is too low, by 1 to 3 where five targets are free in their fluxes.
+    @property
+    def drawn_evidence(self) -> float:
+        """Log evidence by the mean weight of `draws`.
+
+        Those that do not reach as many as are to count have not reached all of the posterior
+        either, and what they sum to is too low (``benchmarks/accuracy/sampler.md``).
         """
-        if self.draws.effective < COUNTED:
-            return self.likely_evidence
         return self.draws.log_integral + self._log_measure
 
     @property
