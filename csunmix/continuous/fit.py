@@ -136,9 +136,10 @@ class Fit:
 
     @cached_property
     def log_evidence(self) -> float:
-        """`drawn_evidence`, or `likely_evidence` where too few draws count."""
-        enough = self.draws.effective >= COUNTED
-        return self.drawn_evidence if enough else self.likely_evidence
+        """`drawn_evidence`; where too few draws count, `likely_evidence` if that is more."""
+        if self.draws.effective >= COUNTED:
+            return self.drawn_evidence
+        return max(self.drawn_evidence, self.likely_evidence)
 
     @property
     def drawn_evidence(self) -> float:
@@ -153,7 +154,7 @@ class Fit:
     def likely_evidence(self) -> float:
         """Log evidence by the volumes that the prior's bounds leave of all `modes`.
 
-        To 1 as a rule, to 4 in flat or bent posteriors.
+        To 1 as a rule, to 6 in flat or bent posteriors.
         """
         return self._approximation[2] + self._log_measure
 
