@@ -15,6 +15,8 @@ BoolArray = npt.NDArray[np.bool_]
 
 _T = TypeVar("_T")
 
+_COLOURS = (3, 4)  # RGB and RGBA
+
 
 def as_real(value: npt.ArrayLike, name: str, *, kinds: str = "biuf") -> FloatArray:
     """Return `value` as a real floating array in native byte order: float32, or else float64.
@@ -87,6 +89,18 @@ def as_images(
     if finite:
         _require_finite(array, name)
     return array
+
+
+def refuse_colours(shape: tuple[int, ...], name: str = "images") -> None:
+    """Raise ValueError where an array ``(..., n, y, x)`` of images is by its shape a coloured one.
+
+    Three or four columns beside more rows and more images are red, green, blue and opacity.
+    """
+    if len(shape) > 2 and shape[-1] in _COLOURS and min(shape[-3:-1]) > max(_COLOURS):
+        raise ValueError(
+            f"{name} must end in (n_y, n_x), got shape {shape}: are these colours? give one of "
+            "them; images so narrow have the shape (n, 1, n_y, n_x)"
+        )
 
 
 def as_number(

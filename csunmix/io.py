@@ -20,7 +20,7 @@ import numpy.typing as npt
 from PIL import Image, ImageSequence
 from tqdm import tqdm
 
-from csunmix._validation import Array, FloatArray, as_images, as_real
+from csunmix._validation import Array, FloatArray, as_images, as_real, refuse_colours
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -107,7 +107,7 @@ def read_images(path: str | os.PathLike[str], *, array: str | None = None) -> Im
         If there is no such file or folder.
     ValueError
         If a file cannot be read or does not hold grey levels (palette, 1-bit, coloured or
-        transparent images, complex numbers or objects), if it is too large to be meant (Pillow's
+        transparent images, such arrays by their shape, complex numbers or objects), if it is too large to be meant (Pillow's
         decompression bomb), if several arrays may be meant, if a folder has no images or they
         differ in shape, or if FITS is read without astropy or Zarr without zarr. The message
         names the file.
@@ -116,6 +116,7 @@ def read_images(path: str | os.PathLike[str], *, array: str | None = None) -> Im
     if path.is_dir() and not _is_zarr(path):
         return stack_files(_image_files(path), array=array)
     images = read_array(path, array, ndim=(2, 3))
+    refuse_colours(images.shape, str(path))
     if images.ndim == 2:
         images = images[:][np.newaxis]
     if type(images) is np.ndarray:

@@ -6,8 +6,8 @@
 # targets there are, where each one is within the pixel, and how bright it is.
 #
 # This notebook takes one such image through every step of csunmix: camera, dictionary, solver,
-# peak rule, target table, comparison with the truth. The last part leaves the grid, which is what
-# finds the targets and knows its errors.
+# peak rule, target table, comparison with the truth. The last part goes off the grid: that finds
+# the targets more closely and knows its errors.
 
 # %%
 from dataclasses import replace
@@ -252,7 +252,7 @@ cu.compare(runs, ceiling.truth).iloc[:, :6].round(1)
 # `PosteriorUnmixer` weighs all scenes that the prior allows by how well they explain the image, and
 # answers with their mean. It says how many targets there are, how probable each number is, and how
 # far off every position and flux may be: `y_err`, `x_err` and `flux_err` are standard deviations,
-# `score` is the probability that the target is within 0.1 px.
+# `score` is the probability that there are as many, and that the target is within 0.1 px.
 
 # %%
 off_grid = cu.PosteriorUnmixer(setup.psf, setup.sensor, setup.prior)

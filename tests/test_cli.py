@@ -473,6 +473,8 @@ def test_what_is_taken_for_granted_is_warned_of(run, tmp_path, scenes):
     assert warnings(scenes.images[:2]) == []
     assert "11 x 11 px, these images have 15 x 15" in warnings(larger)[0]
     assert warnings(larger, "--preset", "csist-100k") == []
+    assert warnings(larger, "--psf-sigma", 0.5) == []
+    assert warnings(scenes.images[:2], "--count", 0, 2) == []  # on a grid
     none = ("--method", "continuous", "--count", 0, 2)
     assert "a count of 0 is not weighed" in warnings(scenes.images[:2], *none)[0]
 
@@ -901,6 +903,8 @@ def test_without_resume_a_part_is_kept(run, refused, tmp_path, stack_file, stopp
     err = refused("unmix", stack_file, "--out", stopped)
     assert f"{part}: is of a stopped run; --resume goes on with it, remove it to start anew" in err
     assert part.read_bytes() == before
+    stopped.with_name("other.csv.state.json").unlink()
+    assert "remove it to start anew" in refused("unmix", stack_file, "--out", stopped)
     part.unlink()
     assert run("unmix", stack_file, "--out", stopped)[0] == 0
     assert stopped.read_bytes() == (tmp_path / "whole.csv").read_bytes()
@@ -913,7 +917,16 @@ def test_a_file_of_the_input_folder_is_not_replaced(run, refused, tmp_path, scen
     Image.fromarray(scenes.images[0].astype(np.uint8)).save(folder / "a.png")
     err = refused("unmix", folder, "--out", folder / "a.png")
     assert "is a file of the input" in err
-    assert run("unmix", folder, "--out", folder / "new.csv")[0] == 0
+    for _ in range(2):
+        assert run("unmix", folder, "--out", folder / "new.csv")[0] == 0
+
+
+def test_no_file_of_a_zarr_input_is_replaced(refused, tmp_path, scenes):
+    zarr.create_group(str(tmp_path / "z.zarr")).create_array("images", data=scenes.images)
+    for name in ("z.zarr/zarr.json", "z.zarr/images/zarr.json"):
+        for given in ("z.zarr", "z.zarr:images"):
+            err = refused("unmix", tmp_path / given, "--out", tmp_path / name)
+            assert "is a file of the input" in err
 
 
 def test_resume_without_a_part_is_a_plain_run(run, tmp_path, stack_file):

@@ -289,12 +289,6 @@ NOISY = cu.Sensor(read_noise=1.5, rounding=True)
 
 
 @BOTH
-def test_colours_are_refused(method: str) -> None:
-    with pytest.raises(ValueError, match=r"\(11, 11, 3\): are these colours"):
-        unmixer(method)(np.zeros((11, 11, 3)))
-
-
-@BOTH
 @pytest.mark.parametrize(
     "prior",
     [

@@ -25,6 +25,7 @@ from csunmix._validation import (
     as_rng,
     as_shape,
     as_weights,
+    refuse_colours,
 )
 
 IMAGE = np.arange(12.0).reshape(3, 4)
@@ -69,6 +70,22 @@ def test_float32_stays_float32(dtype: str) -> None:
     assert images.dtype == np.float32
     assert images.dtype.isnative
     np.testing.assert_array_equal(images, IMAGE)
+
+
+@pytest.mark.parametrize("shape", [(11, 11, 3), (9, 7, 4), (2, 11, 11, 3)])
+def test_colours_are_refused(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    """By every way off the grid; a dictionary knows the shape of its images."""
+    with pytest.raises(ValueError, match=r"are these colours\?"):
+        cu.ContinuousUnmixer(cu.GaussianPSF(sigma=0.5))(np.zeros(shape))
+    if len(shape) == 3:
+        np.save(tmp_path / "c.npy", np.zeros(shape))
+        with pytest.raises(ValueError, match=r"c\.npy must end in .* are these colours\?"):
+            cu.io.read_images(tmp_path / "c.npy")
+
+
+@pytest.mark.parametrize("shape", [(11, 3), (1, 11, 3), (20, 1, 11, 4), (20, 4, 4), (3, 11, 11)])
+def test_narrow_images_are_no_colours(shape: tuple[int, ...]) -> None:
+    refuse_colours(shape)
 
 
 def test_masks_are_no_images() -> None:

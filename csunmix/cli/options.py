@@ -70,12 +70,17 @@ def _unmix_arguments(parser: argparse.ArgumentParser) -> None:
         help="PNG, TIFF, FITS, NPY or NPZ file, Zarr array, or a folder of images (natural order)",
     )
     parser.add_argument(
-        "--out", metavar="FILE", required=True, help="target table, CSV or .parquet"
+        "--out",
+        metavar="FILE",
+        required=True,
+        help="target table, CSV or .parquet; replaces an older one, but no input",
     )
     parser.add_argument(
         "--array", metavar="NAME", help="array of an NPZ file or Zarr group, extension of a FITS"
     )
-    parser.add_argument("--resume", action="store_true", help="go on where a run was stopped")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on where a stopped run left OUT.part"
+    )
     parser.add_argument(
         "--scheduler", metavar="ADDRESS", help="do the work on the Dask cluster of this scheduler"
     )

@@ -9,11 +9,13 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+_WRITTEN = (".csv", ".parquet", ".json")  # by commands, and read from no folder of images
+
 
 def output_file(text: str, option: str, *, inputs: Iterable[str] = ()) -> Path:
     """Return `text` as the path of a file that can be written.
 
-    It may be none of the `inputs`, nor a file in a folder that is one.
+    It may be none of the `inputs`, nor one of the files that these read.
     """
     path = Path(text)
     if path.is_dir():
@@ -29,9 +31,16 @@ def output_file(text: str, option: str, *, inputs: Iterable[str] = ()) -> Path:
         for file in (given, given.rpartition(":")[0]):
             if path.exists() and os.path.exists(file) and path.samefile(file):
                 raise ValueError(f"{option} {text}: is the input {file}, which it would replace")
-        if path.exists() and Path(given).is_dir() and path.parent.samefile(given):
-            raise ValueError(f"{option} {text}: is a file of the input {given}, give another name")
+            if path.exists() and _reads(Path(file), path):
+                raise ValueError(f"{option} {text}: is a file of the input {file}, name another")
     return path
+
+
+def _reads(folder: Path, path: Path) -> bool:
+    """Whether a file is in a folder, of images or a Zarr array, and no table that was put there."""
+    if not folder.is_dir() or folder.resolve() not in path.resolve().parents:
+        return False
+    return path.suffix.lower() not in _WRITTEN or path.name == "zarr.json"
 
 
 @contextmanager

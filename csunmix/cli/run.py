@@ -117,12 +117,12 @@ class Run:
         attrs = {"n_frames": len(stack), "method": repr(unmixer)}
         self.table = table_for(out, attrs)
         self.state = State(settings=_settings(unmixer), images=_fingerprint(stack))
+        if self.part.exists() and not resume:
+            raise ValueError(
+                f"{self.part}: is of a stopped run; --resume goes on with it, remove it to start "
+                "anew"
+            )
         if self.part.exists() and self.state_file.exists():
-            if not resume:
-                raise ValueError(
-                    f"{self.part}: is of a stopped run; --resume goes on with it, remove it to "
-                    "start anew"
-                )
             self.state = self._read_state()
 
     def execute(self, *, progress: bool, client: Client | None = None) -> State:

@@ -21,6 +21,7 @@ from csunmix._validation import (
     as_bool,
     as_images,
     as_integer,
+    refuse_colours,
 )
 from csunmix.continuous.fit import Fit
 from csunmix.continuous.window import Background, Setting, Window
@@ -34,8 +35,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 logger = logging.getLogger("csunmix")
-
-_COLOURS = (3, 4)  # RGB and RGBA
 
 _SURE = 0.9  # probability of the count below which it is ambiguous
 _LEANING = 1.5  # errors to a bound; 1.7 where all between two bounds is as likely, 1.3 at a wall
@@ -107,11 +106,7 @@ class FrontDoor(ABC):
         """
         as_bool(progress, "progress")
         images = as_images(images, finite=False)
-        if images.ndim > 2 and images.shape[-1] in _COLOURS and min(images.shape[-3:-1]) > 4:
-            raise ValueError(
-                f"images must end in (n_y, n_x), got shape {images.shape}: are these colours? "
-                "give one of them"
-            )
+        refuse_colours(images.shape)
         stack = images.reshape(-1, *images.shape[-2:])
         setting = self._setting(stack.shape[1:])
         answers = list(_progress(self._answers(setting, stack), len(stack), progress))

@@ -37,12 +37,13 @@ class PosteriorUnmixer(_Unmixer):
     that were made for the evidence. Around a scene of rounded pixels without other noise, the
     distribution is that of the scenes whose light, taken as linear, keeps to all intervals
     (expectation propagation, Minka 2001). Where too few scenes count there are three further runs,
-    which begin around scenes of the first, too; scenes weigh as draws from the distributions of all
-    runs.
+    which begin around scenes of the first, without chains of their own; scenes weigh as draws from
+    the distributions of all runs.
 
     The evidence of a number of targets is rough first, by Laplace's method and by the volumes that
     the bounds of the prior leave of the optima; where several remain plausible, it is the mean
-    weight of such draws, rounding taken as a normal error, if 200 of them count.
+    weight of such draws, rounding taken as a normal error. Where fewer than 200 of them count, that
+    is too low, and the one by volumes is taken if it is higher.
 
     With ``sampler="hops"``, there are chains that start at the optima. They move by Hamiltonian
     Monte Carlo, the bounds of the prior being walls that reflect (Afshar & Domke 2015, NeurIPS 28,
