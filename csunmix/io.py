@@ -107,10 +107,10 @@ def read_images(path: str | os.PathLike[str], *, array: str | None = None) -> Im
         If there is no such file or folder.
     ValueError
         If a file cannot be read or does not hold grey levels (palette, 1-bit, coloured or
-        transparent images, such arrays by their shape, complex numbers or objects), if it is too large to be meant (Pillow's
-        decompression bomb), if several arrays may be meant, if a folder has no images or they
-        differ in shape, or if FITS is read without astropy or Zarr without zarr. The message
-        names the file.
+        transparent images, arrays of such a shape, complex numbers or objects), if it is too large
+        to be meant (Pillow's decompression bomb), if several arrays may be meant, if a folder has
+        no images or they differ in shape, or if FITS is read without astropy or Zarr without zarr.
+        The message names the file.
     """
     path, array = split_name(path, array)
     if path.is_dir() and not _is_zarr(path):
