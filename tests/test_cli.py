@@ -438,13 +438,20 @@ def test_images_brighter_than_the_preset_are_refused(run, refused, tmp_path, ass
     assert run(*command, "--psf-sigma", 0.5)[0] == 0
 
 
-def test_wide_psf_and_background_are_warned_of(run, tmp_path):
+@pytest.fixture
+def warnings(run, tmp_path):
+    """Run `unmix` on images; give its lines that warn."""
+
     def warnings(images, *argv):
         np.save(tmp_path / "i.npy", images)
         code, _, err = run("unmix", tmp_path / "i.npy", "--out", tmp_path / "t.csv", *argv)
         assert code == 0
         return [line for line in err.splitlines() if "warning" in line]
 
+    return warnings
+
+
+def test_wide_psf_and_background_are_warned_of(warnings):
     noise = np.random.default_rng(1).normal(0.0, 2.0, (5, 11, 11))
     images = 200 * cu.GaussianPSF(sigma=1.2).response(5.2, 4.8, (11, 11)) + noise
     sigma = ("--psf-sigma", 1.2)
@@ -462,13 +469,7 @@ def test_wide_psf_and_background_are_warned_of(run, tmp_path):
     assert len(warnings(images, *sigma)) == 1
 
 
-def test_what_is_taken_for_granted_is_warned_of(run, tmp_path, scenes):
-    def warnings(images, *argv):
-        np.save(tmp_path / "i.npy", images)
-        code, _, err = run("unmix", tmp_path / "i.npy", "--out", tmp_path / "t.csv", *argv)
-        assert code == 0
-        return [line for line in err.splitlines() if "warning" in line]
-
+def test_what_is_taken_for_granted_is_warned_of(warnings, scenes):
     larger = np.pad(scenes.images[:2], ((0, 0), (2, 2), (2, 2)))
     assert warnings(scenes.images[:2]) == []
     assert "11 x 11 px, these images have 15 x 15" in warnings(larger)[0]

@@ -154,7 +154,7 @@ class Fit:
     def likely_evidence(self) -> float:
         """Log evidence by the volumes that the prior's bounds leave of all `modes`.
 
-        To 1 as a rule, to 6 in flat or bent posteriors.
+        Rough where a posterior is flat or bent (``benchmarks/accuracy/sampler.md``).
         """
         return self._approximation[2] + self._log_measure
 
