@@ -204,7 +204,9 @@ def intervals(
     n, most = low.size, low.size + room.weight.size
     every, widths = np.zeros((most, theta.size)), np.full(most, np.inf)
     lowest, highest = np.empty(most), np.empty(most)
-    every[:n], widths[:n], lowest[:n], highest[:n] = rows, width, low, high
+    for b in range(n):
+        copy(rows[b], every[b])
+        widths[b], lowest[b], highest[b] = width[b], low[b], high[b]
     illuminate(model.optics, theta, room)
     differentiate(theta, room)
     n_x, row = room.light.shape[1], room.column
