@@ -17,7 +17,7 @@ from csunmix._validation import FloatArray
 _FIRST = 1000  # draws around the optima
 _EVEN = 0.1  # of them, the same for every optimum
 _HEAVIEST = 2  # scenes that a round draws around
-_NORMAL = 100.0  # of the first draws, those that count where all is near normal
+_NORMAL = 300.0  # of the first draws, those that count where all is near normal
 _CHAINS, _STEPS, _HOPS = 8, 40, 4  # or one for every mode; paths of each, and hops after a path
 _NOISIER = 3.0  # times the noise's variance, what they add to it
 _SPREAD = (40, 100.0)  # known scenes that draws begin around, and draws of each
@@ -66,17 +66,19 @@ def draw(
     """Scenes of a posterior until `enough` of them count, or there were too many draws.
 
     Draws begin around the modes, and around some of the scenes that are `known` of a posterior like
-    this one. Where few of the first count, it is no mixture of normal distributions: then scenes of
-    short chains say where else to begin, if asked for (`roam`), which roam it or, where it has
-    bounds that are hard to find a way between, one like it without these, `smooth`.
+    this one. Where few of the first count, it is no mixture of normal distributions, and as many as
+    are asked for may come without its far ends: then draws go on, and scenes of short chains say
+    where else to begin, if asked for (`roam`), which roam it or, where it has bounds that are hard
+    to find a way between, one like it without these, `smooth`.
     """
     rng = np.random.default_rng(seed)
     start, number = modes, np.ceil(_FIRST * ((1.0 - _EVEN) * share + _EVEN / share.size))
     found = _follow(model, start, number, enough, _FIRST, rng)
-    if found.effective >= enough:
+    normal = found.effective >= _NORMAL
+    if normal and found.effective >= enough:
         return found
     elsewhere = [] if known is None else [(known.theta, known.weight)]
-    if roam and found.effective < _NORMAL:
+    if roam and not normal:
         elsewhere.append(_roam(model if smooth is None else smooth, modes, share, seed))
     for theta, weight in elsewhere:
         if weight.size:
