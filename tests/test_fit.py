@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +14,7 @@ from scipy.optimize import approx_fprime
 
 import csunmix as cu
 from csunmix._kernels import fit as kernel
+from csunmix._kernels import search as searching
 from csunmix._kernels.prior import Box, draw_scene, limits, sure_cell
 from csunmix._kernels.scene import illuminate, new_room
 from csunmix._kernels.smc import Model, sample
@@ -277,9 +279,70 @@ def test_no_long_search_beats_the_fit() -> None:
             found = fit(setting, window, count, 0)
             assert found is not None
             starts = 10 * (4 + 6 * count)
-            values = kernel.search(found.model, starts, starts, 15, 200, 99)[1]
+            values = searching.search(found.model, starts, starts, 15, 200, 99)[1]
             better += values[0] < found.objective - 1e-2
     assert better <= 1  # of 12
+
+
+WIDE = cu.Prior(count=(2, 8), flux=(200.0, 600.0), min_separation=1.0)
+
+
+@functools.cache
+def wide(n: int = 8, seed: int = 3) -> tuple[Setting, Any]:
+    """Scenes anywhere in 31 x 31 pixels, of which nothing is told."""
+    sensor = cu.Sensor(read_noise=2.0)
+    made = cu.simulate(PRESET.psf, sensor, WIDE, shape=(31, 31), n=n, rng=seed, margin=1)
+    return Setting(PRESET.psf, sensor, cu.Prior(count=(1, 8)), (31, 31), 0.0), made
+
+
+def test_a_fit_in_a_wide_window_is_as_good_as_one_that_starts_at_the_truth() -> None:
+    setting, made = wide()
+    for frame, truth in made.truth.groupby("frame"):
+        window = window_of(setting, made.images[frame])
+        found = fit(setting, window, len(truth), 0)
+        assert found is not None
+        theta = within(window, truth[["y", "x", "flux"]].to_numpy().ravel())
+        room = new_room(found.model.optics, len(truth), theta.size, *window.pixels.low.shape)
+        assert found.objective < kernel.descend(found.model, theta, 200, room) + 0.01
+
+
+def test_targets_far_apart_are_counted() -> None:
+    setting, made = wide()
+    for frame, truth in made.truth.groupby("frame"):
+        evidence = evidences(
+            setting, fit_counts(setting, window_of(setting, made.images[frame]), 0)
+        )
+        assert setting.counts[int(evidence.argmax())] == len(truth)
+
+
+@pytest.mark.parametrize("name", ["noise", "low clip", "electrons"])
+@pytest.mark.parametrize("extent", [None, 1.2])
+def test_a_target_is_put_where_it_explains_most(name: str, extent: float | None) -> None:
+    """As a search of the same places, half a pixel apart, written with arrays."""
+    sensor = cu.Sensor(read_noise=2.0, gain=1.5) if name == "electrons" else SENSORS[name]
+    setting = setting_of(sensor, extent=extent, cell=False)
+    window = window_of(setting, simulated(3).images[2])
+    model = window.model(setting.optics, 2)._replace(pixels=window.smooth)
+    area, flux, pixels = model.box.area, model.box.flux, model.pixels
+    middle = area.mean(axis=1)
+    theta = np.array([*middle, 230.0, 0.0, 0.0, 0.0])
+    room = new_room(model.optics, 2, 6, *pixels.low.shape)
+    assert searching._place_best(model, 1, theta, room)
+    light = PRESET.psf.response(middle[:1], middle[1:], pixels.low.shape)[0] * 230.0
+    seen = np.clip(light, pixels.low, pixels.high)
+    variance = pixels.variance + pixels.per_light * np.maximum(np.maximum(seen, light), 0.0)
+    rest, gains = seen - light, {}
+    bounded = np.isinf(pixels.high) | np.isinf(pixels.low)
+    weight = np.where(bounded & (rest == 0.0), 0.0, 1.0 / variance)
+    for y, x in itertools.product(*(np.minimum(np.arange(a, b + 0.5, 0.5), b) for a, b in area)):
+        away = np.abs([y, x] - middle)
+        if np.hypot(*away) < 0.494 or (extent is not None and away.max() > extent):
+            continue
+        atom = PRESET.psf.response(np.array([y]), np.array([x]), pixels.low.shape)[0]
+        best = np.clip((weight * rest * atom).sum() / (weight * atom**2).sum(), *flux)
+        left = weight * (rest**2 - (rest - best * atom) ** 2)
+        gains[0.5 * left.sum()] = (y, x, best)
+    np.testing.assert_allclose(theta[3:], gains[max(gains)], rtol=1e-3, atol=1e-3)
 
 
 def test_fits_are_in_order_and_keep_to_the_bounds() -> None:
@@ -306,7 +369,7 @@ def test_among_the_optima_are_those_of_a_cell_that_is_likely() -> None:
         best = fit(setting, window_of(setting, image), 5, 0)
         assert best is not None
         sure = best.model._replace(box=sure_cell(best.model.box))
-        inside = kernel.search(sure, 68, 21, 15, 100, 0)[1][0]
+        inside = searching.search(sure, 68, 21, 15, 100, 0)[1][0]
         if inside > best.objective + 0.01:
             beside += 1
             found = [abs(each.objective - inside) < 0.01 for each in best.others]

@@ -1,4 +1,4 @@
-"""The joint fit of all targets of a scene: bounded Levenberg-Marquardt from many starts."""
+"""The joint fit of all targets of a scene: bounded Levenberg-Marquardt steps."""
 
 from __future__ import annotations
 
@@ -9,26 +9,20 @@ import numpy as np
 
 from csunmix._kernels.billiards import force
 from csunmix._kernels.jit import kernel, leaf
-from csunmix._kernels.labels import nearest
 from csunmix._kernels.linalg import cholesky, cholesky_solve, copy, inner
 from csunmix._kernels.model import Model
-from csunmix._kernels.prior import draw_scene, extremes, limits
+from csunmix._kernels.prior import extremes, limits
 from csunmix._kernels.scene import (
     Room,
     fisher,
     illuminate,
     log_likelihood,
-    new_room,
 )
 from csunmix._validation import FloatArray, IntArray
 
 _STIFFNESS = 1.0 / 0.003**2  # 1/px^2, of the limits to how targets lie to one another
 _DAMPING = (1e-9, 1e-3, 1e9)  # least, first and largest
 _FLAT = 1e-6  # decrease of the objective that ends a fit
-_SAME = 0.02  # px, between targets of fits that are the same
-_NEAR = 6.0  # objective above the best of an optimum that matters
-_POOL = 3  # scenes that a start is the best of
-_HOPELESS = 50.0  # objective of a rough fit above the best from where it is dropped
 
 
 class Space(NamedTuple):
@@ -39,88 +33,6 @@ class Space(NamedTuple):
     reduced: FloatArray  # (d)
     solution: FloatArray  # (d)
     free: IntArray  # (d)
-
-
-@kernel()
-def search(
-    model: Model,
-    n_starts: int,
-    enough: int,
-    rough_iter: int,
-    max_iter: int,
-    seed: int,
-) -> tuple[FloatArray, FloatArray]:
-    """Optima (n, d) that random starts end in, the best first, and their objectives.
-
-    There are `n_starts` of them, or as many as it takes until `enough` in a row have led to nothing
-    new that is near the best. Each is the best of a few random scenes. Its fit goes on beyond
-    `rough_iter` steps where it is not on the way to an optimum that others led to, nor far above
-    the best. The objective is inf where no scene was drawn.
-    """
-    np.random.seed(seed)
-    d = model.precision.size
-    thetas, values = np.zeros((n_starts, d)), np.full(n_starts, np.inf)
-    theta, in_a_row = np.zeros(d), 0
-    room = new_room(model.optics, model.n_targets, d, *model.pixels.low.shape)
-    found, best = 0, 0
-    for _ in range(n_starts):
-        if not _draw(model, theta, room):
-            continue
-        value = descend(model, theta, rough_iter, room)
-        known = _known(model.n_targets, thetas[:found], theta)
-        if known < 0 and value < values[best] + _HOPELESS:
-            value = descend(model, theta, max_iter, room)
-            known = _known(model.n_targets, thetas[:found], theta)
-        new = known < 0 and value < values[best] + _NEAR
-        in_a_row = 0 if new else in_a_row + 1
-        if known < 0:
-            known, found = found, found + 1
-        if value < values[known]:
-            copy(theta, thetas[known])
-            values[known] = value
-        if values[known] < values[best]:
-            best = known
-        if in_a_row >= enough:
-            break
-    optima, objectives = np.zeros((max(found, 1), d)), np.full(max(found, 1), np.inf)
-    for n in range(found):
-        least = 0
-        for s in range(found):
-            least = s if values[s] < values[least] else least
-        if values[least] == np.inf:
-            break
-        copy(thetas[least], optima[n])
-        objectives[n], values[least] = values[least], np.inf
-    return optima, objectives
-
-
-@kernel()
-def _draw(model: Model, theta: FloatArray, room: Room) -> bool:
-    """Put the best of some random scenes into `theta`; False if none was drawn."""
-    trial, best = np.empty_like(theta), np.inf
-    for _ in range(_POOL):
-        if not draw_scene(model.box, model.n_targets, trial):
-            break
-        value = objective(model, trial, room)
-        if value < best:
-            copy(trial, theta)
-            best = value
-    return best < np.inf
-
-
-@kernel()
-def _known(count: int, thetas: FloatArray, theta: FloatArray) -> int:
-    """Which of `thetas` has its targets where those of `theta` are, or -1."""
-    for s in range(thetas.shape[0]):
-        order = nearest(theta, thetas[s], count)
-        away = 0.0
-        for k in range(count):
-            for axis in range(2):
-                apart = abs(theta[3 * order[k] + axis] - thetas[s, 3 * k + axis])
-                away = max(away, apart)
-        if away < _SAME:
-            return s
-    return -1
 
 
 @kernel()

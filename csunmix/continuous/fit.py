@@ -9,11 +9,12 @@ from math import lgamma, log, log1p, pi
 import numpy as np
 from scipy.special import log_ndtr
 
-from csunmix._kernels.fit import descend, search
+from csunmix._kernels.fit import descend
 from csunmix._kernels.model import Model
 from csunmix._kernels.modes import NEGLIGIBLE, Modes, approximate, curvature, laplace, moments
 from csunmix._kernels.prior import sure_cell
 from csunmix._kernels.scene import illuminate, least_share, log_scales, new_room
+from csunmix._kernels.search import search
 from csunmix._validation import FloatArray
 from csunmix.continuous.importance import Draws, draw
 from csunmix.continuous.window import Setting, Window, log_room

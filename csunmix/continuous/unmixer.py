@@ -90,7 +90,7 @@ class ContinuousUnmixer(_Unmixer):
     """
 
     _: KW_ONLY
-    n_effective: int = 200
+    n_effective: int = 400
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,0 +1,268 @@
+"""Where the joint fit starts: targets one by one, targets moved, and at random."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from csunmix._kernels.fit import descend, objective
+from csunmix._kernels.jit import kernel, leaf
+from csunmix._kernels.labels import nearest
+from csunmix._kernels.linalg import copy
+from csunmix._kernels.model import Model
+from csunmix._kernels.prior import crowded, densities, draw_scene
+from csunmix._kernels.scene import Pixels, Room, axis_factor, glow, new_room, noise_variance
+from csunmix._validation import FloatArray, IntArray
+
+_SAME = 0.02  # px, between targets of fits that are the same
+_NEAR = 6.0  # objective above the best of an optimum that matters
+_MOVES = 4  # for every target
+_STEP = 0.5  # px, between places where one is put
+_BETTER = 0.01  # of the objective, from where a move was not in vain
+_SHAKEN, _TRIES = 0.2, 20  # share of the PSF's reach, and scenes tried
+_DARK = 1e-300  # of what is divided by
+_POOL = 3  # scenes that a start is the best of
+_HOPELESS = 50.0  # objective of a rough fit above the best from where it is dropped
+
+
+class Optima(NamedTuple):
+    """Where fits have ended so far."""
+
+    thetas: FloatArray  # (most, d)
+    values: FloatArray  # (most), inf of those not there yet
+    n: IntArray  # (2), how many there are, and which is the best
+
+
+@kernel()
+def search(
+    model: Model,
+    n_starts: int,
+    enough: int,
+    rough_iter: int,
+    max_iter: int,
+    seed: int,
+) -> tuple[FloatArray, FloatArray]:
+    """Optima (n, d) that many starts end in, the best first, and their objectives.
+
+    The first start has its targets one by one where each explains most of what those before it
+    leave; then single targets of the best fit so far are moved to where they would explain more.
+    Random starts follow, every other one near the best fit so far, `n_starts` of them, or as many
+    as it takes until `enough` in a row have led to nothing new that is near the best. The fit of a
+    start goes on beyond `rough_iter` steps where it is not on the way to an optimum that others led
+    to, nor far above the best. The objective is inf where there was no start.
+    """
+    np.random.seed(seed)
+    d, moves = model.precision.size, _MOVES * model.n_targets
+    most = 1 + moves + n_starts
+    known = Optima(np.zeros((most, d)), np.full(most, np.inf), np.zeros(2, np.int64))
+    room = new_room(model.optics, model.n_targets, d, *model.pixels.low.shape)
+    theta, value, in_vain = np.zeros(d), np.inf, 0
+    if _grow(model, theta, room):
+        _follow(model, theta, rough_iter, max_iter, known, room)
+    for _ in range(moves if model.n_targets > 1 and known.n[0] > 0 else 0):
+        copy(known.thetas[known.n[1]], theta)
+        value, in_vain = known.values[known.n[1]], in_vain + 1
+        if _move(model, in_vain - 1, theta, room):
+            _follow(model, theta, rough_iter, max_iter, known, room)
+            if known.values[known.n[1]] < value - _BETTER:
+                in_vain = 0
+        if in_vain == model.n_targets:
+            break
+    in_a_row = 0
+    for n in range(n_starts):
+        shaken = n % 2 == 1 and _shake(model, known.thetas[known.n[1]], theta)
+        if shaken or _draw(model, theta, room):
+            new = _follow(model, theta, rough_iter, max_iter, known, room)
+            in_a_row = 0 if new else in_a_row + 1
+        if in_a_row >= enough:
+            break
+    return _sorted(known)
+
+
+@kernel()
+def _follow(
+    model: Model, theta: FloatArray, rough_iter: int, max_iter: int, known: Optima, room: Room
+) -> bool:
+    """Fit from `theta`, add where it ends to what is known, and whether that is new and near."""
+    count, values, n = model.n_targets, known.values, known.n
+    value = descend(model, theta, rough_iter, room)
+    at = _known(count, known.thetas[: n[0]], theta)
+    if at < 0 and value < values[n[1]] + _HOPELESS:
+        value = descend(model, theta, max_iter, room)
+        at = _known(count, known.thetas[: n[0]], theta)
+    new = at < 0 and value < values[n[1]] + _NEAR
+    if at < 0:
+        at = n[0]
+        n[0] += 1
+    if value < values[at]:
+        copy(theta, known.thetas[at])
+        values[at] = value
+    if values[at] < values[n[1]]:
+        n[1] = at
+    return new
+
+
+@kernel()
+def _sorted(known: Optima) -> tuple[FloatArray, FloatArray]:
+    """What is known, the best first."""
+    found = max(known.n[0], 1)
+    optima, objectives = np.zeros((found, known.thetas.shape[1])), np.full(found, np.inf)
+    for n in range(known.n[0]):
+        least = 0
+        for s in range(known.n[0]):
+            least = s if known.values[s] < known.values[least] else least
+        if known.values[least] == np.inf:
+            break
+        copy(known.thetas[least], optima[n])
+        objectives[n], known.values[least] = known.values[least], np.inf
+    return optima, objectives
+
+
+@kernel()
+def _grow(model: Model, theta: FloatArray, room: Room) -> bool:
+    """Place targets one by one; False if one finds no room."""
+    count = model.n_targets
+    for k in range(count):
+        theta[3 * k], theta[3 * k + 1], theta[3 * k + 2] = 0.0, 0.0, 0.0
+    if theta.size > 3 * count:
+        theta[3 * count] = model.box.background[0]
+    placed = 0
+    while placed < count and _place_best(model, placed, theta, room):
+        placed += 1
+    return placed == count
+
+
+@kernel()
+def _move(model: Model, k: int, theta: FloatArray, room: Room) -> bool:
+    """Take target k away and place it anew, as the last; False if it stays where it was."""
+    last = model.n_targets - 1
+    y, x = theta[3 * k], theta[3 * k + 1]
+    for a in range(3):
+        theta[3 * k + a] = theta[3 * last + a]
+    theta[3 * last + 2] = 0.0
+    if not _place_best(model, last, theta, room):
+        return False
+    return math.hypot(theta[3 * last] - y, theta[3 * last + 1] - x) > _STEP
+
+
+@kernel()
+def _place_best(model: Model, k: int, theta: FloatArray, room: Room) -> bool:
+    """Put target k, the last, where it explains most of what those before it leave.
+
+    Of places half a pixel apart, the one whose light, with the best flux that the prior allows,
+    lowers ``sum r^2 / 2 v`` most; False if none keeps to the prior's distances.
+    """
+    area, flux, best, at = model.box.area, model.box.flux, -np.inf, (0.0, 0.0, 0.0)
+    glow(model.optics, theta, room)
+    _leave(model.pixels, room)
+    n_y = math.ceil((area[0, 1] - area[0, 0]) / _STEP)
+    n_x = math.ceil((area[1, 1] - area[1, 0]) / _STEP)
+    for i in range(n_y + 1):
+        theta[3 * k] = min(area[0, 0] + i * _STEP, area[0, 1])
+        axis_factor(model.optics.value_y, model.optics.slope_y, theta[3 * k], k, room.y)
+        for j in range(n_x + 1):
+            theta[3 * k + 1] = min(area[1, 0] + j * _STEP, area[1, 1])
+            in_box, in_cell = densities(model.box, theta, k + 1)
+            if in_box + in_cell <= 0.0 or crowded(model.box, theta, k):
+                continue
+            axis_factor(model.optics.value_x, model.optics.slope_x, theta[3 * k + 1], k, room.x)
+            slope, bend = _slope_of_flux(room, k)
+            f = min(max(slope / max(bend, _DARK), flux[0]), flux[1])
+            gain = f * (slope - 0.5 * f * bend)
+            if gain > best:
+                best, at = gain, (theta[3 * k], theta[3 * k + 1], f)
+    theta[3 * k], theta[3 * k + 1], theta[3 * k + 2] = at
+    return best > -np.inf
+
+
+@leaf()
+def _leave(pixels: Pixels, room: Room) -> None:
+    """What the light in the room leaves of each pixel over its variance, and one over that.
+
+    A bound that the light keeps to tells nothing. They are put into its `row` and `weight`.
+    """
+    n_x = pixels.low.shape[1]
+    for p in range(room.weight.size):
+        i, j = p // n_x, p % n_x
+        low, high, light = pixels.low[i, j], pixels.high[i, j], room.light[i, j]
+        seen = 0.5 * (low + high)
+        if high == np.inf:
+            seen = max(low, light)
+        elif low == -np.inf:
+            seen = min(high, light)
+        tells = seen != light or (low > -np.inf and high < np.inf)
+        room.weight[p] = 1.0 / noise_variance(pixels, max(seen, light)) if tells else 0.0
+        room.row[p] = room.weight[p] * (seen - light)
+
+
+@leaf()
+def _slope_of_flux(room: Room, k: int) -> tuple[float, float]:
+    """First and minus second derivative of ``-sum r^2 / 2 v`` by the flux of a further target."""
+    n_y, n_x = room.light.shape
+    slope = bend = 0.0
+    for i in range(n_y):
+        dark = True
+        for r in range(room.y.shape[1]):
+            dark = dark and room.y[k, r, i] == 0.0
+        for j in range(0 if dark else n_x):
+            value = 0.0
+            for r in range(room.y.shape[1]):
+                value += room.y[k, r, i] * room.x[k, r, j]
+            slope += value * room.row[i * n_x + j]
+            bend += value * value * room.weight[i * n_x + j]
+    return slope, bend
+
+
+@leaf()
+def _shake(model: Model, best: FloatArray, theta: FloatArray) -> bool:
+    """Put a scene around `best` into `theta`; False if none that was tried is possible.
+
+    Places move by a share of the PSF's reach, fluxes by one of themselves.
+    """
+    box, count = model.box, model.n_targets
+    far = _SHAKEN * (model.optics.value_y.shape[2] - 2) / 2.0
+    for _ in range(_TRIES):
+        copy(best, theta)
+        apart = True
+        for k in range(count):
+            for axis in range(2):
+                place = theta[3 * k + axis] + far * np.random.normal()
+                theta[3 * k + axis] = min(max(place, box.area[axis, 0]), box.area[axis, 1])
+            flux = theta[3 * k + 2] * (1.0 + _SHAKEN * np.random.normal())
+            theta[3 * k + 2] = min(max(flux, box.flux[0]), box.flux[1])
+            apart = apart and not crowded(box, theta, k)
+        in_box, in_cell = densities(box, theta, count)
+        if apart and in_box + in_cell > 0.0:
+            return True
+    return False
+
+
+@kernel()
+def _draw(model: Model, theta: FloatArray, room: Room) -> bool:
+    """Put the best of some random scenes into `theta`; False if none was drawn."""
+    trial, best = np.empty_like(theta), np.inf
+    for _ in range(_POOL):
+        if not draw_scene(model.box, model.n_targets, trial):
+            break
+        value = objective(model, trial, room)
+        if value < best:
+            copy(trial, theta)
+            best = value
+    return best < np.inf
+
+
+@kernel()
+def _known(count: int, thetas: FloatArray, theta: FloatArray) -> int:
+    """Which of `thetas` has its targets where those of `theta` are, or -1."""
+    for s in range(thetas.shape[0]):
+        order = nearest(theta, thetas[s], count)
+        away = 0.0
+        for k in range(count):
+            for axis in range(2):
+                apart = abs(theta[3 * order[k] + axis] - thetas[s, 3 * k + axis])
+                away = max(away, apart)
+        if away < _SAME:
+            return s
+    return -1
