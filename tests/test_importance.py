@@ -402,7 +402,7 @@ def test_draws_of_the_evidence_are_not_thrown_away_for_the_first_of_them() -> No
 def test_draws_of_the_evidence_are_not_those_of_intervals() -> None:
     """As many of the latter count where there are some of the former."""
     setting = setting_of()
-    best = fits_of(setting, 4, 4, 1)[3]
+    best = fits_of(setting, 4, 8, 1)[3]
     assert effective(weigh(best, 20, 0)) < 190.0
     made = best.draws
     found = weigh(best, 20, 0)

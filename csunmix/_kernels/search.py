@@ -21,6 +21,7 @@ _NEAR = 6.0  # objective above the best of an optimum that matters
 _MOVES = 4  # for every target
 _STEP = 0.5  # px, between places where one is put
 _BETTER = 0.01  # of the objective, from where a move was not in vain
+_EVERY = 4  # start is near the best fit so far
 _SHAKEN, _TRIES = 0.2, 20  # share of the PSF's reach, and scenes tried
 _DARK = 1e-300  # of what is divided by
 _POOL = 3  # scenes that a start is the best of
@@ -48,10 +49,11 @@ def search(
 
     The first start has its targets one by one where each explains most of what those before it
     leave; then single targets of the best fit so far are moved to where they would explain more.
-    Random starts follow, every other one near the best fit so far, `n_starts` of them, or as many
-    as it takes until `enough` in a row have led to nothing new that is near the best. The fit of a
-    start goes on beyond `rough_iter` steps where it is not on the way to an optimum that others led
-    to, nor far above the best. The objective is inf where there was no start.
+    Random starts follow, `n_starts` of them, or as many as it takes until `enough` in a row have
+    led to nothing new that is near the best; every fourth is near the best fit so far instead, and
+    does not count. The fit of a start goes on beyond `rough_iter` steps where it is not on the way
+    to an optimum that others led to, nor far above the best. The objective is inf where there was
+    no start.
     """
     np.random.seed(seed)
     d, moves = model.precision.size, _MOVES * model.n_targets
@@ -72,10 +74,10 @@ def search(
             break
     in_a_row = 0
     for n in range(n_starts):
-        shaken = n % 2 == 1 and _shake(model, known.thetas[known.n[1]], theta)
+        shaken = n % _EVERY == 0 and _shake(model, known.thetas[known.n[1]], theta)
         if shaken or _draw(model, theta, room):
             new = _follow(model, theta, rough_iter, max_iter, known, room)
-            in_a_row = 0 if new else in_a_row + 1
+            in_a_row = 0 if new else in_a_row + (0 if shaken else 1)
         if in_a_row >= enough:
             break
     return _sorted(known)
