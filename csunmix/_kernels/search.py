@@ -21,7 +21,6 @@ _NEAR = 6.0  # objective above the best of an optimum that matters
 _MOVES = 4  # for every target
 _STEP = 0.5  # px, between places where one is put
 _BETTER = 0.01  # of the objective, from where a move was not in vain
-_EVERY = 4  # start is near the best fit so far
 _SHAKEN, _TRIES = 0.2, 20  # share of the PSF's reach, and scenes tried
 _DARK = 1e-300  # of what is divided by
 _POOL = 3  # scenes that a start is the best of
@@ -50,8 +49,8 @@ def search(
     The first start has its targets one by one where each explains most of what those before it
     leave; then single targets of the best fit so far are moved to where they would explain more.
     Random starts follow, `n_starts` of them, or as many as it takes until `enough` in a row have
-    led to nothing new that is near the best; every fourth is near the best fit so far instead, and
-    does not count. The fit of a start goes on beyond `rough_iter` steps where it is not on the way
+    led to nothing new that is near the best; after one that led nowhere comes one near the best fit
+    so far, which does not count. The fit of a start goes on beyond `rough_iter` steps where it is not on the way
     to an optimum that others led to, nor far above the best. The objective is inf where there was
     no start.
     """
@@ -72,11 +71,12 @@ def search(
                 in_vain = 0
         if in_vain == model.n_targets:
             break
-    in_a_row = 0
-    for n in range(n_starts):
-        shaken = n % _EVERY == 0 and _shake(model, known.thetas[known.n[1]], theta)
+    in_a_row, hopeless = 0, False
+    for _ in range(n_starts):
+        shaken = hopeless and _shake(model, known.thetas[known.n[1]], theta)
         if shaken or _draw(model, theta, room):
-            new = _follow(model, theta, rough_iter, max_iter, known, room)
+            new, value = _follow(model, theta, rough_iter, max_iter, known, room)
+            hopeless = value > known.values[known.n[1]] + _HOPELESS and not shaken
             in_a_row = 0 if new else in_a_row + (0 if shaken else 1)
         if in_a_row >= enough:
             break
@@ -86,8 +86,11 @@ def search(
 @kernel()
 def _follow(
     model: Model, theta: FloatArray, rough_iter: int, max_iter: int, known: Optima, room: Room
-) -> bool:
-    """Fit from `theta`, add where it ends to what is known, and whether that is new and near."""
+) -> tuple[bool, float]:
+    """Fit from `theta`, add where it ends to what is known; whether that is new and near.
+
+    Returns the objective there, too.
+    """
     count, values, n = model.n_targets, known.values, known.n
     value = descend(model, theta, rough_iter, room)
     at = _known(count, known.thetas[: n[0]], theta)
@@ -103,7 +106,7 @@ def _follow(
         values[at] = value
     if values[at] < values[n[1]]:
         n[1] = at
-    return new
+    return new, value
 
 
 @kernel()
