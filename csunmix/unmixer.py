@@ -46,10 +46,11 @@ logger = logging.getLogger("csunmix")
 
 
 class _Answer(NamedTuple):
-    """What is found in some images: frames from 0 on, errors (n, 3), and flags of each image."""
+    """What is found in some images, frames from 0 on, and flags of each of them."""
 
     found: Candidates
-    errors: FloatArray
+    errors: FloatArray  # (n, 3)
+    marks: IntArray  # (n,), flags of targets
     flags: IntArray
 
 
@@ -79,9 +80,11 @@ class GridUnmixer:
         Take the targets of each image off the grid: a joint fit of all of them, begun where the
         grid has them, keeps the bounds of this prior (not its count: the grid says how many).
         Positions, fluxes and their errors are the mean and the standard deviations of the posterior
-        around that fit, as in `csunmix.continuous.ContinuousUnmixer`. An image keeps the answer of
-        the grid, without errors, where the prior allows nothing that explains it better: its count
-        is wrong, as a rule.
+        around that fit, taken as normal: too small where several targets stand close together, for
+        which `ContinuousUnmixer` is there; a cell that is likely, not certain, is not reckoned
+        with. Flags `AT_BOUND`, `FLAT` and `MISFIT` are as there; an image with the last has the
+        wrong count or another optimum, as a rule. An image keeps the answer of the grid, without
+        errors and with `NOT_CONVERGED`, where the prior allows nothing that explains it better.
     n_jobs : int
         Threads that work on the images; the answer is the same with any number. A solver and a
         peak rule of your own must bear to be called by several at once.
@@ -193,8 +196,9 @@ class GridUnmixer:
         y_err, x_err, flux_err = np.concatenate(errors).T
         flags[np.bincount(every.frame, minlength=len(stack)) == 0] |= Flag.NO_TARGET
         border = at_border(every.y, every.x, self.dictionary.image_shape)
-        target_flags = flags[every.frame] | border
-        np.bitwise_or.at(flags, every.frame, border)
+        marks = border | np.concatenate([answer.marks for answer in answers])
+        target_flags = flags[every.frame] | marks
+        np.bitwise_or.at(flags, every.frame, marks)
         return make_table(
             *every,
             y_err=y_err,
@@ -242,12 +246,11 @@ class GridUnmixer:
         finite = np.isfinite(images).all(axis=(1, 2))
         flags = np.full(len(images), int(Flag.NOT_FINITE))
         if not finite.any():
-            return _Answer(
-                Candidates(np.empty(0, np.int64), *np.empty((3, 0))), np.empty((0, 3)), flags
-            )
+            nothing = Candidates(np.empty(0, np.int64), *np.empty((3, 0)))
+            return _Answer(nothing, np.empty((0, 3)), np.empty(0, np.int64), flags)
         candidates, flags[finite] = self._unmix(images[finite])
-        (index, y, x, flux), errors = self._refine(images[finite], candidates)
-        return _Answer(Candidates(np.flatnonzero(finite)[index], y, x, flux), errors, flags)
+        (index, y, x, flux), errors, marks = self._refine(images[finite], candidates)
+        return _Answer(Candidates(np.flatnonzero(finite)[index], y, x, flux), errors, marks, flags)
 
     def _stack(self, images: npt.ArrayLike) -> Array:
         """One axis of images, as they are: they are made real numbers batch by batch."""
@@ -300,10 +303,13 @@ class GridUnmixer:
         maps = self.dictionary.to_flux(result.x)
         return self.peaks.find(maps, self.dictionary.grid), flags
 
-    def _refine(self, images: FloatArray, found: Candidates) -> tuple[Candidates, FloatArray]:
-        """Targets, off the grid where that is asked for, and the errors (n, 3) of y, x and flux."""
+    def _refine(
+        self, images: FloatArray, found: Candidates
+    ) -> tuple[Candidates, FloatArray, IntArray]:
+        """Targets, off the grid if asked for, errors (n, 3) of y, x and flux, and flags (n,)."""
         if self._setting is None:
-            return found, np.full((len(found.flux), 3), np.nan)
+            n = len(found.flux)
+            return found, np.full((n, 3), np.nan), np.zeros(n, np.int64)
         from csunmix.continuous.refine import refine
 
         return refine(self._setting, images, found)

@@ -69,7 +69,7 @@ def test_errors_are_those_of_the_fit() -> None:
     truth = start + rng.uniform([-0.2, -0.2, -50.0], [0.2, 0.2, 50.0], (200, 2, 3))
     images = np.array([sensor.expose(light_of(each), rng=rng) for each in truth])
     found = Candidates(np.repeat(np.arange(200), 2), *np.tile(start, (200, 1)).T)
-    refined, errors = refine(setting_for(cu.Prior(), sensor), images, found)
+    refined, errors, _ = refine(setting_for(cu.Prior(), sensor), images, found)
     pulls = (np.column_stack(refined[1:]) - truth.reshape(-1, 3)) / errors
     np.testing.assert_allclose(pulls.std(axis=0), 1.0, atol=0.12)
 
@@ -98,11 +98,13 @@ def test_what_the_prior_can_not_explain_is_left_as_it_was(
     frame = np.repeat([0, 1], [len(start), 2])
     found = Candidates(frame, *np.concatenate([start, NEAR]).T)
     setting = Setting(PRESET.psf, PRESET.sensor, prior, WIDE, 0.0)
-    refined, errors = refine(setting, images, found)
+    refined, errors, flags = refine(setting, images, found)
     mine = frame == 0
     np.testing.assert_array_equal(np.column_stack(refined)[mine], np.column_stack(found)[mine])
     assert np.isnan(errors[mine]).all()
+    assert (flags[mine] == Flag.NOT_CONVERGED).all()
     assert np.isfinite(errors[~mine]).all()  # the other image is not touched by this one
+    assert not (flags[~mine] & (Flag.NOT_CONVERGED | Flag.MISFIT)).any()
 
 
 @pytest.mark.parametrize(
@@ -117,7 +119,7 @@ def test_what_the_prior_can_not_explain_is_left_as_it_was(
 )
 def test_starts_that_are_no_good_still_end_in_the_fit(targets: Any) -> None:
     image = PRESET.sensor.expose(light_of(PAIR), rng=0)
-    found, errors = refine(
+    found, errors, _ = refine(
         setting_for(cu.Prior()), image[None], Candidates([0, 0], *np.transpose(targets))
     )
     order = np.argsort(found.x)
@@ -127,13 +129,26 @@ def test_starts_that_are_no_good_still_end_in_the_fit(targets: Any) -> None:
 
 def test_without_light_or_targets_nothing_happens() -> None:
     none = Candidates(*np.empty((4, 0)))
-    refined, errors = refine(setting_for(cu.Prior()), np.zeros((1, *SHAPE)), none)
+    refined, errors, _ = refine(setting_for(cu.Prior()), np.zeros((1, *SHAPE)), none)
     assert errors.shape == (0, 3)
     assert refined.flux.size == 0
     one = Candidates([0], [5.0], [5.0], [3.0])
-    refined, errors = refine(setting_for(cu.Prior()), np.zeros((1, *SHAPE)), one)
+    refined, errors, _ = refine(setting_for(cu.Prior()), np.zeros((1, *SHAPE)), one)
     assert refined.flux == [3.0]
     assert np.isnan(errors).all()
+
+
+def test_what_the_fit_does_not_explain_is_flagged() -> None:
+    """An image of a wider PSF, and targets whose fluxes end at a bound of the prior."""
+    prior = cu.Prior(flux=(220.0, 250.0))
+    sensor = cu.Sensor(rounding=True)
+    wide = sensor.expose(light_of(PAIR, cu.GaussianPSF(sigma=0.6)), rng=0)
+    dim = sensor.expose(light_of(PAIR * [1.0, 1.0, 0.92]), rng=0)
+    frame = np.repeat([0, 1], 2)
+    found = Candidates(frame, *np.concatenate([NEAR, NEAR]).T)
+    flags = refine(setting_for(prior, sensor), np.array([wide, dim]), found)[2]
+    assert (flags[:2] & Flag.MISFIT == Flag.MISFIT).all()
+    assert (flags[2:] & Flag.AT_BOUND).any()
 
 
 # --- the unmixer --------------------------------------------------------------------------------
@@ -170,7 +185,11 @@ def test_form_of_the_table() -> None:
     flags = table.attrs["frame_flags"]
     assert (flags[4], flags[7]) == (Flag.NOT_FINITE | Flag.NO_TARGET, Flag.NO_TARGET)
     grid = unmixer(refine=False)(images)
-    assert flags == grid.attrs["frame_flags"]
+    of_fit = Flag.AT_BOUND | Flag.FLAT | Flag.MISFIT | Flag.NOT_CONVERGED
+    seen = {frame: flag & ~of_fit for frame, flag in flags.items() if flag & ~of_fit}
+    assert seen == grid.attrs["frame_flags"]
+    kept = (table["flags"] & Flag.NOT_CONVERGED) != 0
+    assert kept.equals(table["x_err"].isna())
     pd.testing.assert_frame_equal(unmixer()(images, batch_size=5), table)
     single = unmixer()(images.astype(np.float32))
     np.testing.assert_allclose(single["y"], table["y"], atol=2e-3)

@@ -50,9 +50,9 @@ def search(
     leave; then single targets of the best fit so far are moved to where they would explain more.
     Random starts follow, `n_starts` of them, or as many as it takes until `enough` in a row have
     led to nothing new that is near the best; after one that led nowhere comes one near the best fit
-    so far, which does not count. The fit of a start goes on beyond `rough_iter` steps where it is not on the way
-    to an optimum that others led to, nor far above the best. The objective is inf where there was
-    no start.
+    so far, which does not count. The fit of a start goes on beyond `rough_iter` steps where it is
+    not on the way to an optimum that others led to, nor far above the best. The objective is inf
+    where there was no start.
     """
     np.random.seed(seed)
     d, moves = model.precision.size, _MOVES * model.n_targets

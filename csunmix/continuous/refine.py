@@ -6,15 +6,17 @@ import numpy as np
 
 from csunmix._kernels.fit import descend, objective
 from csunmix._kernels.scene import new_room
-from csunmix._validation import FloatArray
+from csunmix._validation import FloatArray, IntArray
+from csunmix.continuous.base import prior_flags
 from csunmix.continuous.fit import ITERATIONS, Fit
 from csunmix.continuous.window import Setting
 from csunmix.peaks import Candidates
+from csunmix.targets import Flag
 
 
 def refine(
     setting: Setting, images: FloatArray, found: Candidates
-) -> tuple[Candidates, FloatArray]:
+) -> tuple[Candidates, FloatArray, IntArray]:
     """The same targets off the grid.
 
     Parameters
@@ -33,9 +35,13 @@ def refine(
         one, see `fit_from`.
     errors : ndarray, shape (n_targets, 3)
         Standard deviations of y, x (px) and flux (DN); NaN in such an image.
+    flags : ndarray of int, shape (n_targets,)
+        `Flag.NOT_CONVERGED` in such an image, `Flag.MISFIT` in one that the fit does not explain
+        either, and `Flag.AT_BOUND` and `Flag.FLAT` of targets.
     """
     targets = np.column_stack(found[1:]).astype(np.float64)
     errors = np.full(targets.shape, np.nan)
+    flags = np.full(len(targets), int(Flag.NOT_CONVERGED))
     for frame in np.unique(found.frame):
         mine = found.frame == frame
         fit = fit_from(setting, images[frame].astype(np.float64), targets[mine])
@@ -44,7 +50,9 @@ def refine(
             targets[mine] = mean.reshape(-1, 3)
             targets[mine, :2] += fit.window.origin
             errors[mine] = np.sqrt(np.diag(covariance)).reshape(-1, 3)
-    return Candidates(found.frame, *targets.T), errors
+            flags[mine] = prior_flags(fit.window, np.hstack([targets[mine], errors[mine]]))
+            flags[mine] |= 0 if fit.explains else int(Flag.MISFIT)
+    return Candidates(found.frame, *targets.T), errors, flags
 
 
 def fit_from(setting: Setting, image: FloatArray, targets: FloatArray) -> Fit | None:
