@@ -16,6 +16,7 @@ BoolArray = npt.NDArray[np.bool_]
 _T = TypeVar("_T")
 
 _COLOURS = (3, 4)  # RGB and RGBA
+_LARGEST = 1e40  # of a pixel, beyond what single precision holds
 
 
 def as_real(value: npt.ArrayLike, name: str, *, kinds: str = "biuf") -> FloatArray:
@@ -89,6 +90,11 @@ def as_images(
     if finite:
         _require_finite(array, name)
     return array
+
+
+def usable(image: FloatArray) -> bool:
+    """Whether all pixels are numbers that can be squared and summed."""
+    return bool(np.abs(image).max() < _LARGEST)
 
 
 def refuse_colours(shape: tuple[int, ...], name: str = "images") -> None:

@@ -79,7 +79,7 @@ def grid_unmixer(
         pursuits.
     threshold : float, optional
         Smallest flux of a target, DN; by default a fifth of the prior's smallest flux, or 5 times
-        the flux error of a lone target where there is no flux prior.
+        the flux error of a lone target where that is 0 or there is no flux prior.
     min_share : float, optional
         Smallest flux as a share of the image's brightest target; by default 0 with a flux prior
         and 0.06 without, since an imperfect PSF leaves false targets in proportion to the true.
@@ -151,7 +151,7 @@ def grid_unmixer(
 
 
 def _default_threshold(width: float, sensor: Sensor, prior: Prior) -> float:
-    if prior.flux is not None:
+    if prior.flux is not None and prior.flux[0] > 0.0:
         return 0.2 * prior.flux[0]
     # Matched filter: the flux error of a lone target is noise / ||response||.
     norm = 1.0 / (2.0 * math.sqrt(math.pi) * width)

@@ -9,6 +9,8 @@ import numpy as np
 
 from csunmix._validation import as_integer, as_number, as_range
 
+_LEAST_FLUX = 1e-100  # DN, whose square is a number still
+
 
 @dataclass(frozen=True, kw_only=True)
 class Prior:
@@ -34,7 +36,8 @@ class Prior:
     TypeError
         If a part is of the wrong type; the message names it.
     ValueError
-        If a range is empty or a number out of range, or both `extent` and `cell` are given.
+        If a range is empty or a number out of range, or an extent is given beside a cell that is
+        certain, or one below 1 px beside a cell that is likely.
 
     Examples
     --------
@@ -57,6 +60,8 @@ class Prior:
             object.__setattr__(self, "count", (low, high))
         if self.flux is not None:
             object.__setattr__(self, "flux", as_range(self.flux, "flux", minimum=0.0))
+            if self.flux[1] < _LEAST_FLUX:
+                raise ValueError(f"flux must allow a target some light, got {self.flux}")
         separation = as_number(self.min_separation, "min_separation", minimum=0.0)
         object.__setattr__(self, "min_separation", separation)
         object.__setattr__(self, "cell", _as_probability(self.cell, "cell"))

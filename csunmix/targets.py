@@ -47,7 +47,7 @@ class Flag(enum.IntFlag):
     NOT_CONVERGED = 8
     """The solver stopped early, the grid's target was kept, or runs of draws do not agree."""
     NOT_FINITE = 16
-    """The image has NaN or infinite pixels and was not unmixed."""
+    """The image has NaN or infinite pixels, or absurdly large ones, and was not unmixed."""
     NO_TARGET = 32
     """No target was found in the image."""
     BAD_PIXELS = 64

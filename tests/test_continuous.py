@@ -145,6 +145,18 @@ def test_one_bad_image_does_not_stop_a_batch(method: str, caplog: pytest.LogCapt
 
 
 @BOTH
+@pytest.mark.parametrize("value", [1e39, 1e154, 1e200, -1e300])
+def test_an_absurd_pixel_does_not_stop_a_batch(method: str, value: float) -> None:
+    images = np.array(simulated().images[:3], dtype=np.float64)
+    images[1, 3, 3] = value
+    table = unmixer(method, PRESET.psf, cu.Sensor(read_noise=1.0), cu.Prior())(images)
+    assert {0, 2} <= set(table["frame"])
+    absurd = table.attrs["frame_flags"][1]
+    assert absurd & (Flag.NOT_FINITE | Flag.MISFIT)
+    assert bool(absurd & Flag.NOT_FINITE) == (abs(value) > 1e40)
+
+
+@BOTH
 def test_dark_images_hold_no_targets(method: str) -> None:
     table = unmixer(method)(np.zeros((2, *SHAPE)))
     assert len(table) == 0
@@ -447,3 +459,16 @@ def test_shot_noise_is_no_misfit() -> None:
     made = cu.simulate(PRESET.psf, sensor, prior, shape=SHAPE, n=10, rng=3)
     table = cu.ContinuousUnmixer(PRESET.psf, sensor, prior)(made.images)
     assert not (table["flags"].to_numpy() & int(Flag.MISFIT)).any()
+
+
+@BOTH
+def test_pairs_of_few_electrons_are_counted(method: str) -> None:
+    """Without any other noise, in the dark: counts of 0 and 1 are no normal variables."""
+    psf, sensor, rng = cu.GaussianPSF(sigma=0.7), cu.Sensor(gain=1.0), np.random.default_rng(0)
+    prior = cu.Prior(count=(1, 3), min_separation=0.5, extent=2.0)
+    light = light_of((5.0, 4.4, 100.0), (5.0, 5.6, 100.0), psf=psf)
+    table = unmixer(method, psf, sensor, prior)(rng.poisson(light, (40, *SHAPE)))
+    right = table.groupby("frame").filter(lambda part: len(part) == 2)
+    assert right["frame"].nunique() > 32
+    truth = np.where(right["x"] < 5.0, 4.4, 5.6)
+    assert 0.75 < ((right["x"] - truth) / right["x_err"]).std() < 1.25

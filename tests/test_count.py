@@ -117,10 +117,11 @@ def test_shapes_and_reproducibility() -> None:
 
 def test_images_without_answer() -> None:
     images = np.stack([np.zeros(SHAPE), np.full(SHAPE, np.nan), light((4.0, 4.0, 300.0))])
-    test = count_test(images, PSF, NOISY, false_alarm=0.5, n_simulations=1)
-    np.testing.assert_array_equal(test.p_value[:2], [1.0, np.nan])
-    np.testing.assert_array_equal(test.statistic[:2], [0.0, np.nan])
-    assert not test.reject[:2].any()
+    absurd = np.where(np.arange(SHAPE[0] * SHAPE[1]).reshape(SHAPE) == 60, 1e200, images[2])
+    test = count_test([*images, absurd], PSF, NOISY, false_alarm=0.5, n_simulations=1)
+    np.testing.assert_array_equal(test.p_value[[0, 1, 3]], [1.0, np.nan, np.nan])
+    np.testing.assert_array_equal(test.statistic[[0, 1, 3]], [0.0, np.nan, np.nan])
+    assert not test.reject[[0, 1, 3]].any()
     crowd = cu.Prior(min_separation=5.0, extent=1.0)
     narrow = count_test(images[2], PSF, NOISY, crowd, false_alarm=0.5, n_simulations=1)
     assert (narrow.statistic, narrow.p_value, narrow.reject) == (0.0, 1.0, False)

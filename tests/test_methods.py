@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,12 @@ def test_default_threshold_is_five_times_the_error_of_a_lone_flux(sigma: float) 
     norm = np.linalg.norm(psf.response(100, 100, (201, 201)))
     assert isinstance(unmix.peaks, cu.MassMerging)
     assert unmix.peaks.threshold == pytest.approx(5 * 2.0 / norm, rel=1e-6)
+
+
+def test_fluxes_from_zero_on_have_the_threshold_of_none() -> None:
+    given: dict[str, Any] = {"psf": cu.GaussianPSF(sigma=0.5), "shape": (9, 9)}
+    known = cu.grid_unmixer(prior=cu.Prior(flux=(0.0, 300.0)), **given).peaks
+    assert known == replace(known, threshold=cu.grid_unmixer(**given).peaks.threshold)
 
 
 @pytest.mark.parametrize("method", ["ista", "fista", "split-bregman"])

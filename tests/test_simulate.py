@@ -64,6 +64,7 @@ def test_everything_in_a_prior_is_optional() -> None:
         ({"count": (1, 2, 3)}, ValueError, "count must be a pair"),
         ({"flux": (250, 220)}, ValueError, "flux must be ordered"),
         ({"flux": (-1, 220)}, ValueError, r"flux\[0\] must be at least 0"),
+        ({"flux": (0, 0)}, ValueError, "flux must allow a target some light"),
         ({"flux": (0, np.inf)}, ValueError, r"flux\[1\] must be finite"),
         ({"flux": ("a", "b")}, TypeError, r"flux\[0\] must be a real number, got 'a'"),
         ({"min_separation": -0.1}, ValueError, "min_separation must be at least 0"),

@@ -77,6 +77,8 @@ def test_colours_are_refused(tmp_path: Path, shape: tuple[int, ...]) -> None:
     """By every way off the grid; a dictionary knows the shape of its images."""
     with pytest.raises(ValueError, match=r"are these colours\?"):
         cu.ContinuousUnmixer(cu.GaussianPSF(sigma=0.5))(np.zeros(shape))
+    with pytest.raises(ValueError, match=r"are these colours\?"):
+        cu.count_test(np.zeros(shape), cu.GaussianPSF(sigma=0.5))
     if len(shape) == 3:
         np.save(tmp_path / "c.npy", np.zeros(shape))
         with pytest.raises(ValueError, match=r"c\.npy must end in .* are these colours\?"):

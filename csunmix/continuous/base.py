@@ -22,6 +22,7 @@ from csunmix._validation import (
     as_images,
     as_integer,
     refuse_colours,
+    usable,
 )
 from csunmix.continuous.fit import Fit
 from csunmix.continuous.window import Background, Setting, Window
@@ -131,7 +132,7 @@ class FrontDoor(ABC):
     def _answers(self, setting: Setting, stack: FloatArray) -> Iterable[Answer | None]:
         def answer(image: FloatArray) -> Answer | None:
             image = self._good(image)
-            return self._find(setting, image) if np.isfinite(image).all() else None
+            return self._find(setting, image) if usable(image) else None
 
         _ = setting.optics  # made once, before threads ask for it
         if self.n_jobs == 1:

@@ -18,6 +18,8 @@ from csunmix._validation import (
     as_integer,
     as_number,
     as_rng,
+    refuse_colours,
+    usable,
 )
 from csunmix.continuous.fit import Fit, fit
 from csunmix.continuous.window import Background, Setting
@@ -129,8 +131,8 @@ def count_test(
     TypeError
         If an argument is of the wrong type; the message names it.
     ValueError
-        If the images are empty, a number is out of range, or `n_simulations` is too small to
-        ever reject at this rate.
+        If the images are empty or colours by their shape, a number is out of range, or
+        `n_simulations` is too small to ever reject at this rate.
 
     Examples
     --------
@@ -143,6 +145,7 @@ def count_test(
     array([False,  True])
     """
     images = as_images(images, finite=False)
+    refuse_colours(images.shape)
     null = as_integer(null, "null", minimum=1)
     alternative = null + 1 if alternative is None else alternative
     alternative = as_integer(alternative, "alternative", minimum=null + 1)
@@ -183,7 +186,7 @@ class _Test(NamedTuple):
     def __call__(self, image: FloatArray, seed: int) -> tuple[float, float]:
         """Statistic and p-value of an image."""
         image = np.where(self.setting.sensor.valid(np.zeros_like(image)), image, 0.0)
-        if not np.isfinite(image).all():
+        if not usable(image):
             return np.nan, np.nan
         rng = np.random.default_rng(seed)
         few = self._fit_null(image, rng)

@@ -22,11 +22,14 @@ class PosteriorUnmixer(_Unmixer):
 
     .. math:: p(y, x, f \mid \text{image}) \propto p(y, x, f)
               \prod_p \Pr\big(l_p \le \mu_p + \epsilon_p \le h_p\big), \qquad
-              \mu_p = \sum_k f_k\, \phi(p - (y_k, x_k))
+              \mu_p = b + \sum_k f_k\, \phi(p - (y_k, x_k))
 
     with the interval ``[l, h]`` that rounding and clipping leave of every pixel (`Sensor.interval`;
-    a density where it is a point) and normal noise of the sensor's variance; ``p(y, x, f)`` is
-    uniform over what the `Prior` allows, of a cell or box wherever that may be.
+    a density where it is a point) and normal noise of the sensor's variance,
+    ``read_noise^2 + max(mu, 0)/gain``, in the dark at least 3/8 of an electron squared: where
+    electrons are few they are no normal variable, and errors are too small for targets of less than
+    100. ``p(y, x, f)`` is uniform over what the `Prior` allows, of a cell or box wherever that may
+    be.
 
     Of the number of targets with the largest evidence, scenes are found by incremental mixture
     importance sampling (Raftery & Bao 2010, Biometrics 66, 1162): draws from t distributions around

@@ -23,9 +23,11 @@ class ContinuousUnmixer(_Unmixer):
               \mu_p = b + \sum_k f_k\, \phi(p - (y_k, x_k))
 
     within what the `Prior` allows, by bounded Levenberg-Marquardt steps with analytic derivatives
-    from many random starts. Pixels are normal with the sensor's variance, rounding counted in it;
-    a saturated pixel is a lower bound and costs ``-log Pr(noise > bound - mu)``. The number of
-    targets is that of the largest evidence, see `PosteriorUnmixer`.
+    from many starts: targets one by one where each explains most of what is left, single ones
+    moved to where they would explain more, and random ones. Pixels are normal with the sensor's
+    variance (see `PosteriorUnmixer`), rounding counted in it; a saturated pixel is a lower bound
+    and costs ``-log Pr(noise > bound - mu)``. The number of targets is that of the largest
+    evidence, see `PosteriorUnmixer`.
 
     The answer is the mean of the posterior, rounding taken as the interval that it is, by
     importance sampling as in `PosteriorUnmixer`, with fewer scenes. It begins around all optima:

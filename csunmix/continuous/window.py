@@ -28,6 +28,7 @@ _ROUNDING_NOISE = 0.05  # DN, blurs the ends of the intervals that rounding leav
 _LIT = 3.0  # times the noise, from where a pixel counts as lit
 _SLACK = 0.3  # px, error allowed to the centroid of the light
 _TAIL = 0.02  # times the noise, light that a pixel outside of the window may get
+_FEW_ELECTRONS = 0.375  # electron^2, least variance of a count of them (Anscombe 1948)
 _MOST_FLUX = 1.5  # times what the image shows, of a target without a flux prior
 
 
@@ -212,7 +213,8 @@ class Setting:
         """Variance of the noise of a pixel without target, before rounding."""
         variance = self.sensor.read_noise**2
         if self.sensor.gain is not None:
-            variance += max(level, 0.0) / self.sensor.gain
+            few = _FEW_ELECTRONS / self.sensor.gain**2
+            variance = max(variance + max(level, 0.0) / self.sensor.gain, few)
         if self.sensor.noise == 0.0 and self.sensor.gain is None:
             variance = float(noise_level(image)) ** 2
         least = _ROUNDING_NOISE if self.sensor.rounding else 1e-4 * float(np.abs(image).max())
