@@ -23,6 +23,7 @@ from csunmix._validation import (
     as_integer,
     as_number,
 )
+from csunmix.background import border_level
 from csunmix.grid import SubpixelGrid
 from csunmix.metrics import THRESHOLDS, RankBy, cso_map, match, precision_recall
 from csunmix.psf import PSF
@@ -133,6 +134,8 @@ def plot_targets(
 ) -> Axes:
     """Draw the positions of targets, with their errors where the table knows them.
 
+    On axes that hold nothing yet, y grows downwards, as in images.
+
     Parameters
     ----------
     targets : pandas.DataFrame
@@ -173,6 +176,8 @@ def plot_targets(
     if errors not in ("bars", "ellipses"):
         raise ValueError(f"errors must be 'bars' or 'ellipses', got {errors!r}")
     ax = _current(ax)
+    if not ax.has_data() and not ax.yaxis_inverted():
+        ax.invert_yaxis()
     from matplotlib.markers import MarkerStyle
 
     y, x, flux = (rows[name].to_numpy(dtype=np.float64) for name in ("y", "x", "flux"))
@@ -267,12 +272,13 @@ def plot_residual(
     psf: PSF,
     *,
     sensor: Sensor | None = None,
+    background: float | Literal["border"] = 0.0,
     frame: int | None = None,
     ax: Axes | None = None,
     colorbar: bool = False,
     **imshow: Any,
 ) -> Axes:
-    """Draw what the targets leave unexplained: the image less the sensor's offset and their light.
+    """Draw what the targets leave unexplained: the image less offset, background and their light.
 
     Colours are symmetric about 0. Saturated pixels are hatched, and show no more than what the
     targets lack to saturate them; bad pixels stay empty.
@@ -287,6 +293,9 @@ def plot_residual(
         The optics.
     sensor : Sensor, optional
         The detector; by default one without offset, saturation and bad pixels.
+    background : float or "border"
+        Level beside the sensor's offset, DN; "border" takes the median of the image's outermost
+        ring of pixels instead of both.
     frame : int, optional
         The image's frame in the table; may be left out where that speaks of one frame only.
     ax : matplotlib.axes.Axes, optional
@@ -312,7 +321,13 @@ def plot_residual(
     (light,) = render(psf, rows, shape=(image.shape[0], image.shape[1]), n=1)
     known = np.where(np.isnan(image), 0.0, image)
     saturated = sensor.censored(known)
-    residual = image - sensor.offset - light
+    if isinstance(background, str):
+        if background != "border":
+            raise ValueError(f"background must be a number or 'border', got {background!r}")
+        level = float(border_level(known))
+    else:
+        level = sensor.offset + as_number(background, "background")
+    residual = image - level - light
     residual[saturated] = np.maximum(residual[saturated], 0.0)
     residual[~sensor.valid(known)] = np.nan
     limit = np.nanmax(np.abs(residual), initial=0.0) or 1.0

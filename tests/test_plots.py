@@ -321,6 +321,20 @@ def hatched(ax):
     return [path.get_extents().extents.tolist() for path in group.get_paths()]
 
 
+@pytest.mark.parametrize("background", [20.0, "border"])
+def test_residual_is_less_a_background(ax, background):
+    light = cu.render(PSF, TRUTH, shape=SHAPE)[2]
+    plots.plot_residual(light + 20.0, TRUTH, PSF, background=background, ax=ax)
+    np.testing.assert_allclose(ax.images[0].get_array(), 0.0, atol=1e-3)
+
+
+def test_targets_alone_grow_downwards_as_images_do(ax):
+    plots.plot_targets(TRUTH, ax=ax)
+    assert ax.yaxis_inverted()
+    plots.plot_targets(TRUTH, ax=ax)
+    assert ax.yaxis_inverted()
+
+
 def test_residual_is_the_image_less_offset_and_light(ax):
     noise = np.random.default_rng(0).normal(0.0, 3.0, SHAPE)
     light = cu.render(PSF, TRUTH, shape=SHAPE)[2]
@@ -586,6 +600,11 @@ GRID = cu.SubpixelGrid(SHAPE, 2)
         (lambda: plots.plot_residual(np.ones(3), TABLE, PSF), ValueError, "image must have at"),
         (lambda: plots.plot_residual(np.ones(SHAPE), 3, PSF), TypeError, "targets must be a pand"),
         (lambda: plots.plot_residual(np.ones(SHAPE), TABLE, 3), TypeError, "psf must be of type"),
+        (
+            lambda: plots.plot_residual(np.ones(SHAPE), TABLE, PSF, background="ring"),
+            ValueError,
+            "background must be a number or 'border'",
+        ),
         (
             lambda: plots.plot_residual(np.ones(SHAPE), TABLE, PSF, sensor=1),
             TypeError,
