@@ -203,15 +203,25 @@ def _leave(pixels: Pixels, room: Room) -> None:
 
 
 @leaf()
+def _lit(factors: FloatArray) -> tuple[int, int]:
+    """Where factors (rank, n) along an axis begin and end to be other than 0."""
+    start, stop = factors.shape[1], 0
+    for j in range(factors.shape[1]):
+        for r in range(factors.shape[0]):
+            if factors[r, j] != 0.0:
+                start, stop = min(start, j), j + 1
+    return start, stop
+
+
+@leaf()
 def _slope_of_flux(room: Room, k: int) -> tuple[float, float]:
     """First and minus second derivative of ``-sum r^2 / 2 v`` by the flux of a further target."""
-    n_y, n_x = room.light.shape
+    n_x = room.light.shape[1]
+    top, bottom = _lit(room.y[k])
+    left, right = _lit(room.x[k])
     slope = bend = 0.0
-    for i in range(n_y):
-        dark = True
-        for r in range(room.y.shape[1]):
-            dark = dark and room.y[k, r, i] == 0.0
-        for j in range(0 if dark else n_x):
+    for i in range(top, bottom):
+        for j in range(left, right):
             value = 0.0
             for r in range(room.y.shape[1]):
                 value += room.y[k, r, i] * room.x[k, r, j]
