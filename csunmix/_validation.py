@@ -92,9 +92,9 @@ def as_images(
     return array
 
 
-def usable(image: FloatArray) -> bool:
-    """Whether all pixels are numbers that can be squared and summed."""
-    return bool(np.abs(image).max() < _LARGEST)
+def usable(images: FloatArray) -> BoolArray:
+    """Whether all pixels of images (..., n_y, n_x) are numbers that can be squared and summed."""
+    return np.asarray(np.abs(images).max(axis=(-2, -1)) < _LARGEST)
 
 
 def refuse_colours(shape: tuple[int, ...], name: str = "images") -> None:

@@ -324,7 +324,9 @@ def plot_residual(
     if isinstance(background, str):
         if background != "border":
             raise ValueError(f"background must be a number or 'border', got {background!r}")
-        level = float(border_level(known))
+        good = sensor.valid(known) & ~np.isnan(image)
+        median = np.median(image[good]) if good.any() else 0.0
+        level = float(border_level(np.where(good, image, median)))
     else:
         level = sensor.offset + as_number(background, "background")
     residual = image - level - light

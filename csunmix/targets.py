@@ -45,7 +45,7 @@ class Flag(enum.IntFlag):
     COUNT_AMBIGUOUS = 4
     """Another number of targets explains the image about as well."""
     NOT_CONVERGED = 8
-    """The solver stopped early, the grid's target was kept, or runs of draws do not agree."""
+    """The solver stopped early, the grid's target was kept, or draws are apart or too few."""
     NOT_FINITE = 16
     """The image has NaN or infinite pixels, or absurdly large ones, and was not unmixed."""
     NO_TARGET = 32

@@ -24,6 +24,7 @@ from csunmix._validation import (
     as_instance,
     as_integer,
     as_number,
+    usable,
 )
 from csunmix.background import border_level
 from csunmix.dictionary import Dictionary
@@ -243,7 +244,7 @@ class GridUnmixer:
     def _answer(self, images: npt.ArrayLike) -> _Answer:
         """Targets of a part of the stack (n, n_y, n_x), finite or not."""
         images = self._check(images)
-        finite = np.isfinite(images).all(axis=(1, 2))
+        finite = usable(images)
         flags = np.full(len(images), int(Flag.NOT_FINITE))
         if not finite.any():
             nothing = Candidates(np.empty(0, np.int64), *np.empty((3, 0)))

@@ -15,7 +15,7 @@ from scipy.optimize import approx_fprime
 import csunmix as cu
 from csunmix._kernels import fit as kernel
 from csunmix._kernels import search as searching
-from csunmix._kernels.prior import Box, draw_scene, limits, sure_cell
+from csunmix._kernels.prior import Box, draw_scene, limits, log_prior, sure_cell
 from csunmix._kernels.scene import illuminate, new_room
 from csunmix._kernels.smc import Model, sample
 from csunmix.continuous.fit import evidences, fit, fit_counts, least_objectives, log_room
@@ -387,6 +387,56 @@ def test_a_fit_is_reproducible_by_its_seed() -> None:
     assert one is not None
     assert same is not None
     np.testing.assert_array_equal(one.theta, same.theta)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"count": None, "flux": None, "min_separation": 0.7, "extent": None, "cell": True},
+        {"count": (1, 9), "min_separation": 0.5, "extent": 1.05, "cell": False},
+        {"count": (1, 7), "flux": (100.0, 300.0), "extent": None, "cell": True},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("count", [2, 5])
+def test_counts_that_hardly_have_room_are_no_answer(given: Any, count: int) -> None:
+    """Lattices hold more targets than a prior of them has weight."""
+    setting = setting_of(**given)
+    for image in simulated(count, n=3).images:
+        evidence = evidences(setting, fit_counts(setting, window_of(setting, image), 0))
+        assert np.isfinite(evidence.max())
+        assert not np.isnan(evidence).any()
+
+
+@pytest.mark.parametrize("cell", [False, True])
+def test_a_target_is_moved_from_where_it_explains_nothing(cell: bool) -> None:
+    """To about a step from its own place, though the others lean on bounds of the prior."""
+    setting = setting_of(cell=cell, extent=None if cell else 1.0)
+    image = PRESET.sensor.expose(light_of(TRIPLE), rng=0)
+    window = window_of(setting, image)
+    model = window.model(setting.optics, 3)._replace(pixels=window.smooth)
+    room = new_room(model.optics, 3, 9, *window.pixels.low.shape)
+    true = within(window, TRIPLE)
+    theta = true.copy()
+    theta[:2] = true[3:5] + np.array([0.0, 0.499])  # where hardly any light is left over
+    assert searching._move(model, 0, theta, room)
+    np.testing.assert_array_equal(theta[:3], true[6:])  # the last takes its place
+    assert np.hypot(*(theta[6:8] - true[:2])) < 0.6
+    values = [kernel.objective(model, each, room) for each in (theta, true)]
+    assert np.isfinite(values).all()
+
+
+def test_scenes_near_the_best_keep_to_the_prior() -> None:
+    setting = setting_of()
+    best = fit(setting, window_of(setting, simulated(3).images[0]), 3, 0)
+    assert best is not None
+    theta, made = np.empty(9), 0
+    for _ in range(50):
+        if searching._shake(best.model, best.theta, theta):
+            made += 1
+            assert log_prior(best.model.box, theta, 3) > -np.inf
+            assert 0.0 < np.abs(theta - best.theta)[[0, 1, 3, 4, 6, 7]].max() < 2.0
+    assert made > 10
 
 
 def test_more_targets_than_find_room_have_no_fit() -> None:

@@ -280,3 +280,11 @@ def test_wrong_settings() -> None:
     plain = unmixer(refine=False)
     with pytest.raises(TypeError, match="refine must be of type Prior, got True"):
         cu.GridUnmixer(plain.dictionary, solver=plain.solver, peaks=plain.peaks, refine=True)  # type: ignore[arg-type]
+
+
+def test_an_absurd_pixel_does_not_stop_a_batch() -> None:
+    images = np.array(PRESET.sensor.expose([light_of(PAIR)] * 2, rng=0), dtype=np.float64)
+    images[1, 3, 3] = 1e200
+    table = unmixer(sensor=cu.Sensor(rounding=True))(images)
+    assert set(table["frame"]) == {0}
+    assert table.attrs["frame_flags"][1] == Flag.NOT_FINITE | Flag.NO_TARGET

@@ -12,7 +12,7 @@ from csunmix._kernels.jit import kernel, leaf
 from csunmix._kernels.labels import nearest
 from csunmix._kernels.linalg import copy
 from csunmix._kernels.model import Model
-from csunmix._kernels.prior import crowded, densities, draw_scene
+from csunmix._kernels.prior import Box, crowded, densities, draw_scene
 from csunmix._kernels.scene import Pixels, Room, axis_factor, glow, new_room, noise_variance
 from csunmix._validation import FloatArray, IntArray
 
@@ -20,8 +20,8 @@ _SAME = 0.02  # px, between targets of fits that are the same
 _NEAR = 6.0  # objective above the best of an optimum that matters
 _MOVES = 4  # for every target
 _STEP = 0.5  # px, between places where one is put
-_BETTER = 0.01  # of the objective, from where a move was not in vain
-_SHAKEN, _TRIES = 0.2, 20  # share of the PSF's reach, and scenes tried
+_BETTER = 0.01  # change of the objective from where a move was not in vain
+_SHAKEN, _TRIES = 0.2, 20  # share of the room and of a flux, and scenes tried
 _DARK = 1e-300  # of what is divided by
 _POOL = 3  # scenes that a start is the best of
 _HOPELESS = 50.0  # objective of a rough fit above the best from where it is dropped
@@ -49,10 +49,10 @@ def search(
     The first start has its targets one by one where each explains most of what those before it
     leave; then single targets of the best fit so far are moved to where they would explain more.
     Random starts follow, `n_starts` of them, or as many as it takes until `enough` in a row have
-    led to nothing new that is near the best; after one that led nowhere comes one near the best fit
-    so far, which does not count. The fit of a start goes on beyond `rough_iter` steps where it is
-    not on the way to an optimum that others led to, nor far above the best. The objective is inf
-    where there was no start.
+    led to nothing new that is near the best. After one that led nowhere comes one near the best fit
+    so far, one of the `n_starts` but none of those in a row. The fit of a start goes on beyond
+    `rough_iter` steps where it is not on the way to an optimum that others led to, nor far above
+    the best. The objective is inf where there was no start.
     """
     np.random.seed(seed)
     d, moves = model.precision.size, _MOVES * model.n_targets
@@ -169,8 +169,7 @@ def _place_best(model: Model, k: int, theta: FloatArray, room: Room) -> bool:
         axis_factor(model.optics.value_y, model.optics.slope_y, theta[3 * k], k, room.y)
         for j in range(n_x + 1):
             theta[3 * k + 1] = min(area[1, 0] + j * _STEP, area[1, 1])
-            in_box, in_cell = densities(model.box, theta, k + 1)
-            if in_box + in_cell <= 0.0 or crowded(model.box, theta, k):
+            if not _may_be(model.box, theta, k):
                 continue
             axis_factor(model.optics.value_x, model.optics.slope_x, theta[3 * k + 1], k, room.x)
             slope, bend = _slope_of_flux(room, k)
@@ -180,6 +179,23 @@ def _place_best(model: Model, k: int, theta: FloatArray, room: Room) -> bool:
                 best, at = gain, (theta[3 * k], theta[3 * k + 1], f)
     theta[3 * k], theta[3 * k + 1], theta[3 * k + 2] = at
     return best > -np.inf
+
+
+@leaf()
+def _may_be(box: Box, theta: FloatArray, k: int) -> bool:
+    """Whether target k may be where it is beside those before it, wherever these are."""
+    if crowded(box, theta, k):
+        return False
+    for axis in range(2):
+        middle = 0.0
+        for m in range(k):
+            middle += theta[3 * m + axis] / k
+            if abs(theta[3 * k + axis] - theta[3 * m + axis]) > box.extent:
+                return False
+        in_cell = abs(theta[3 * k + axis] - math.floor(middle + 0.5)) <= 0.5
+        if box.cell == 1.0 and k > 0 and not in_cell:
+            return False
+    return True
 
 
 @leaf()
@@ -234,10 +250,13 @@ def _slope_of_flux(room: Room, k: int) -> tuple[float, float]:
 def _shake(model: Model, best: FloatArray, theta: FloatArray) -> bool:
     """Put a scene around `best` into `theta`; False if none that was tried is possible.
 
-    Places move by a share of the PSF's reach, fluxes by one of themselves.
+    Places move by about the PSF's width, or a share of the room that they have, fluxes by a share
+    of themselves.
     """
     box, count = model.box, model.n_targets
-    far = _SHAKEN * (model.optics.value_y.shape[2] - 2) / 2.0
+    far = min(_width(model.optics.value_y[0, 0]), _SHAKEN * box.extent)
+    for axis in range(2):
+        far = min(far, _SHAKEN * (box.area[axis, 1] - box.area[axis, 0]))
     for _ in range(_TRIES):
         copy(best, theta)
         apart = True
@@ -252,6 +271,16 @@ def _shake(model: Model, best: FloatArray, theta: FloatArray) -> bool:
         if apart and in_box + in_cell > 0.0:
             return True
     return False
+
+
+@leaf()
+def _width(factor: FloatArray) -> float:
+    """Width of a factor of a PSF along an axis: its sum over its largest value, px."""
+    total = largest = 0.0
+    for j in range(factor.size):
+        total += abs(factor[j])
+        largest = max(largest, abs(factor[j]))
+    return 0.5 * total / largest
 
 
 @kernel()

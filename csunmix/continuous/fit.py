@@ -258,6 +258,8 @@ def least_objectives(setting: Setting, window: Window) -> dict[int, float]:
 
 def fit(setting: Setting, window: Window, count: int, seed: int) -> Fit | None:
     """Best fit of `count` targets; None if so many find no room."""
+    if log_room(window.size, window.box.separation, count) == -np.inf:
+        return None
     model = window.model(setting.optics, count)._replace(pixels=window.smooth)
     starts = (_STARTS[0] + _STARTS[1] * count) * window.n_cells
     enough = (_ENOUGH[0] + _ENOUGH[1] * count) * window.n_cells

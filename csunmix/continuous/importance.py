@@ -67,9 +67,9 @@ def draw(
 
     Draws begin around the modes, and around some of the scenes that are `known` of a posterior like
     this one. Where few of the first count, it is no mixture of normal distributions, and as many as
-    are asked for may come without its far ends: then draws go on, and scenes of short chains say
-    where else to begin, if asked for (`roam`), which roam it or, where it has bounds that are hard
-    to find a way between, one like it without these, `smooth`.
+    are asked for may come without its far ends: then they begin anew, and scenes of short chains
+    say where else, if asked for (`roam`), which roam it or, where it has bounds that are hard to
+    find a way between, one like it without these, `smooth`.
     """
     rng = np.random.default_rng(seed)
     start, number = modes, np.ceil(_FIRST * ((1.0 - _EVEN) * share + _EVEN / share.size))
