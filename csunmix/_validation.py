@@ -94,7 +94,8 @@ def as_images(
 
 def usable(images: FloatArray) -> BoolArray:
     """Whether all pixels of images (..., n_y, n_x) are numbers that can be squared and summed."""
-    return np.asarray(np.abs(images).max(axis=(-2, -1)) < _LARGEST)
+    largest = np.abs(images).max(axis=(-2, -1))
+    return np.asarray(largest.astype(np.float64) < _LARGEST)
 
 
 def refuse_colours(shape: tuple[int, ...], name: str = "images") -> None:
