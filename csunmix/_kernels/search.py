@@ -59,15 +59,15 @@ def search(
     most = 1 + moves + n_starts
     known = Optima(np.zeros((most, d)), np.full(most, np.inf), np.zeros(2, np.int64))
     room = new_room(model.optics, model.n_targets, d, *model.pixels.low.shape)
-    theta, value, in_vain = np.zeros(d), np.inf, 0
+    theta, in_vain = np.zeros(d), 0
     if _grow(model, theta, room):
         _follow(model, theta, rough_iter, max_iter, known, room)
     for _ in range(moves if model.n_targets > 1 and known.n[0] > 0 else 0):
         copy(known.thetas[known.n[1]], theta)
-        value, in_vain = known.values[known.n[1]], in_vain + 1
+        before, in_vain = known.values[known.n[1]], in_vain + 1
         if _move(model, in_vain - 1, theta, room):
             _follow(model, theta, rough_iter, max_iter, known, room)
-            if known.values[known.n[1]] < value - _BETTER:
+            if known.values[known.n[1]] < before - _BETTER:
                 in_vain = 0
         if in_vain == model.n_targets:
             break
@@ -87,10 +87,7 @@ def search(
 def _follow(
     model: Model, theta: FloatArray, rough_iter: int, max_iter: int, known: Optima, room: Room
 ) -> tuple[bool, float]:
-    """Fit from `theta`, add where it ends to what is known; whether that is new and near.
-
-    Returns the objective there, too.
-    """
+    """Fit from `theta` and keep where it ends; whether that is new and near, and its objective."""
     count, values, n = model.n_targets, known.values, known.n
     value = descend(model, theta, rough_iter, room)
     at = _known(count, known.thetas[: n[0]], theta)
@@ -275,7 +272,7 @@ def _shake(model: Model, best: FloatArray, theta: FloatArray) -> bool:
 
 @leaf()
 def _width(factor: FloatArray) -> float:
-    """Width of a factor of a PSF along an axis: its sum over its largest value, px."""
+    """Width of a factor of a PSF along an axis: half its sum over its largest value, px."""
     total = largest = 0.0
     for j in range(factor.size):
         total += abs(factor[j])
