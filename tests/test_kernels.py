@@ -427,22 +427,25 @@ def test_active_set_equals_nnls(active_set: Any, seed: int, lam: float) -> None:
     a_y, a_x = factors((5, 6), factor=1)
     rng = np.random.default_rng(seed)
     y, w = rng.normal(2, 5, (2, 5, 6)), rng.uniform(0.3, 2, (2, 5, 6))
-    x, n_iter, optimal = np.zeros((2, 30)), np.zeros(2, np.int64), np.zeros(2, bool)
+    n_iter, optimal = np.zeros(2, np.int64), np.zeros(2, bool)
+    start = active.Coefficients(np.zeros(3, np.int64), np.empty(0, np.int64), np.empty(0))
     censored = np.zeros(y.shape, bool)
     prices = np.array([lam, lam + 1.0])  # at once, and by stages
     lams, (objective, gap, norm) = np.full(2, lam), np.empty((3, 2))
     told = (n_iter, optimal, objective, gap, norm)
-    active_set(a_y, a_x, y, w, censored, lams, 1000, 0.0, prices, True, x, *told)
+    answer = active_set(a_y, a_x, y, w, censored, lams, 1000, 0.0, prices, start, *told)
     assert (prices == lam).all()
     assert optimal.all()
     for b in range(2):
         root = np.sqrt(w[b].ravel())
         twin = nnls_with_linear_term(np.kron(a_y, a_x) * root[:, None], y[b].ravel() * root, lam)
         assert 3 < np.count_nonzero(twin) < 30
-        np.testing.assert_allclose(x[b], twin, rtol=1e-8, atol=1e-8)
-        r = (y[b].ravel() - np.kron(a_y, a_x) @ x[b]) * root
+        x, own = np.zeros(30), slice(*answer.first[b : b + 2])
+        x[answer.atoms[own]] = answer.x[own]
+        np.testing.assert_allclose(x, twin, rtol=1e-8, atol=1e-8)
+        r = (y[b].ravel() - np.kron(a_y, a_x) @ x) * root
         assert norm[b] == pytest.approx(np.linalg.norm(r))
-        assert objective[b] == pytest.approx(0.5 * r @ r + lam * x[b].sum())
+        assert objective[b] == pytest.approx(0.5 * r @ r + lam * x.sum())
 
 
 @both(active.active_set, active._refit)
@@ -450,11 +453,13 @@ def test_refitting_the_answer_changes_nothing(active_set: Any, refit: Any) -> No
     view, matrix, target, _ = random_view(8, shape=(4, 4), factor=1)
     keep = np.linalg.norm(matrix, axis=0) > 0
     y = (target / np.where(view.root.ravel() > 0, view.root.ravel(), 1)).reshape(1, 4, 4)
-    lams, x, told = np.full(1, 0.2), np.zeros((1, matrix.shape[1])), np.empty((3, 1))
+    lams, told = np.full(1, 0.2), np.empty((3, 1))
+    start = active.Coefficients(np.zeros(2, np.int64), np.empty(0, np.int64), np.empty(0))
     n_iter, optimal = np.zeros(1, np.int64), np.zeros(1, bool)
     a = (view.a_y, view.a_x, y, view.root[None] ** 2, np.zeros(y.shape, bool))
-    active_set(*a, lams, 100, 0.0, lams.copy(), False, x, n_iter, optimal, *told)
-    x = x[0]
+    answer = active_set(*a, lams, 100, 0.0, lams.copy(), start, n_iter, optimal, *told)
+    x, n = np.zeros(matrix.shape[1]), answer.first[-1]
+    x[answer.atoms[:n]] = answer.x[:n]
     assert optimal[0]
     assert n_iter[0] >= np.count_nonzero(x)
     g = matrix.T @ (target - matrix @ x)

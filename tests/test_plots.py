@@ -384,7 +384,7 @@ def result(objectives, times, gap=1e-9):
     ]
     ones = np.ones(2)
     return cu.solvers.SolveResult(
-        x=np.zeros((2, 1, 1)),
+        coefficients=np.zeros((2, 1, 1)),
         n_iter=ones.astype(np.int64),
         converged=ones.astype(bool),
         gap=stats[-1].gap,

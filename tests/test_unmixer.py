@@ -352,7 +352,7 @@ class MatchedFilter:
         lead = x.shape[:-2]
         nothing = np.full(lead, np.nan)
         return SolveResult(
-            x=x,
+            coefficients=x,
             n_iter=np.zeros(lead, np.int64),
             converged=np.ones(lead, bool),
             gap=nothing,

@@ -63,6 +63,14 @@ class _Near(NamedTuple):
     n_known: IntArray  # (1,)
 
 
+class Coefficients(NamedTuple):
+    """Coefficients of a stack, 0 where nothing is said: image b's begin at ``first[b]``."""
+
+    first: IntArray  # (b + 1,)
+    atoms: IntArray
+    x: FloatArray
+
+
 @kernel()
 def active_set(
     a_y: FloatArray,
@@ -74,23 +82,20 @@ def active_set(
     max_iter: int,
     tol: float,
     price: FloatArray,
-    fresh: bool,
-    x: FloatArray,
+    start: Coefficients,
     n_iter: IntArray,
     optimal: BoolArray,
     objective: FloatArray,
     gap: FloatArray,
     residual_norm: FloatArray,
-) -> None:
-    """Solve each image; `x` (b, k l) holds the start and then the answer; counts `n_iter` up.
-
-    Where it is `fresh`, all 0, memory that was never written to is not looked at.
+) -> Coefficients:
+    """Solve each image from its `start` to the answer that is returned; counts `n_iter` up.
 
     `price` is the weight of the l1 norm that each image is at, at least `lam`. It falls to `lam`
     in stages, each starting from the answer of the one before. `objective`, relative `gap` and
     `residual_norm` are written where `optimal`.
     """
-    n_pixels, n_atoms = y[0].size, x.shape[1]
+    n_pixels, n_atoms = y[0].size, a_y.shape[1] * a_x.shape[1]
     room = _Room(
         np.empty(n_pixels),
         np.empty(n_pixels + 1),
@@ -102,20 +107,25 @@ def active_set(
     most = min(n_pixels, 16)  # to begin with
     chosen, near = new_chosen(most, n_pixels), _new_near(a_y, a_x, most)
     view = new_view(a_y, a_x, y[0], weights[0])
+    answer = _new_coefficients(np.zeros(len(y) + 1, np.int64), 16 * len(y))
+    x = np.zeros(n_atoms)  # of one image
     for b in range(len(y)):
         view = look(view, y[b], weights[b])
+        fresh = start.first[b] == start.first[b + 1]
+        for m in range(start.first[b], start.first[b + 1]):
+            x[start.atoms[m]] = start.x[m]
         chosen.number[0], done = 0, 0
         first, highest = _strongest(view, view.target, whole(view), 0.0, chosen, room)
         while True:
-            n_start = 0 if fresh and done == 0 else _n_positive(x[b])
-            before = _objective(view, y[b], censored[b], price[b], x[b], n_start, room.excess)
+            n_start = 0 if fresh and done == 0 else _n_positive(x)
+            before = _objective(view, y[b], censored[b], price[b], x, n_start, room.excess)
             before += _ROUNDING * long_inner(view.target, view.target)
             n_start += _n_positive(room.excess)
             most = min(n_pixels, n_start + max_iter - done)
             if most >= chosen.x.size:
                 chosen = new_chosen(most + 1, n_pixels)
                 near = _new_near(a_y, a_x, most + 1)
-            _load(view, chosen, room, x[b], price[b], n_start, most)
+            _load(view, chosen, room, x, price[b], n_start, most)
             steps, optimal[b], gap[b] = _lasso(
                 view, chosen, room, near, price[b], max_iter - done, tol, first, highest
             )
@@ -127,14 +137,38 @@ def active_set(
                 optimal[b] = False
                 break
             if n_start > 0:
-                x[b] = 0.0
-            write_coefficients(chosen, x[b])
+                x[:] = 0.0
+            write_coefficients(chosen, x)
             if not optimal[b] or price[b] <= lam[b]:
                 break
             price[b] *= _STAGE
             if price[b] < max(lam[b], _LAST_STAGE * abs(highest)):
                 price[b] = lam[b]
         n_iter[b] += done
+        answer = _append(answer, b, x)
+        x[:] = 0.0
+    return answer
+
+
+@kernel()
+def _new_coefficients(first: IntArray, room: int) -> Coefficients:
+    return Coefficients(first, np.empty(room, np.int64), np.empty(room))
+
+
+@kernel()
+def _append(to: Coefficients, b: int, x: FloatArray) -> Coefficients:
+    """Append the coefficients of image b, in longer arrays if need be."""
+    n, n_more = to.first[b], _n_positive(x)
+    if n + n_more > to.x.size:
+        short, to = to, _new_coefficients(to.first, 2 * (n + n_more))
+        for m in range(n):
+            to.atoms[m], to.x[m] = short.atoms[m], short.x[m]
+    for atom in range(x.size):
+        if x[atom] > 0.0:
+            to.atoms[n], to.x[n] = atom, x[atom]
+            n += 1
+    to.first[b + 1] = n
+    return to
 
 
 @kernel()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from scipy.sparse import csr_array
 
-from csunmix._validation import FloatArray
+from csunmix._validation import FloatArray, IntArray
 from csunmix.solvers.base import L1Solver, Monitor, Problem, SolveResult
 
 _LEAST_PRICE = 1e-6  # of the first stage, relative to the largest correlation
@@ -54,43 +57,26 @@ class ActiveSet(L1Solver):
             raise ValueError("ActiveSet solves x >= 0 only; use FISTA for positive=False")
 
     def _run(self, problem: Problem, monitor: Monitor) -> SolveResult:
-        from csunmix._kernels.active_set import active_set
-
         n, shape = len(problem), problem.batch_shape
-        x = problem.start()
         n_iter, optimal = np.zeros(n, np.int64), np.zeros(n, bool)
         price, (objective, gap, residual_norm) = _first_price(problem), np.empty((3, n))
         # One atom at a time where somebody watches, else all the way.
         stride = 1 if monitor.watched else self.max_iter
-        done, stopped = 0, monitor.watched and monitor.report(0, *problem.evaluate(x))
+        done, stopped = 0, monitor.watched and monitor.report(0, *problem.evaluate(problem.start()))
+        found = _first_coefficients(problem)
         while done < self.max_iter and not stopped and not optimal.all():
-            active_set(
-                problem.a_y,
-                problem.a_x,
-                problem.y,
-                problem.weights,
-                problem.censored,
-                problem.lam,
-                stride,
-                float(self.tol),
-                price,
-                problem.x0 is None and done == 0,
-                x.reshape(n, -1),
-                n_iter,
-                optimal,
-                objective,
-                gap,
-                residual_norm,
+            found = self._advance(
+                problem, stride, price, found, n_iter, optimal, objective, gap, residual_norm
             )
             done += stride
             rest = np.flatnonzero(~optimal)
-            part = problem.take(rest)
-            objective[rest], gap[rest] = part.evaluate(x[rest])
-            r = part.residual(x[rest])
+            part, x = problem.take(rest), found[rest].toarray().reshape(-1, *problem.cells)
+            objective[rest], gap[rest] = part.evaluate(x)
+            r = part.residual(x)
             residual_norm[rest] = np.sqrt((part.weights * r**2).sum(axis=(1, 2)))
             stopped = monitor.report(done, objective, gap)
         return SolveResult(
-            x=x.reshape(*shape, *problem.map_shape).astype(problem.dtype, copy=False),
+            coefficients=problem.sparse(found),
             n_iter=n_iter.reshape(shape),
             converged=optimal.reshape(shape),
             gap=gap.reshape(shape),
@@ -98,6 +84,41 @@ class ActiveSet(L1Solver):
             residual_norm=residual_norm.reshape(shape),
             history=tuple(monitor.history),
         )
+
+    def _advance(
+        self,
+        problem: Problem,
+        n_steps: int,
+        price: FloatArray,
+        start: csr_array,
+        n_iter: IntArray,
+        *told: Any,
+    ) -> csr_array:
+        """Coefficients (b, k l) of at most `n_steps` more; `told` is what the kernel writes to."""
+        from csunmix._kernels.active_set import Coefficients, active_set
+
+        answer = active_set(
+            problem.a_y,
+            problem.a_x,
+            problem.y,
+            problem.weights,
+            problem.censored,
+            problem.lam,
+            n_steps,
+            float(self.tol),
+            price,
+            Coefficients(start.indptr.astype(np.int64), start.indices.astype(np.int64), start.data),
+            n_iter,
+            *told,
+        )
+        n = answer.first[-1]
+        return csr_array((answer.x[:n], answer.atoms[:n], answer.first), shape=start.shape)
+
+
+def _first_coefficients(problem: Problem) -> csr_array:
+    """Coefficients to start from, (b, k l)."""
+    shape = len(problem), math.prod(problem.cells)
+    return csr_array(shape) if problem.x0 is None else csr_array(problem.x0.reshape(shape))
 
 
 def _first_price(problem: Problem) -> FloatArray:

@@ -16,10 +16,12 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
+from scipy.sparse import coo_array, csr_array
 
 from csunmix._validation import (
     Array,
@@ -70,9 +72,11 @@ class SolveResult:
 
     Attributes
     ----------
-    x : ndarray, shape (..., m_y, m_x)
+    coefficients : ndarray or scipy.sparse.coo_array, shape (..., m_y, m_x)
         Coefficients; fluxes in DN where the dictionary is not normalised. Float32 for float32
-        images; everything else is in double precision.
+        images; everything else is in double precision. Sparse by solvers that reckon with the
+        non-zero ones alone (`ActiveSet`, `OMP`, `MatchingPursuit`): of a large stack at a fine grid
+        they are less than a hundredth of the whole.
     n_iter : ndarray of int, shape (...)
         Iterations done.
     converged : ndarray of bool, shape (...)
@@ -88,13 +92,19 @@ class SolveResult:
         Progress at the times the solver looked, the last entry being the end.
     """
 
-    x: FloatArray
+    coefficients: FloatArray | coo_array
     n_iter: npt.NDArray[np.int64]
     converged: BoolArray
     gap: FloatArray
     objective: FloatArray
     residual_norm: FloatArray
     history: tuple[IterationStats, ...]
+
+    @cached_property
+    def x(self) -> FloatArray:
+        """The coefficients as an array, shape (..., m_y, m_x), made where they are sparse."""
+        maps = self.coefficients
+        return maps if isinstance(maps, np.ndarray) else maps.toarray()
 
 
 @runtime_checkable
@@ -283,6 +293,14 @@ class Problem:
         eps = float(np.finfo(dtype).eps)
         return np.asarray(16.0 * eps * largest / np.where(self.lam > 0, self.lam, np.inf))
 
+    def sparse(self, x: csr_array) -> coo_array:
+        """Coefficients (b, k l) in the shape and precision of the caller's images."""
+        flat, shape = x.tocoo(), (*self.batch_shape, *self.map_shape)
+        image, cell = flat.coords
+        place = image.astype(np.int64) * x.shape[1] + cell
+        coords: Any = np.unravel_index(place, shape)  # which scipy-stubs has for two axes at most
+        return coo_array((flat.data.astype(self.dtype, copy=False), coords), shape=shape)
+
     def evaluate(self, x: FloatArray) -> tuple[FloatArray, FloatArray]:
         r"""Objective and relative duality gap, shape (b,).
 
@@ -335,7 +353,7 @@ class Problem:
         r = self.residual(x)
         shape = self.batch_shape
         return SolveResult(
-            x=x.reshape(*shape, *self.map_shape).astype(self.dtype, copy=False),
+            coefficients=x.reshape(*shape, *self.map_shape).astype(self.dtype, copy=False),
             n_iter=n_iter.reshape(shape),
             converged=converged.reshape(shape),
             gap=gap.reshape(shape),

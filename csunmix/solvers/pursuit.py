@@ -6,10 +6,11 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
+from scipy.sparse import csr_array
 
 from csunmix._validation import FloatArray, IntArray, as_bool, as_integer, as_number, as_range
 from csunmix.solvers.base import Callback, Monitor, Problem, SolveResult
@@ -265,9 +266,7 @@ def _greedy(
     ended = (n_iter < limit) | (np.sqrt(energy) <= solver.residual_tol)
     converged = ended | (not stopped or limit == max_steps)
     return SolveResult(
-        x=_scatter(picks, (n, math.prod(problem.map_shape)), problem.dtype).reshape(
-            *shape, *problem.map_shape
-        ),
+        coefficients=problem.sparse(_gather(picks, math.prod(problem.map_shape))),
         n_iter=n_iter.reshape(shape),
         converged=converged.reshape(shape),
         gap=no_gap.reshape(shape),
@@ -294,9 +293,8 @@ def _first_picks(problem: Problem, limit: int, n_nonzero: int) -> Picks:
     return picks
 
 
-def _scatter(picks: Picks, shape: tuple[int, int], dtype: np.dtype[Any]) -> FloatArray:
-    """Maps of the picked atoms."""
-    maps = np.zeros(shape, dtype)
-    image, m = np.nonzero(np.arange(picks.atoms.shape[1]) < picks.number[:, None])
-    maps[image, picks.atoms[image, m]] = picks.x[image, m]
-    return maps
+def _gather(picks: Picks, n_atoms: int) -> csr_array:
+    """Coefficients of the picked atoms, (b, k l)."""
+    taken = np.arange(picks.atoms.shape[1]) < picks.number[:, None]
+    first = np.concatenate([[0], np.cumsum(picks.number)])
+    return csr_array((picks.x[taken], picks.atoms[taken], first), shape=(len(taken), n_atoms))
