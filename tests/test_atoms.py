@@ -124,6 +124,8 @@ def test_what_the_chosen_atoms_leave_of_the_others(plain: bool) -> None:
         basis = np.linalg.qr(matrix[:, chosen.atoms[: k + 1]])[0]
         left = ((matrix - basis @ (basis.T @ matrix)) ** 2).sum(axis=0)
         np.testing.assert_allclose(room.free, left, atol=1e-12)
+        fit = basis @ (basis.T @ seen.target)
+        np.testing.assert_allclose(room.fit, matrix.T @ fit, atol=1e-9)
         wanted = left > 1e-9
         np.testing.assert_allclose(room.inverse[wanted], 1 / left[wanted], rtol=1e-6)
         assert (room.inverse[chosen.atoms[: k + 1]] == 0).all()
@@ -131,6 +133,7 @@ def test_what_the_chosen_atoms_leave_of_the_others(plain: bool) -> None:
     assert not project_out(seen, chosen, room)
     pursuit._renew((matrix**2).sum(axis=0), room)
     assert (room.spanned == -1).all()
+    assert not room.fit.any()
 
 
 @pytest.mark.parametrize("watched", [False, True])

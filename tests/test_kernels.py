@@ -683,9 +683,9 @@ def test_products_of_all_atoms_with_a_sum_of_chosen_ones(
         atoms.append(view, chosen, atom, 1.0, 0.0)
         k = chosen.number[0]
         x = rng.normal(size=k)
-        write_products(view, chosen, x, room)
+        write_products(view, chosen, x, room, room.products)
         fitted = matrix[:, chosen.atoms[:k]] @ x
-        np.testing.assert_allclose(room.fit, matrix.T @ fitted, atol=1e-12)
+        np.testing.assert_allclose(room.products, matrix.T @ fitted, atol=1e-12)
     rays = np.empty(81 if dense else 18)
     write_rays(view, 33, rays)
     gram = np.outer(rays[:1], rays[1:]) if dense else np.outer(rays[:8], rays[8:])

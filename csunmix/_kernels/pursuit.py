@@ -56,9 +56,10 @@ class _Room(NamedTuple):
 
     image: FloatArray  # inner products of all atoms with the image
     fit: FloatArray  # with what the chosen atoms explain of it
+    products: FloatArray  # with what one more of them explains
     free: FloatArray  # energies of the atoms, without what the chosen ones span
     inverse: FloatArray  # of these; 0 for an atom that is not worth taking
-    gain: FloatArray
+    gain: FloatArray  # in whole blocks, -inf behind the last atom
     largest: FloatArray  # of the gains in each block of `_BLOCK` atoms
     rays: FloatArray  # of each chosen atom, see `write_rays`
     along_y: FloatArray  # rays along y times factors
@@ -124,7 +125,8 @@ def orthogonal_matching_pursuit(
             if rules.refitted and not _project_out(view, chosen, room):
                 _renew(own, room)
                 _project_out(view, chosen, room)
-            _write_products(view, chosen, chosen.x[:k], room)
+            if not rules.refitted or _bounded(rules):
+                _write_products(view, chosen, chosen.x[:k], room, room.fit)
             best, value = _select(rules, room, chosen)
             if best < 0:
                 break
@@ -193,14 +195,15 @@ def _new_room(a_y: FloatArray, a_x: FloatArray, most: int, n_pixels: int) -> _Ro
     height, width = a_y.shape[1], a_x.shape[1]
     if width == 1:  # a dense dictionary's map is one row
         height, width = 1, height
-    maps = np.zeros((5, height * width))
+    maps, n_blocks = np.zeros((5, height * width)), height * width // _BLOCK + 1
     return _Room(
         maps[0],
         maps[1],
         maps[2],
         maps[3],
         maps[4],
-        np.empty(height * width // _BLOCK + 1),
+        np.full(n_blocks * _BLOCK, -np.inf),
+        np.empty(n_blocks),
         np.empty((most, height + width)),
         np.empty((most, height)),
         np.full(most, -1),
@@ -221,7 +224,7 @@ def _keep(chosen: Chosen, picks: Picks, b: int) -> None:
 @leaf()
 def _renew(energies: FloatArray, room: _Room) -> None:
     """Begin with the energies of all atoms, none spanned."""
-    room.spanned[:] = -1
+    room.spanned[:], room.fit[:] = -1, 0.0
     _invert(energies, _UNSEEN * extremes(energies)[1], room.free, room.inverse)
 
 
@@ -235,9 +238,11 @@ def _invert(energies: FloatArray, floor: float, copy: FloatArray, inverse: Float
 
 
 @leaf()
-def _write_products(view: View, chosen: Chosen, factors: FloatArray, room: _Room) -> None:
+def _write_products(
+    view: View, chosen: Chosen, factors: FloatArray, room: _Room, out: FloatArray
+) -> None:
     """Inner products of all atoms with the sum of the first chosen ones, times `factors`."""
-    k, out, even = factors.size, room.fit, view.even
+    k, even = factors.size, view.even
     if np.isnan(even):
         sum_rows(factors.reshape(k, 1), chosen.columns[:k], Box(0, 1, 0, room.r.size), room.r)
         correlate(view, room.r, out)
@@ -270,10 +275,10 @@ def _best_value(rules: Rules, g: float, energy: float) -> tuple[float, float]:
 
 @leaf()
 def _project_out(view: View, chosen: Chosen, room: _Room) -> bool:
-    """Take from the energies of all atoms what the chosen ones span.
+    """Take from the energies of all atoms what the chosen ones span, and write what these explain.
 
-    They are without the atoms `room.spanned` already. False if an atom of those has gone: the
-    energies must start anew. The factor `chosen.lower` must be the chosen atoms'.
+    Of the atoms `room.spanned` that is done already. False if an atom of those has gone: all must
+    start anew. The factor `chosen.lower` must be the chosen atoms'.
     """
     k, lower, spanned, share = chosen.number[0], chosen.lower, room.spanned, room.share
     for m in range(spanned.size):
@@ -288,16 +293,24 @@ def _project_out(view: View, chosen: Chosen, room: _Room) -> bool:
             for i in range(n + 1, m + 1):
                 s -= share[i] * lower[i, n]
             share[n] = s / lower[n, n]
-        spanned[m] = chosen.atoms[m]
-        _write_products(view, chosen, share[: m + 1], room)
-        _take_squares(room.fit, room.free, room.inverse)
+        spanned[m], value = chosen.atoms[m], 0.0
+        for n in range(m + 1):
+            value += share[n] * chosen.rhs[n]
+        _write_products(view, chosen, share[: m + 1], room, room.products)
+        _take_in(room.products, value, room.fit, room.free, room.inverse)
     return True
 
 
 @leaf(fastmath={"contract"})
-def _take_squares(products: FloatArray, free: FloatArray, inverse: FloatArray) -> None:
-    """Lessen energies by the squares of products; an atom of which nothing is left is done with."""
+def _take_in(
+    products: FloatArray, value: float, fit: FloatArray, free: FloatArray, inverse: FloatArray
+) -> None:
+    """Add an orthonormal vector, of which all atoms have these products, to the fit.
+
+    Energies lessen by the squares; an atom of which nothing is left is done with.
+    """
     for atom in range(free.size):
+        fit[atom] += value * products[atom]
         left = free[atom] - products[atom] * products[atom]
         seen = (left > _UNSEEN * free[atom]) & (inverse[atom] > 0.0)
         new = 1.0 / (left if seen else 1.0)
@@ -309,14 +322,17 @@ def _select(rules: Rules, room: _Room, chosen: Chosen) -> tuple[int, float]:
     """Atom that gains most outside the bands of those chosen, and its coefficient; -1 if none."""
     k, gain, largest = chosen.number[0], room.gain, room.largest
     image, fit, inverse = room.image, room.fit, room.inverse
-    _write_gains(rules.low, rules.high, image, fit, room.free, inverse, gain)
+    if _bounded(rules):
+        _write_bounded_gains(rules.low, rules.high, image, fit, room.free, inverse, gain)
+    else:
+        _write_gains(rules.low, image, fit, inverse, gain)
     for block in range(largest.size):
         largest[block] = _largest_in(gain, block)
     while True:
         block = 0
         for other in range(largest.size):
             block = other if largest[other] > largest[block] else block
-        if largest[block] == -np.inf:
+        if not largest[block] > (-np.inf if _bounded(rules) else 0.0):
             return -1, 0.0
         atom = block * _BLOCK
         while gain[atom] < largest[block]:
@@ -330,13 +346,34 @@ def _select(rules: Rules, room: _Room, chosen: Chosen) -> tuple[int, float]:
 
 @leaf()
 def _largest_in(gain: FloatArray, block: int) -> float:
-    """Largest gain of a block."""
-    first = block * _BLOCK
-    return extremes(gain[first : min(first + _BLOCK, gain.size)])[1]
+    """Largest gain of a block, by four at a time."""
+    a, b, c, d, one = -np.inf, -np.inf, -np.inf, -np.inf, np.uint64(1)
+    first = np.uint64(block * _BLOCK)
+    for n in range(first, first + np.uint64(_BLOCK), np.uint64(4)):
+        a, b = max(a, gain[n]), max(b, gain[n + one])
+        c, d = max(c, gain[n + one + one]), max(d, gain[n + one + one + one])
+    return max(max(a, b), max(c, d))
+
+
+@leaf()
+def _bounded(rules: Rules) -> bool:
+    """Whether the box is more than a sign."""
+    return rules.low > 0.0 or rules.high < np.inf
 
 
 @leaf(fastmath={"contract"})
 def _write_gains(
+    low: float, image: FloatArray, fit: FloatArray, inverse: FloatArray, out: FloatArray
+) -> None:
+    """Gain of each atom with a coefficient of at least `low`, 0 or -inf."""
+    for atom in range(image.size):
+        g = image[atom] - fit[atom]
+        g = low if g < low else g
+        out[atom] = 0.5 * g * g * inverse[atom]
+
+
+@leaf(fastmath={"contract"})
+def _write_bounded_gains(
     low: float,
     high: float,
     image: FloatArray,
@@ -346,7 +383,7 @@ def _write_gains(
     out: FloatArray,
 ) -> None:
     """Gain of each atom as by `_best_value`, without branches; -inf where there is none."""
-    for atom in range(out.size):
+    for atom in range(image.size):
         g = image[atom] - fit[atom]
         v = g * inverse[atom]
         v = low if v < low else v
@@ -404,7 +441,7 @@ def _fit(rules: Rules, chosen: Chosen, sound: int) -> None:
         if sound < k:
             drop(chosen, sound)
             continue
-        if rules.low > 0.0 or rules.high < np.inf:
+        if _bounded(rules):
             _descend(rules, chosen)
             return
         cholesky_solve(chosen.lower, k, chosen.rhs, x)
