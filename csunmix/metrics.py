@@ -584,11 +584,11 @@ def _average_precision(hit: BoolArray, n_truth: int) -> float:
     """Area under the monotone envelope of the precision-recall curve."""
     if n_truth == 0:
         return np.nan
-    from csunmix._kernels.claims import envelope
-
     # Recall rises by 1/n_truth at each hit, and nowhere else does precision have a peak.
-    precision = np.empty(hit.size)
-    return float(precision[: envelope(hit, precision)].sum() / n_truth)
+    rank = np.flatnonzero(hit) + 1
+    precision = np.arange(1.0, rank.size + 1.0) / rank
+    envelope = np.maximum.accumulate(precision[::-1])[::-1]
+    return float(envelope.copy().sum() / n_truth)  # a copy is summed up from its beginning
 
 
 # Points: the frames and positions of a table as arrays
@@ -699,7 +699,7 @@ def _first_claims(
     from csunmix._kernels.claims import claim
 
     hit = np.empty((limits.size, nearest.size), dtype=np.bool_)
-    claim(nearest, distance, limits, np.empty(n_truth, dtype=np.bool_), hit)
+    claim(nearest, distance, limits, np.empty(n_truth + 1, distance.dtype), hit)
     return hit
 
 

@@ -170,9 +170,10 @@ def checked_columns(table: pd.DataFrame, name: str) -> dict[str, FloatArray]:
 
     if not isinstance(table, pd.DataFrame):
         raise TypeError(f"{name} must be a pandas.DataFrame, got {type(table).__name__}")
-    missing = [column for column in _REQUIRED if column not in table.columns]
+    there = list(table.columns)  # in which a name is found sooner than in an index
+    missing = [column for column in _REQUIRED if column not in there]
     if missing:
-        raise ValueError(f"{name} lacks the column(s) {missing}; it has {list(table.columns)}")
+        raise ValueError(f"{name} lacks the column(s) {missing}; it has {there}")
     bare = pd.DataFrame(table)  # without attributes, which pandas would copy with each column
     return {
         str(column): _check_column(values, f"{name}: column {column!r}")
@@ -194,7 +195,9 @@ def _check_column(column: pd.Series[Any], name: str) -> FloatArray:
     )
     if column.name in _WHOLE:
         wanted = "whole numbers from 0"
-        good = np.isfinite(values) & (values >= 0) & (values == np.floor(values))
+        good = values >= 0
+        if column.dtype.kind not in "iu":
+            good &= np.isfinite(values) & (values == np.floor(values))
     elif column.name in _REQUIRED:
         wanted = "finite numbers"
         good = np.isfinite(values)

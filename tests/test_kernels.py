@@ -837,19 +837,14 @@ def test_nearest_truths(find_nearest: Any, dtype: Any) -> None:
     np.testing.assert_allclose(distance, apart.min(axis=1), rtol=1e-6)
 
 
-@both(claims.claim, claims.envelope)
-def test_claims_and_the_envelope_of_precision(claim: Any, envelope: Any) -> None:
+@both(claims.claim)
+def test_the_first_detection_near_a_truth_claims_it(claim: Any) -> None:
     nearest = np.array([2, 2, 0, -1, 2, 0])
     distance = np.array([0.3, 0.1, 0.2, np.inf, 0.05, 0.1])
     hit = np.empty((3, 6), bool)
-    claim(nearest, distance, np.array([0.1, 0.25, 1.0]), np.empty(3, bool), hit)
+    claim(nearest, distance, np.array([0.1, 0.25, 1.0]), np.empty(4), hit)
     assert [np.flatnonzero(row).tolist() for row in hit] == [[1, 5], [1, 2], [0, 2]]
-    precision = np.empty(6)
-    assert envelope(hit[2], precision) == 2
-    np.testing.assert_allclose(precision[:2], [1.0, 2 / 3])
-    assert envelope(np.array([False, True, True]), precision) == 2
-    np.testing.assert_allclose(precision[:2], [2 / 3, 2 / 3])
-    claim(nearest[3:4], distance[3:4], np.array([1.0]), np.empty(0, bool), hit[:1, :1])
+    claim(nearest[3:4], distance[3:4], np.array([1.0]), np.empty(1), hit[:1, :1])
     assert not hit[0, 0]
 
 

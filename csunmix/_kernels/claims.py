@@ -39,32 +39,17 @@ def find_nearest(
 
 @leaf()
 def claim(
-    nearest: IntArray, distance: FloatArray, limits: FloatArray, taken: BoolArray, hit: BoolArray
+    nearest: IntArray, distance: FloatArray, limits: FloatArray, closest: FloatArray, hit: BoolArray
 ) -> None:
     """For each limit, and in this order: a detection hits its truth if near and the first to.
 
-    `hit` is (limits, detections), and `taken`, one entry for each truth, scratch.
+    `hit` is (limits, detections); `closest`, one entry for each truth and one more, is scratch: the
+    least distance of the detections before.
     """
-    for k in range(limits.size):
-        taken[:] = False
-        for rank in range(nearest.size):
-            j = nearest[rank]
-            first = (distance[rank] <= limits[k]) and not taken[j]
-            hit[k, rank] = first
-            if first:  # j is -1 where there is no truth
-                taken[j] = True
-
-
-@leaf()
-def envelope(hit: BoolArray, precision: FloatArray) -> int:
-    """Largest precision at and behind each hit; returns the number of hits."""
-    n_hits, behind = 0, 0.0
-    for rank in range(hit.size):
-        n_hits += hit[rank]
-    k = n_hits
-    for rank in range(hit.size - 1, -1, -1):
-        if hit[rank]:
-            behind = max(behind, k / (rank + 1))
-            k -= 1
-            precision[k] = behind
-    return n_hits
+    closest[:] = np.inf
+    for rank in range(nearest.size):
+        j, d = nearest[rank], distance[rank]  # -1, the last entry, and infinite without a truth
+        before = closest[j]
+        for k in range(limits.size):
+            hit[k, rank] = (d <= limits[k]) & (before > limits[k])
+        closest[j] = d if d < before else before
