@@ -609,6 +609,8 @@ def test_options_override_the_preset(asked):
         ("--lam 0 --threshold 40 --flux 100 300 --no-saturation --read-noise 0", "--read-noise"),
         ("--count 1 3 --n-nonzero 3 --cell", "--cell, --count, --n-nonzero"),
         ("--extent 2 --min-separation 0 --seed 0", "--extent, --min-separation, --seed"),
+        ("--gain 2 --offset 3", "--gain"),
+        ("--gain 2 --refine", ""),
         ("--psf-error 0.01 --refine --extent 2 --count 1 3", "--count, --psf-error"),
         ("--n-effective 50", "--n-effective"),
         ("--lam 0 --threshold 40 --min-share 0 --flux 1 300 --read-noise 0 --refine", ""),
@@ -631,6 +633,11 @@ def test_parts_of_the_preset_can_be_taken_away(asked):
     assert _fields(settings["sensor"]) == (0.0, True, None)
     assert settings["prior"] == cu.Prior(count=(1, 5), min_separation=0.494, extent=2.0)
     assert settings["lam"] == "auto"
+
+
+def test_the_detector_counts_electrons_above_its_offset(asked):
+    settings, _ = asked("--gain", 4, "--offset", 20)
+    assert (settings["sensor"].gain, settings["sensor"].offset) == (4.0, 20.0)
 
 
 def test_a_psf_alone_starts_from_a_neutral_setting(asked):
@@ -693,6 +700,8 @@ def test_bad_arrays(refused, tmp_path, values, message):
         (["--lam", "-1"], "error: --lam must be at least 0, got -1.0"),
         (["--lam", "nan"], "error: --lam must be finite"),
         (["--read-noise", "-1"], "error: --read-noise must be at least 0"),
+        (["--gain", "0"], "error: --gain must be above 0"),
+        (["--offset", "300"], "error: --saturation must be above offset 300.0, got 255"),
         (["--saturation", "0"], "error: --saturation must be above 0"),
         (["--threshold", "0"], "error: --threshold must be above 0"),
         (["--count", "3", "1"], "error: --count must be ordered"),
@@ -791,6 +800,9 @@ def test_bad_output_is_refused_before_the_work(refused, tmp_path, stack_file, mo
     assert "there is no folder" in refused("unmix", stack_file, "--out", nowhere)
     assert "is a folder" in refused("unmix", stack_file, "--out", tmp_path)
     assert "there is no folder" in refused("unmix", stack_file, "--out", stack_file / "t.csv")
+    assert "must end in .csv or .parquet" in refused(
+        "unmix", stack_file, "--out", tmp_path / "t.xlsx"
+    )
     assert "is a device" in refused("unmix", stack_file, "--out", os.devnull)
     assert "is the input" in refused("unmix", stack_file, "--out", stack_file)
     assert "is the input" in refused("unmix", f"{stack_file}:images", "--out", stack_file)

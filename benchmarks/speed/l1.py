@@ -14,8 +14,9 @@ its variants. Ratios are medians of interleaved rounds of times per image; one t
 A step of `ActiveSet` prices the cells of a box around the targets from stored inner products and
 refits the atoms found. By a profiler, no part has most of the time: triangular solves and updates
 of a factor of some ten rows, which wait for one number after the other; pricing; products with new
-atoms; looks at the whole map. At c = 7 the coefficient maps of 10,000 images fill 474 MB, and
-fresh memory that the system has to clear adds to it.
+atoms; looks at the whole map. Both answer with sparse coefficients: maps of 10,000 images at c = 7
+fill 474 MB, and where the system has to clear such memory first, that alone can take longer than
+all else.
 """
 
 from __future__ import annotations
@@ -102,7 +103,7 @@ def rows(factor: int, images: np.ndarray, repeats: int) -> pd.DataFrame:
     solver = cu.ActiveSet(lam=LAM)
     best = solver.solve(dictionary, images).objective
     runs: dict[str, Callable[[np.ndarray], Any]] = {
-        "ActiveSet": lambda y: solver.solve(dictionary, y).x,
+        "ActiveSet": lambda y: solver.solve(dictionary, y).coefficients,
         "SPAMS lasso": partial(spams_lasso, matrix),
     }
     subset = {}

@@ -42,8 +42,8 @@ _FLAG_TEXT = {
 }
 # What the library calls arguments, and what they are here.
 _OPTIONS = (
-    "background|count|extent|factor|flux|lam|min_separation|min_share|n_effective|n_nonzero|origin|"
-    "psf_error|read_noise|saturation|seed|threshold"
+    "background|count|extent|factor|flux|gain|lam|min_separation|min_share|n_effective|n_nonzero|"
+    "offset|origin|psf_error|read_noise|saturation|seed|threshold"
 )
 _ARGUMENTS: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     (r"(?<![-\w])sigma(?= must )", "--psf-sigma"),
@@ -106,6 +106,8 @@ def unmix(options: argparse.Namespace) -> None:
     options.method = options.method or default_method(options)
     inputs = [options.input, *filter(None, [options.psf])]
     out = output_file(options.out, "--out", inputs=inputs)
+    if out.suffix.lower() not in (".csv", ".parquet"):
+        raise ValueError(f"--out {options.out}: must end in .csv or .parquet")
     stack = read_images(options.input, array=options.array)
     unmixer = unmixer_from(options, stack.images.shape[1:])
     check_brightness(options, largest_value(stack, options.input), unmixer)

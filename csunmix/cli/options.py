@@ -167,6 +167,16 @@ def _unmix_arguments(parser: argparse.ArgumentParser) -> None:
         help="error of the PSF as a share of the brightest pixel, off the grid (0)",
     )
     optics.add_argument("--read-noise", type=float, metavar="S", default=_ABSENT, help="noise, DN")
+    optics.add_argument(
+        "--gain",
+        type=float,
+        metavar="E",
+        default=_ABSENT,
+        help="electrons per DN, for shot noise, off the grid (no shot noise)",
+    )
+    optics.add_argument(
+        "--offset", type=float, metavar="V", default=_ABSENT, help="value of a dark pixel, DN (0)"
+    )
     limit = optics.add_mutually_exclusive_group()
     limit.add_argument(
         "--saturation", type=float, metavar="V", default=_ABSENT, help="largest value, DN"
@@ -389,7 +399,7 @@ def unmixer_from(options: argparse.Namespace, shape: tuple[int, int]) -> Unmixer
         sensor, prior = Sensor(), Prior()
     assert psf is not None  # without a PSF there is a preset
     place = _given(options, "extent", "cell")
-    sensor = replace(sensor, **_given(options, "read_noise", "saturation"))
+    sensor = replace(sensor, **_given(options, "read_noise", "gain", "offset", "saturation"))
     prior = replace(
         prior,
         **_given(options, "count", "flux", "min_separation"),
@@ -486,7 +496,7 @@ def unused(options: argparse.Namespace) -> list[str]:
     if options.method in OFF_GRID_METHODS:
         idle = {"factor", "lam", "n_nonzero", "peaks", "threshold", "min_share", "refine"}
         return _options(idle & given)
-    idle = {"seed", "psf_error", "n_effective", "min_separation", "extent", "cell"}
+    idle = {"seed", "psf_error", "n_effective", "gain", "min_separation", "extent", "cell"}
     flux_prior = _has_flux_prior(options)
     if options.method in PURSUITS:
         idle |= {"lam"} | ({"count"} if "n_nonzero" in given else set())
@@ -497,7 +507,7 @@ def unused(options: argparse.Namespace) -> list[str]:
     if options.method != "omp" and {"threshold", "min_share"} <= given:
         idle |= {"flux"}
     if "refine" in given:  # uses the detector and all of the prior but its count
-        idle -= {"read_noise", "flux", "min_separation", "extent", "cell"}
+        idle -= {"read_noise", "gain", "flux", "min_separation", "extent", "cell"}
     return _options(idle & given)
 
 
