@@ -19,7 +19,8 @@ class Prior:
     Parameters
     ----------
     count : tuple of int, optional
-        Smallest and largest number of targets, equally likely in between.
+        Smallest and largest number of targets, equally likely in between; from 0 where an image may
+        hold none.
     flux : tuple of float, optional
         Smallest and largest flux of a target, DN.
     min_separation : float

@@ -16,7 +16,7 @@ at the truth. It shows what the data allow, and more where the chain does not fo
 more where posteriors are wide or have several optima (noise of 1 DN and above, no flux prior).
 There the samplers of `PosteriorUnmixer`, which agree (sampler.md), tell better what the data allow.
 Where a method is above it, by up to 0.2, both are at the limit and differ by chance. Wanted were
-84 with noise of 1 DN, told the extent alone: 0.1 to 0.4 are missing there.
+84 with noise of 1 DN, told the extent alone: 0.03 to 0.2 are missing there.
 
 RMSE / bound compares the position errors of targets whose image was given the right count with
 their Cramer-Rao bounds (flux range included by van Trees' inequality), for targets whose bound is
