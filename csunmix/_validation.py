@@ -16,7 +16,7 @@ BoolArray = npt.NDArray[np.bool_]
 _T = TypeVar("_T")
 
 _COLOURS = (3, 4)  # RGB and RGBA
-_LARGEST = 1e40  # of a pixel, beyond what single precision holds
+LARGEST = 1e40  # of a pixel, beyond what single precision holds
 
 
 def as_real(value: npt.ArrayLike, name: str, *, kinds: str = "biuf") -> FloatArray:
@@ -29,6 +29,8 @@ def as_real(value: npt.ArrayLike, name: str, *, kinds: str = "biuf") -> FloatArr
             f"{name} is a masked array with masked entries; "
             "declare bad pixels with Sensor(bad_pixels=...) instead"
         )
+    if hasattr(value, "toarray"):
+        raise TypeError(f"{name} is a sparse array; give {name}.toarray()")
     try:
         array = np.asarray(value)
     except ValueError as error:
@@ -95,7 +97,7 @@ def as_images(
 def usable(images: FloatArray) -> BoolArray:
     """Whether all pixels of images (..., n_y, n_x) are numbers that can be squared and summed."""
     largest = np.abs(images).max(axis=(-2, -1))
-    return np.asarray(largest.astype(np.float64) < _LARGEST)
+    return np.asarray(largest.astype(np.float64) < LARGEST)
 
 
 def refuse_colours(shape: tuple[int, ...], name: str = "images") -> None:

@@ -588,7 +588,8 @@ def _average_precision(hit: BoolArray, n_truth: int) -> float:
     rank = np.flatnonzero(hit) + 1
     precision = np.arange(1.0, rank.size + 1.0) / rank
     envelope = np.maximum.accumulate(precision[::-1])[::-1]
-    return float(envelope.copy().sum() / n_truth)  # a copy is summed up from its beginning
+    # A view in reverse would be summed in another order, to another last digit.
+    return float(envelope.copy().sum() / n_truth)
 
 
 # Points: the frames and positions of a table as arrays

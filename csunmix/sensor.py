@@ -7,7 +7,15 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from csunmix._validation import BoolArray, FloatArray, as_bool, as_images, as_number, as_rng
+from csunmix._validation import (
+    LARGEST,
+    BoolArray,
+    FloatArray,
+    as_bool,
+    as_images,
+    as_number,
+    as_rng,
+)
 
 _ROUNDING_VARIANCE = 1.0 / 12.0  # of a uniform error of one DN
 
@@ -68,10 +76,13 @@ class Sensor:
         }
         if self.gain is not None:
             checked["gain"] = as_number(self.gain, "gain", above=0.0)
+            as_number(self.gain, "gain", minimum=1.0 / LARGEST)
         if self.saturation is not None:
             saturation = as_number(self.saturation, "saturation", above=0.0)
             if saturation <= self.offset:  # a dark pixel would be saturated
-                raise ValueError(f"saturation must be above offset {self.offset}, got {saturation}")
+                raise ValueError(
+                    f"offset must be below the saturation {saturation:g}, got {self.offset}"
+                )
             checked["saturation"] = saturation
         if self.bad_pixels is not None:
             bad = np.array(self.bad_pixels)
@@ -83,6 +94,8 @@ class Sensor:
             bad.flags.writeable = False
             checked["bad_pixels"] = bad
         for name, value in checked.items():
+            if isinstance(value, float) and abs(value) > LARGEST:
+                raise ValueError(f"{name} must be at most {LARGEST:g}, got {value}")
             object.__setattr__(self, name, value)
 
     def variance(self, images: npt.ArrayLike) -> FloatArray:

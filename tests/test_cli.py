@@ -611,6 +611,9 @@ def test_options_override_the_preset(asked):
         ("--extent 2 --min-separation 0 --seed 0", "--extent, --min-separation, --seed"),
         ("--gain 2 --offset 3", "--gain"),
         ("--gain 2 --refine", ""),
+        ("--offset 3 --background border", "--offset"),
+        ("--gain 2 --offset 3 --background border --refine", ""),
+        ("--method omp --gain 1 --offset 3 --background border", "--gain, --offset"),
         ("--psf-error 0.01 --refine --extent 2 --count 1 3", "--count, --psf-error"),
         ("--n-effective 50", "--n-effective"),
         ("--lam 0 --threshold 40 --min-share 0 --flux 1 300 --read-noise 0 --refine", ""),
@@ -701,7 +704,7 @@ def test_bad_arrays(refused, tmp_path, values, message):
         (["--lam", "nan"], "error: --lam must be finite"),
         (["--read-noise", "-1"], "error: --read-noise must be at least 0"),
         (["--gain", "0"], "error: --gain must be above 0"),
-        (["--offset", "300"], "error: --saturation must be above offset 300.0, got 255"),
+        (["--offset", "300"], "error: --offset must be below the saturation 255, got 300"),
         (["--saturation", "0"], "error: --saturation must be above 0"),
         (["--threshold", "0"], "error: --threshold must be above 0"),
         (["--count", "3", "1"], "error: --count must be ordered"),
@@ -1238,6 +1241,14 @@ def found(run, tmp_path, data_set):
     """Targets that `unmix` finds in `data_set`."""
     assert run("unmix", data_set / "cso_img", "--out", tmp_path / "targets.csv")[0] == 0
     return tmp_path / "targets.csv"
+
+
+def test_compare_replaces_its_leaderboard(run, tmp_path, data_set, found, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # a folder above the leaderboard is none of its inputs
+    for _ in range(2):
+        code, _, err = run("compare", "--truth", data_set, f"ours={found}", "--out", "lb")
+        assert (code, err) == (0, "")
+    assert (tmp_path / "lb" / "leaderboard.txt").exists()
 
 
 def test_evaluate_equals_compare(run, tmp_path, data_set, found, scenes):

@@ -666,6 +666,42 @@ def test_select_takes_the_largest_gain_outside_the_bands(
     assert select(banned, room, chosen)[0] == -1
 
 
+@pytest.mark.parametrize("side", [4, 8, 9, 16])
+@pytest.mark.parametrize("bounds", [(-np.inf, np.inf), (0.0, np.inf), (0.5, 3.0)])
+@both(pursuit._select, pursuit._write_gains, pursuit._write_bounded_gains, pursuit._largest_in)
+def test_select_in_maps_of_any_number_of_blocks(
+    select: Any,
+    write_gains: Any,
+    write_bounded_gains: Any,
+    largest_in: Any,
+    bounds: tuple[float, float],
+    side: int,
+) -> None:
+    a_y = a_x = np.eye(side)
+    room, none = pursuit._new_room(a_y, a_x, 1, side**2), atoms.new_chosen(1, side**2)
+    rng = np.random.default_rng(side)
+    room.free[:] = rng.uniform(0.5, 2.0, side**2)
+    room.inverse[:] = 1.0 / room.free
+    told = rules(*bounds, width=side)
+    for atom in {0, 1, 2, 3, min(63, side**2 - 1), side**2 - 2, side**2 - 1}:
+        room.image[:] = rng.uniform(-1.0, 1.0, side**2)
+        room.image[atom] = 4.0 * room.free[atom]  # which gains 3 at least, others 1 at most
+        best, value = select(told, room, none)
+        assert best == atom
+        assert value == pytest.approx(min(4.0, bounds[1]))
+        out = np.empty(side**2)
+        if bounds[0] > 0:
+            write_bounded_gains(*bounds, room.image, room.fit, room.free, room.inverse, out)
+        else:
+            write_gains(bounds[0], room.image, room.fit, room.inverse, out)
+        v = np.clip(room.image / room.free, *bounds)
+        np.testing.assert_allclose(out, v * room.image - 0.5 * v**2 * room.free)
+        assert largest_in(room.gain, atom // 64) == pytest.approx(out[atom])
+    room.image[:] = -1.0
+    if bounds[0] == 0.0:
+        assert select(told, room, none)[0] == -1
+
+
 @pytest.mark.parametrize("dense", [False, True], ids=["separable", "dense"])
 @pytest.mark.parametrize("even", [False, True], ids=["weights", "even"])
 @both(pursuit._write_products, atoms.write_rays)

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from scipy.optimize import nnls
+from scipy.sparse import issparse
 
 import csunmix as cu
 from csunmix.background import noise_level
@@ -1150,3 +1151,67 @@ def test_wrong_input_of_certificates() -> None:
             check(d, y, np.zeros((5, 21, 24)), lam=-1.0)
         with pytest.raises(ValueError, match=r"x.* of shape \(4, 21, 24\) does not fit"):
             check(d, y, np.zeros((4, 21, 24)), lam=1.0)
+
+
+# Sparse answers
+
+SPARSE = {
+    "active-set": cu.ActiveSet(lam=1.0),
+    "matching-pursuit": cu.MatchingPursuit(),
+    "omp": cu.OMP(),
+}
+
+
+@pytest.mark.parametrize("solver", SPARSE.values(), ids=SPARSE)
+@pytest.mark.parametrize("name", ["gauss-3", "airy-2"], ids=["separable", "dense"])
+@pytest.mark.parametrize("lead", [(), (1,), (2, 2)])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_sparse_answers_are_those_of_each_image(
+    solver: Any, name: str, lead: tuple[int, ...], dtype: Any
+) -> None:
+    d = dictionary(name)
+    stack = images()[: max(1, int(np.prod(lead)))].astype(dtype)
+    result = solver.solve(d, stack.reshape(*lead, *SHAPE))
+    assert issparse(result.coefficients)
+    assert result.coefficients.shape == result.x.shape == (*lead, *d.map_shape)
+    assert result.coefficients.dtype == result.x.dtype == dtype
+    assert result.x is result.x
+    assert np.count_nonzero(result.x) == result.coefficients.nnz > 0
+    for image, x in zip(stack, result.x.reshape(-1, *d.map_shape), strict=True):
+        np.testing.assert_allclose(solver.solve(d, image).x, x, rtol=1e-6, atol=1e-4)
+
+
+def test_answers_of_more_atoms_than_there_was_room_for() -> None:
+    d = cu.Dictionary(cu.GaussianPSF(0.4), SHAPE, 1)
+    stack = np.random.default_rng(4).uniform(50, 100, (3, *SHAPE))
+    result = cu.ActiveSet(lam=0.0).solve(d, stack)
+    assert result.coefficients.nnz > 16 * len(stack)
+    assert kkt_violation(d, stack, result.x, lam=0.0).max() < 1e-9
+
+
+def test_some_images_have_a_start_and_some_have_none() -> None:
+    d, solver = dictionary(), cu.ActiveSet(lam=1.0)
+    whole = solver.solve(d, images()).x
+    x0 = np.where(np.arange(5)[:, None, None] % 2, whole, 0.0)
+    again = solver.solve(d, images(), x0=x0)
+    np.testing.assert_allclose(again.x, whole, atol=1e-6)
+    assert (again.n_iter[1::2] == 0).all()
+    assert again.n_iter[0] > 0
+
+
+def test_a_callback_may_stop_before_the_first_step() -> None:
+    d, x0 = dictionary(), np.ones((5, *dictionary().map_shape))
+    result = cu.ActiveSet(lam=1.0).solve(d, images(), x0=x0, callback=lambda _: True)
+    np.testing.assert_array_equal(result.x, x0)
+    np.testing.assert_allclose(result.objective, objective(d, images(), x0, lam=1.0))
+    np.testing.assert_allclose(result.gap, duality_gap(d, images(), x0, lam=1.0))
+    r = images() - d.forward(x0)
+    np.testing.assert_allclose(result.residual_norm, np.sqrt((r**2).sum(axis=(1, 2))))
+    assert not result.converged.any()
+
+
+def test_sparse_coefficients_are_no_maps() -> None:
+    d = dictionary()
+    found = cu.OMP().solve(d, images()).coefficients
+    with pytest.raises(TypeError, match=r"is a sparse array; give \w+\.toarray\(\)"):
+        d.to_flux(found)

@@ -44,7 +44,7 @@ def claim(
     """For each limit, and in this order: a detection hits its truth if near and the first to.
 
     `hit` is (limits, detections); `closest`, one entry for each truth and one more, is scratch: the
-    least distance of the detections before.
+    least distance to a truth of the detections before.
     """
     closest[:] = np.inf
     for rank in range(nearest.size):

@@ -277,8 +277,9 @@ def _best_value(rules: Rules, g: float, energy: float) -> tuple[float, float]:
 def _project_out(view: View, chosen: Chosen, room: _Room) -> bool:
     """Take from the energies of all atoms what the chosen ones span, and write what these explain.
 
-    Of the atoms `room.spanned` that is done already. False if an atom of those has gone: all must
-    start anew. The factor `chosen.lower` must be the chosen atoms'.
+    For the atoms in `room.spanned` it was done before; False if one of them has gone: all must
+    start anew. The factor `chosen.lower` must be the chosen atoms'. What they explain, `room.fit`,
+    is that of their least squares, to be written over where coefficients are bounded.
     """
     k, lower, spanned, share = chosen.number[0], chosen.lower, room.spanned, room.share
     for m in range(spanned.size):
@@ -346,7 +347,7 @@ def _select(rules: Rules, room: _Room, chosen: Chosen) -> tuple[int, float]:
 
 @leaf()
 def _largest_in(gain: FloatArray, block: int) -> float:
-    """Largest gain of a block, by four at a time."""
+    """Largest gain of a block, by four at a time; indices that may be negative are slower."""
     a, b, c, d, one = -np.inf, -np.inf, -np.inf, -np.inf, np.uint64(1)
     first = np.uint64(block * _BLOCK)
     for n in range(first, first + np.uint64(_BLOCK), np.uint64(4)):

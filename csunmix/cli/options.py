@@ -73,7 +73,7 @@ def _unmix_arguments(parser: argparse.ArgumentParser) -> None:
         "--out",
         metavar="FILE",
         required=True,
-        help="target table, CSV or .parquet; replaces an older one, but no input",
+        help="target table, .csv or .parquet; replaces an older one, but no input",
     )
     parser.add_argument(
         "--array", metavar="NAME", help="array of an NPZ file or Zarr group, extension of a FITS"
@@ -172,7 +172,7 @@ def _unmix_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         metavar="E",
         default=_ABSENT,
-        help="electrons per DN, for shot noise, off the grid (no shot noise)",
+        help="electrons per DN, for shot noise, off the grid or with --refine (no shot noise)",
     )
     optics.add_argument(
         "--offset", type=float, metavar="V", default=_ABSENT, help="value of a dark pixel, DN (0)"
@@ -493,10 +493,13 @@ def _has_flux_prior(options: argparse.Namespace) -> bool:
 def unused(options: argparse.Namespace) -> list[str]:
     """The options of `unmix` on the command line that make no difference to its method."""
     given = {name for name, value in vars(options).items() if value is not None}
+    # What the border shows holds the offset; where electrons are counted, light begins above it.
+    counted = "gain" in given and (options.method in OFF_GRID_METHODS or "refine" in given)
+    border = {"offset"} if options.background == "border" and not counted else set()
     if options.method in OFF_GRID_METHODS:
         idle = {"factor", "lam", "n_nonzero", "peaks", "threshold", "min_share", "refine"}
-        return _options(idle & given)
-    idle = {"seed", "psf_error", "n_effective", "gain", "min_separation", "extent", "cell"}
+        return _options((idle | border) & given)
+    idle = border | {"seed", "psf_error", "n_effective", "gain", "min_separation", "extent", "cell"}
     flux_prior = _has_flux_prior(options)
     if options.method in PURSUITS:
         idle |= {"lam"} | ({"count"} if "n_nonzero" in given else set())

@@ -28,7 +28,7 @@ def output_file(text: str, option: str, *, inputs: Iterable[str] = ()) -> Path:
         raise ValueError(f"{option} {text}: the folder {path.parent} cannot be written to")
     for given in inputs:
         # FILE:NAME is a file, too
-        for file in (given, given.rpartition(":")[0]):
+        for file in filter(None, (given, given.rpartition(":")[0])):
             if path.exists() and os.path.exists(file) and path.samefile(file):
                 raise ValueError(f"{option} {text}: is the input {file}, which it would replace")
             if path.exists() and _reads(Path(file), path):

@@ -59,21 +59,20 @@ class ActiveSet(L1Solver):
     def _run(self, problem: Problem, monitor: Monitor) -> SolveResult:
         n, shape = len(problem), problem.batch_shape
         n_iter, optimal = np.zeros(n, np.int64), np.zeros(n, bool)
-        price, (objective, gap, residual_norm) = _first_price(problem), np.empty((3, n))
+        price, found, done, stopped = _first_price(problem), _first_coefficients(problem), 0, False
+        told = np.empty((3, n))
+        objective, gap, residual_norm = told
         # One atom at a time where somebody watches, else all the way.
         stride = 1 if monitor.watched else self.max_iter
-        done, stopped = 0, monitor.watched and monitor.report(0, *problem.evaluate(problem.start()))
-        found = _first_coefficients(problem)
+        if monitor.watched:
+            told[:] = _judged(problem, problem.start())
+            stopped = monitor.report(0, objective, gap)
         while done < self.max_iter and not stopped and not optimal.all():
-            found = self._advance(
-                problem, stride, price, found, n_iter, optimal, objective, gap, residual_norm
-            )
+            found = self._advance(problem, stride, price, found, n_iter, optimal, *told)
             done += stride
             rest = np.flatnonzero(~optimal)
-            part, x = problem.take(rest), found[rest].toarray().reshape(-1, *problem.cells)
-            objective[rest], gap[rest] = part.evaluate(x)
-            r = part.residual(x)
-            residual_norm[rest] = np.sqrt((part.weights * r**2).sum(axis=(1, 2)))
+            x = found[rest].toarray().reshape(-1, *problem.cells)
+            told[:, rest] = _judged(problem.take(rest), x)
             stopped = monitor.report(done, objective, gap)
         return SolveResult(
             coefficients=problem.sparse(found),
@@ -112,7 +111,15 @@ class ActiveSet(L1Solver):
             *told,
         )
         n = answer.first[-1]
-        return csr_array((answer.x[:n], answer.atoms[:n], answer.first), shape=start.shape)
+        found = answer.x[:n].copy(), answer.atoms[:n].copy(), answer.first  # without room for more
+        return csr_array(found, shape=start.shape)
+
+
+def _judged(problem: Problem, x: FloatArray) -> FloatArray:
+    """Objective, relative gap and norm of the residual, (3, b)."""
+    r = problem.residual(x)
+    norm = np.sqrt((problem.weights * r**2).sum(axis=(1, 2)))
+    return np.stack([*problem.evaluate(x), norm])
 
 
 def _first_coefficients(problem: Problem) -> csr_array:

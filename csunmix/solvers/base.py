@@ -76,7 +76,7 @@ class SolveResult:
         Coefficients; fluxes in DN where the dictionary is not normalised. Float32 for float32
         images; everything else is in double precision. Sparse by solvers that reckon with the
         non-zero ones alone (`ActiveSet`, `OMP`, `MatchingPursuit`): of a large stack at a fine grid
-        they are less than a hundredth of the whole.
+        they are less than a hundredth of the whole. All that takes maps takes `x`, an array always.
     n_iter : ndarray of int, shape (...)
         Iterations done.
     converged : ndarray of bool, shape (...)
