@@ -195,7 +195,7 @@ def _check_column(column: pd.Series[Any], name: str) -> FloatArray:
     )
     if column.name in _WHOLE:
         wanted = "whole numbers from 0"
-        good = values >= 0
+        good = (values >= 0) & (values < 2.0**53)  # beyond, not all of them are
         if column.dtype.kind not in "iu":
             good &= np.isfinite(values) & (values == np.floor(values))
     elif column.name in _REQUIRED:

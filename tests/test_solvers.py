@@ -1215,3 +1215,9 @@ def test_sparse_coefficients_are_no_maps() -> None:
     found = cu.OMP().solve(d, images()).coefficients
     with pytest.raises(TypeError, match=r"is a sparse array; give \w+\.toarray\(\)"):
         d.to_flux(found)
+
+
+@pytest.mark.parametrize("solver", [*SPARSE.values(), cu.FISTA(lam=1.0)])
+def test_absurd_pixels_are_refused(solver: Any) -> None:
+    with pytest.raises(ValueError, match=r"images must be below 1e\+40 DN, got 1e\+200"):
+        solver.solve(dictionary(), np.where(images() > 0, 1e200, 0.0))

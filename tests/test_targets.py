@@ -143,6 +143,11 @@ def test_empty_table_keeps_its_dtypes() -> None:
         ({"score": []}, ValueError, r"score must have shape \(2,\), got \(0,\)"),
         ({"frame": [[0, 1]]}, ValueError, r"frame must have shape \(1,\), got \(1, 2\)"),
         ({"frame": [0, 0.5]}, ValueError, "table: column 'frame' must be whole numbers.*row 1 has"),
+        (
+            {"frame": np.array([0, 2**64 - 1], np.uint64)},
+            ValueError,
+            "must be whole numbers.*row 1 has",
+        ),
         ({"frame": [-1, 0]}, ValueError, "table: column 'frame' must be whole.* row 0 has -1"),
         ({"frame": [0, np.nan]}, ValueError, "table: column 'frame' must be whole .* has nan"),
         ({"frame": [0, np.inf]}, ValueError, "table: column 'frame' must be whole .* has inf"),

@@ -24,6 +24,7 @@ import numpy.typing as npt
 from scipy.sparse import coo_array, csr_array
 
 from csunmix._validation import (
+    LARGEST,
     Array,
     BoolArray,
     FloatArray,
@@ -33,6 +34,7 @@ from csunmix._validation import (
     as_instance,
     as_integer,
     as_number,
+    usable,
 )
 from csunmix.dictionary import Dictionary
 
@@ -179,6 +181,8 @@ class Problem:
         """Check what a solver was given; see `Solver.solve`."""
         as_instance(dictionary, Dictionary, "dictionary")
         y = as_images(images, shape=dictionary.image_shape)
+        if not usable(y).all():
+            raise ValueError(f"images must be below {LARGEST:g} DN, got {np.abs(y).max():g}")
         w = as_finite(1.0 if weights is None else weights, "weights")
         if (w < 0).any():
             raise ValueError(f"weights must not be negative, got {w.min():g}")
