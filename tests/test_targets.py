@@ -146,7 +146,7 @@ def test_empty_table_keeps_its_dtypes() -> None:
         (
             {"frame": np.array([0, 2**64 - 1], np.uint64)},
             ValueError,
-            "must be whole numbers.*row 1 has",
+            "table: column 'frame' must be whole numbers.*row 1 has",
         ),
         ({"frame": [-1, 0]}, ValueError, "table: column 'frame' must be whole.* row 0 has -1"),
         ({"frame": [0, np.nan]}, ValueError, "table: column 'frame' must be whole .* has nan"),
