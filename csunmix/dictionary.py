@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _MAX_DENSE_BYTES = 4 * 2**30
 _MOST_ATOMS = 2**28  # a map of them takes 2 GiB
-_SPARSE = 10  # times the band, and larger images are worked on band by band
+_SPARSE = 4  # times the band, and larger images are worked on band by band
 
 
 class Dictionary:
@@ -146,7 +146,7 @@ class Dictionary:
 
     @cached_property
     def across(self) -> Band:
-        """The second of the `bands` transposed, pixel by pixel: what an adjoint reads in order."""
+        """The second of the `bands` transposed: each pixel's cells, as full maps are read."""
         return self.bands[1].transposed
 
     @cached_property
@@ -203,8 +203,8 @@ class Dictionary:
         from csunmix._kernels.banded import forward
 
         images = np.empty((len(maps), *self.image_shape), maps.dtype)
-        y, x = (band.astype(maps.dtype) for band in self.bands)
-        forward(y, x, np.require(maps, None, ["C", "W"]), images)
+        y, x, across = (band.astype(maps.dtype) for band in (*self.bands, self.across))
+        forward(y, x, across, np.require(maps, None, ["C", "W"]), images)
         return images
 
     def adjoint_stack(self, images: FloatArray) -> FloatArray:
@@ -216,8 +216,8 @@ class Dictionary:
         from csunmix._kernels.banded import adjoint
 
         maps = np.empty((len(images), *self.map_shape), images.dtype)
-        y, across = self.bands[0].astype(images.dtype), self.across.astype(images.dtype)
-        adjoint(y, across, np.require(images, None, ["C", "W"]), maps)
+        y, x = (band.astype(images.dtype) for band in self.bands)
+        adjoint(y, x, np.require(images, None, ["C", "W"]), maps)
         return maps
 
     @property

@@ -16,40 +16,54 @@ from csunmix.band import Band
 
 # Sums may be reordered, so that they are vectorised: the same on every call, with any threads.
 REORDER = {"reassoc", "contract", "nsz"}
+_SPARSE = 4  # cells of a row for each that is not 0, from where it pays to skip those that are
 
 
 @kernel()
-def forward(band_y: Band, band_x: Band, maps: FloatArray, images: FloatArray) -> None:
-    """``A_y X A_x^T`` of maps (b, k, l), written into images (b, p, q)."""
+def forward(band_y: Band, band_x: Band, across: Band, maps: FloatArray, images: FloatArray) -> None:
+    """``A_y X A_x^T`` of maps (b, k, l), written into images (b, p, q); `across` is ``A_x^T``."""
     row = np.empty(band_x.n, maps.dtype)
     for b in range(maps.shape[0]):
-        forward_one(band_y, band_x, maps[b], row, images[b])
+        forward_one(band_y, band_x, across, maps[b], row, images[b])
 
 
 @kernel()
-def adjoint(band_y: Band, across: Band, images: FloatArray, maps: FloatArray) -> None:
-    """``A_y^T R A_x`` of images (b, p, q), written into maps (b, k, l); `across` is ``A_x^T``."""
-    row = np.empty(images.shape[2], images.dtype)
+def adjoint(band_y: Band, band_x: Band, images: FloatArray, maps: FloatArray) -> None:
+    """``A_y^T R A_x`` of images (b, p, q), written into maps (b, k, l)."""
+    row = np.empty(band_x.n, images.dtype)
     for b in range(images.shape[0]):
-        adjoint_one(band_y, across, images[b], row, maps[b])
+        adjoint_one(band_y, band_x, images[b], row, maps[b])
 
 
 @leaf(fastmath=REORDER)
 def forward_one(
-    band_y: Band, band_x: Band, cells: FloatArray, row: FloatArray, image: FloatArray
+    band_y: Band,
+    band_x: Band,
+    across: Band,
+    cells: FloatArray,
+    row: FloatArray,
+    image: FloatArray,
 ) -> None:
-    """``A_y X A_x^T`` of one map; `row` is scratch."""
+    """``A_y X A_x^T`` of one map; `across` is ``A_x^T``, `row` scratch.
+
+    A row of cells that are mostly 0 is summed cell by cell, others pixel by pixel.
+    """
     image[:] = 0
     for i in range(cells.shape[0]):
-        empty = True
+        n = 0
         for j in range(cells.shape[1]):
-            if cells[i, j] != 0:
-                if empty:
-                    row[:] = 0
-                    empty = False
-                spread(band_x, cells[i, j], j, row)
-        if not empty:
-            _scatter(band_y, row, i, image)
+            n += cells[i, j] != 0
+        if n == 0:
+            continue
+        if _SPARSE * n < cells.shape[1]:
+            row[:] = 0
+            for j in range(cells.shape[1]):
+                if cells[i, j] != 0:
+                    spread(band_x, cells[i, j], j, row)
+        else:
+            for q in range(row.size):
+                row[q] = inner(across, cells[i], q)
+        _scatter(band_y, row, i, image)
 
 
 @leaf()
@@ -91,14 +105,13 @@ def _scatter(band_y: Band, row: FloatArray, i: int, image: FloatArray) -> None:
 
 @leaf()
 def adjoint_one(
-    band_y: Band, across: Band, image: FloatArray, row: FloatArray, cells: FloatArray
+    band_y: Band, band_x: Band, image: FloatArray, row: FloatArray, cells: FloatArray
 ) -> None:
-    """``A_y^T R A_x`` of one image, written into a map; `across` is ``A_x^T``, `row` scratch."""
+    """``A_y^T R A_x`` of one image, written into a map; `row` is scratch."""
     for i in range(cells.shape[0]):
         gather(band_y, image, i, row)
-        cells[i] = 0
-        for q in range(row.size):
-            spread(across, row[q], q, cells[i])
+        for j in range(cells.shape[1]):
+            cells[i, j] = inner(band_x, row, j)
 
 
 @leaf()

@@ -91,10 +91,10 @@ def proximal_steps(
         plain = not censored[b].any() and (weights[b] == 1).all()
         left = n_steps
         while left > 0:
-            forward_one(band_y, band_x, z[b], row, before)
+            forward_one(band_y, band_x, across, z[b], row, before)
             _weigh(y[b], weights[b], censored[b], before)
             quiet = _QUIET * lam[b]
-            n = _watch(band_y, across, before, quiet, positive, x[b], z[b], row, watched)
+            n = _watch(band_y, band_x, before, quiet, positive, x[b], z[b], row, watched)
             slow = False
             for step in range(left):
                 if step == 0:
@@ -125,7 +125,7 @@ def proximal_steps(
 @leaf()
 def _watch(
     band_y: Band,
-    across: Band,
+    band_x: Band,
     r: FloatArray,
     quiet: float,
     positive: bool,
@@ -139,7 +139,7 @@ def _watch(
     `row` is scratch.
     """
     g = watched.g.reshape(x.shape)
-    adjoint_one(band_y, across, r, row, g)
+    adjoint_one(band_y, band_x, r, row, g)
     n = 0
     for i in range(x.shape[0]):
         for j in range(x.shape[1]):
@@ -330,9 +330,9 @@ def _data_term(
     g: FloatArray,
 ) -> float:
     """``1/2 sum w r^2``; writes ``A^T (w r)``, the direction of its descent, into `g`."""
-    forward_one(band_y, band_x, x, row, r)
+    forward_one(band_y, band_x, across, x, row, r)
     energy = _weigh(y, weights, censored, r)
-    adjoint_one(band_y, across, r, row, g)
+    adjoint_one(band_y, band_x, r, row, g)
     return energy
 
 
