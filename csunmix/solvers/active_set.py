@@ -118,8 +118,9 @@ class ActiveSet(L1Solver):
 def _judged(problem: Problem, x: FloatArray) -> FloatArray:
     """Objective, relative gap and norm of the residual, (3, b)."""
     r = problem.residual(x)
-    norm = np.sqrt((problem.weights * r**2).sum(axis=(1, 2)))
-    return np.stack([*problem.evaluate(x), norm])
+    nu = problem.weights * r
+    certificate = problem.certify(r, problem.adjoint(nu), problem.penalty(x))
+    return np.stack([*certificate, np.sqrt((nu * r).sum(axis=(1, 2)))])
 
 
 def _first_coefficients(problem: Problem) -> csr_array:
