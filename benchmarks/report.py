@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from benchmarks.environment import describe
@@ -31,10 +30,10 @@ def to_markdown(table: pd.DataFrame) -> str:
 
 def format_cell(column: str, value: object) -> str:
     """One cell: few digits, and nothing where there is no number."""
+    if pd.isna(value):
+        return ""
     if not isinstance(value, float):
         return str(value)
-    if np.isnan(value):
-        return ""
     if "gap" in column or "relative" in column:
         return f"{value:.1e}"
     return f"{value:.3f}" if "px" in column else f"{value:.2f}"

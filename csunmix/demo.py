@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 N_IMAGES = 100
 _SEED = 2025
-_PICTURED_COUNTS = (2, 3, 4)  # targets of the images in the picture
+_PICTURED_COUNTS = (2, 4, 5)  # targets of the images in the picture
 _PUBLISHED = {"DISTA-Net": 46.74, "ISTA": 7.46}  # CSO-mAP, DISTA-Net, ICCV 2025, test set
 _README = """\
 Made by `csunmix demo`; the next run replaces it.
@@ -121,9 +121,12 @@ def _draw(path: Path, on_grid: GridUnmixer, data: Dataset, targets: pd.DataFrame
             frame=frame,
             coefficients=flux,
             grid=on_grid.dictionary.grid,
+            n_sigma=2.45,
+            margin=0.2,
             axes=axes,
         )
         axes[0].set_title(data.names[frame])
+        axes[2].set_title("truth and targets, 95 % ellipses")
     with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=120)
     print(f"\npicture -> {path}")

@@ -208,14 +208,16 @@ def plot_unmixing(
     frame: int | None = None,
     coefficients: npt.ArrayLike | None = None,
     grid: SubpixelGrid | None = None,
+    n_sigma: float = 1.0,
+    margin: float | None = None,
     axes: Sequence[Axes] | npt.NDArray[Any] | None = None,
 ) -> npt.NDArray[Any]:
     """Draw what was seen and what was found, in three panels.
 
     The image; the flux map on the sub-pixel grid; the image with truth (open circles) and targets
     (crosses). The last two show the pixels that hold targets, or the brightest pixel where there
-    are none, and one more on each side; a dashed frame in the image marks that window. Ellipses
-    are the standard errors of the positions, where the tables know them.
+    are none, and one more on each side, the last less with `margin`; a dashed frame in the panel
+    before marks the window. Ellipses are the errors of the positions, where the tables know them.
 
     Parameters
     ----------
@@ -229,6 +231,10 @@ def plot_unmixing(
         Flux of every cell, DN; the second panel stays empty without it.
     grid : SubpixelGrid, optional
         Where the cells lie; must come with `coefficients`.
+    n_sigma : float
+        Half axes of the ellipses in standard errors, see `plot_answer`.
+    margin : float, optional
+        Show so much around the targets in the last panel, px.
     axes : sequence of 3 matplotlib.axes.Axes, optional
         Where to draw; a new figure by default.
 
@@ -243,6 +249,8 @@ def plot_unmixing(
         missing, or there are not three axes.
     """
     image = _one_image(image, "image")
+    if margin is not None:
+        margin = as_number(margin, "margin", above=0.0)
     if coefficients is not None and grid is None:
         raise ValueError("grid must be given with coefficients: it says where the cells lie")
     tables = {
@@ -253,16 +261,21 @@ def plot_unmixing(
     left, middle, right = axes = _three(axes)
     plot_image(image, ax=left)
     left.set_title("image")
-    plot_answer(image, targets=tables.get("targets"), truth=tables.get("truth"), ax=right)
+    found, true = tables.get("targets"), tables.get("truth")
+    plot_answer(image, targets=found, truth=true, n_sigma=n_sigma, ax=right)
     right.set_title(" and ".join(tables) or "image")
     if len(tables) > 1:
-        right.legend(loc="upper right", fontsize="small", framealpha=0.9)
+        right.legend(loc="best", fontsize="small", framealpha=0.9)
     if coefficients is None or grid is None:
         middle.set_axis_off()
     else:
         plot_map(coefficients, grid, ax=middle)
         middle.set_title("flux map")
-    _zoom(axes, _window(image, list(tables.values())))
+    places = _places(image, list(tables.values()))
+    window = _pixels_around(places, image.shape)
+    _zoom(left, (middle, right), window)
+    if margin is not None:
+        _zoom(middle, (right,), _square_around(places, margin))
     return axes
 
 
@@ -724,21 +737,33 @@ def _halo() -> list[Any]:
     return [withStroke(linewidth=3.4, foreground="white")]
 
 
-# The window of a zoom: (top, bottom, left, right), edges of pixels
+# The window of a zoom: (top, bottom, left, right), px
 
 
-def _window(image: FloatArray, tables: Sequence[pd.DataFrame]) -> tuple[float, ...]:
-    """Pixels that hold targets, or the brightest one, and one more on each side."""
-    positions = [table[["y", "x"]].to_numpy(dtype=np.float64) for table in tables]
-    found = np.concatenate([np.empty((0, 2)), *positions])
-    if not len(found):
-        brightest = np.argmax(np.where(np.isnan(image), -np.inf, image))
-        found = np.array([np.unravel_index(brightest, image.shape)], dtype=np.float64)
-    last = np.array(image.shape) - 1
-    pixels = np.clip(np.rint(found), 0, last)
+def _places(image: FloatArray, tables: Sequence[pd.DataFrame]) -> FloatArray:
+    """(y, x) of the targets, or of the brightest pixel."""
+    places = np.concatenate([np.empty((0, 2)), *(table[["y", "x"]] for table in tables)])
+    if len(places):
+        return places
+    brightest = np.argmax(np.where(np.isnan(image), -np.inf, image))
+    return np.array([np.unravel_index(brightest, image.shape)], dtype=np.float64)
+
+
+def _pixels_around(places: FloatArray, shape: tuple[int, ...]) -> tuple[float, ...]:
+    """Pixels of the image that hold the places, and one more on each side."""
+    last = np.array(shape) - 1
+    pixels = np.clip(np.rint(places), 0, last)
     low = np.maximum(pixels.min(axis=0) - _MARGIN, 0) - 0.5
     high = np.minimum(pixels.max(axis=0) + _MARGIN, last) + 0.5
     return float(low[0]), float(high[0]), float(low[1]), float(high[1])
+
+
+def _square_around(places: FloatArray, margin: float) -> tuple[float, ...]:
+    """The square about the places, `margin` away from the outermost."""
+    low, high = places.min(axis=0), places.max(axis=0)
+    y, x = (low + high) / 2.0
+    half = float((high - low).max()) / 2.0 + margin
+    return y - half, y + half, x - half, x + half
 
 
 def _show(ax: Axes, window: tuple[float, ...]) -> None:
@@ -747,14 +772,14 @@ def _show(ax: Axes, window: tuple[float, ...]) -> None:
     ax.set_ylim(bottom, top)
 
 
-def _zoom(axes: npt.NDArray[Any], window: tuple[float, ...]) -> None:
-    """Show `window` in the last two panels and frame it in the first."""
+def _zoom(framed: Axes, zoomed: Sequence[Axes], window: tuple[float, ...]) -> None:
+    """Show `window` in some panels and frame it in another."""
     from matplotlib.patches import Rectangle
 
-    top, bottom, left, right = window
-    for ax in axes[1:]:
+    for ax in zoomed:
         _show(ax, window)
-    axes[0].add_patch(
+    top, bottom, left, right = window
+    framed.add_patch(
         Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor="white", ls="--")
     )
 

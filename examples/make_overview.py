@@ -13,7 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 
 import csunmix as cu
 
@@ -37,16 +36,13 @@ def main(path: Path = FIGURE) -> None:
         truth=scene.truth,
         coefficients=on_grid.dictionary.to_flux(on_grid.solve(image).x),
         grid=on_grid.dictionary.grid,
+        margin=0.2,
         axes=axes[:3],
     )
     cu.plots.plot_image(image, ax=axes[3])
     cu.plots.plot_targets(scene.truth, ax=axes[3], marker="o", color="#0072b2")
     cu.plots.plot_targets(off_grid(image), ax=axes[3], errors="ellipses", n_sigma=2.45)
-    y, x = scene.truth["y"].mean(), scene.truth["x"].mean()
-    box = Rectangle((x - 0.7, y - 0.7), 1.4, 1.4, fill=False, ls="--", color="white")
-    axes[1].add_patch(box)
-    for ax in axes[2:]:
-        ax.set(xlim=(x - 0.7, x + 0.7), ylim=(y + 0.7, y - 0.7))
+    axes[3].set(xlim=axes[2].get_xlim(), ylim=axes[2].get_ylim())
     titles = (
         "what the camera sees: one blob",
         f"flux map on a grid of 1/{on_grid.dictionary.grid.factor} px",

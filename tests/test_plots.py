@@ -243,6 +243,8 @@ def test_three_panels_show_errors_as_ellipses(scene):
     scene["targets"] = scene["targets"].assign(y_err=0.1, x_err=[0.2, np.nan])
     _, _, right = plots.plot_unmixing(image=scene["image"], targets=scene["targets"])
     np.testing.assert_allclose(ellipses(right), [[8.8, 2.15, 9.2, 2.35]])
+    _, _, right = plots.plot_unmixing(scene["image"], targets=scene["targets"], n_sigma=2.0)
+    np.testing.assert_allclose(ellipses(right), [[8.6, 2.05, 9.4, 2.45]])
 
 
 def test_zoom_shows_the_pixels_with_targets_and_their_neighbours(scene):
@@ -252,6 +254,15 @@ def test_zoom_shows_the_pixels_with_targets_and_their_neighbours(scene):
         assert ax.get_xlim() == (7.5, 10.5)
     (window,) = left.patches
     assert window.get_bbox().extents.tolist() == [7.5, 0.5, 10.5, 4.5]
+
+
+def test_a_margin_shows_the_targets_closer_in_the_last_panel(scene):
+    _, middle, right = plots.plot_unmixing(**scene, margin=0.2)
+    assert middle.get_ylim() == (4.5, 0.5)
+    (frame,) = middle.patches  # targets lie at y 2.2 to 2.8 and x 8.9 to 9.25
+    np.testing.assert_allclose(frame.get_bbox().extents, [8.575, 2.0, 9.575, 3.0])
+    np.testing.assert_allclose(right.get_xlim(), [8.575, 9.575])
+    np.testing.assert_allclose(right.get_ylim(), [3.0, 2.0])
 
 
 def test_zoom_is_cut_at_the_image_even_for_targets_outside():
@@ -619,6 +630,11 @@ GRID = cu.SubpixelGrid(SHAPE, 2)
             lambda: plots.plot_unmixing(np.ones(SHAPE), coefficients=np.ones((14, 24))),
             ValueError,
             "grid must be given",
+        ),
+        (
+            lambda: plots.plot_unmixing(np.ones(SHAPE), margin=0.0),
+            ValueError,
+            "margin must be above 0",
         ),
         (
             lambda: plots.plot_unmixing(np.ones(SHAPE), axes=[None, None]),
