@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import numbers
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from scipy.sparse import coo_array
 
 Array = npt.NDArray[Any]
 FloatArray = npt.NDArray[np.floating[Any]]
@@ -92,6 +95,13 @@ def as_images(
     if finite:
         _require_finite(array, name)
     return array
+
+
+def as_sparse_images(value: coo_array, name: str, *, shape: tuple[int, int]) -> coo_array:
+    """Return sparse images (..., n_y, n_x) of real numbers after the checks of `as_images`."""
+    as_real(value.data, name, kinds="iuf")
+    as_images(np.broadcast_to(0.0, value.shape), name, shape=shape, finite=False)
+    return value
 
 
 def usable(images: FloatArray) -> BoolArray:

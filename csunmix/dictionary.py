@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, overload
 
 import numpy as np
 import numpy.typing as npt
+from scipy.sparse import coo_array
 
 from csunmix._validation import (
     FloatArray,
@@ -17,6 +18,7 @@ from csunmix._validation import (
     as_instance,
     as_mask,
     as_rng,
+    as_sparse_images,
     as_weights,
 )
 from csunmix.band import Band
@@ -263,8 +265,21 @@ class Dictionary:
         largest: FloatArray = correlation.max(axis=(-2, -1), initial=0.0)
         return largest
 
-    def to_flux(self, x: npt.ArrayLike) -> FloatArray:
-        """Flux (DN) of coefficients `x`: itself, or ``x / norm`` where atoms are normalised."""
+    @overload
+    def to_flux(self, x: coo_array) -> coo_array: ...
+    @overload
+    def to_flux(self, x: npt.ArrayLike) -> FloatArray: ...
+    def to_flux(self, x: npt.ArrayLike | coo_array) -> FloatArray | coo_array:
+        """Flux (DN) of coefficients `x`: itself, or ``x / norm`` where atoms are normalised.
+
+        A sparse array of coefficients stays one.
+        """
+        if isinstance(x, coo_array):
+            x = as_sparse_images(x, "x", shape=self.map_shape)
+            if not self.normalised:
+                return x
+            norms = self._bands_and_norms[1].astype(x.dtype)[x.coords[-2:]]
+            return coo_array((x.data / norms, x.coords), shape=x.shape)
         x = as_images(x, "x", shape=self.map_shape, finite=False)
         if not self.normalised:
             return x

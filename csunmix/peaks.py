@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +13,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import KDTree
 
-from csunmix._validation import FloatArray, as_images, as_integer, as_number
+from csunmix._validation import FloatArray, as_images, as_integer, as_number, as_sparse_images
 from csunmix.grid import SubpixelGrid
 
 
@@ -38,7 +38,11 @@ class Candidates(NamedTuple):
 
 @runtime_checkable
 class PeakRule(Protocol):
-    """Anything that reads targets from flux maps; no inheritance needed."""
+    """Anything that reads targets from flux maps; no inheritance needed.
+
+    A rule whose attribute `accepts_sparse` is true takes maps as a `scipy.sparse.coo_array`, too,
+    and is given them so by `GridUnmixer` where the solver's answer is sparse.
+    """
 
     def find(self, maps: npt.ArrayLike, grid: SubpixelGrid) -> Candidates:
         """Read the targets of flux maps (n, m_y, m_x) or (m_y, m_x)."""
@@ -59,12 +63,13 @@ class EveryCell:
 
     threshold: float = 50.0
     min_share: float = 0.0
+    accepts_sparse: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         _check_limits(self.threshold, self.min_share)
 
-    def find(self, maps: npt.ArrayLike, grid: SubpixelGrid) -> Candidates:
-        """Read the targets of flux maps (n, m_y, m_x) or (m_y, m_x)."""
+    def find(self, maps: npt.ArrayLike | coo_array, grid: SubpixelGrid) -> Candidates:
+        """Read the targets of flux maps (n, m_y, m_x) or (m_y, m_x), dense or sparse."""
         cells = _cells_above(maps, self.threshold, grid)[0]
         return _bright(cells, self.threshold, self.min_share)
 
@@ -132,13 +137,14 @@ class MassMerging:
     radius: float = 0.25
     threshold: float = 50.0
     min_share: float = 0.0
+    accepts_sparse: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         as_number(self.radius, "radius", above=0.0)
         _check_limits(self.threshold, self.min_share)
 
-    def find(self, maps: npt.ArrayLike, grid: SubpixelGrid) -> Candidates:
-        """Read the targets of flux maps (n, m_y, m_x) or (m_y, m_x)."""
+    def find(self, maps: npt.ArrayLike | coo_array, grid: SubpixelGrid) -> Candidates:
+        """Read the targets of flux maps (n, m_y, m_x) or (m_y, m_x), dense or sparse."""
         from csunmix._kernels.merging import merge_closest
 
         cells, starts = _cells_above(maps, np.finfo(np.float64).tiny, grid)
@@ -162,6 +168,14 @@ def _bright(found: Candidates, threshold: float, min_share: float) -> Candidates
     return Candidates(found.frame[keep], found.y[keep], found.x[keep], found.flux[keep])
 
 
+class _Listed(NamedTuple):
+    """Cells of a stack of maps, in row-major order."""
+
+    number: npt.NDArray[np.int64]  # in each map
+    cells: npt.NDArray[np.int64]  # which, from 0 in each map
+    flux: FloatArray
+
+
 def _stack(maps: npt.ArrayLike, grid: SubpixelGrid) -> FloatArray:
     stack = as_images(maps, "maps", shape=grid.map_shape)
     return stack.reshape(-1, *grid.map_shape)
@@ -178,22 +192,44 @@ def _first_of_plateaus(cells: npt.NDArray[np.int64], reach: int) -> npt.NDArray[
 
 
 def _cells_above(
-    maps: npt.ArrayLike, least: float, grid: SubpixelGrid
+    maps: npt.ArrayLike | coo_array, least: float, grid: SubpixelGrid
 ) -> tuple[Candidates, npt.NDArray[np.int64]]:
     """Every cell of at least `least` (DN), and where the cells of each map start among them."""
+    if isinstance(maps, coo_array):
+        number, cells, flux = _listed_sparse(maps, least, grid)
+    else:
+        number, cells, flux = _listed(maps, least, grid)
+    frame = np.repeat(np.arange(len(number)), number)
+    y, x = grid.position(*np.divmod(cells, grid.map_shape[1]))
+    starts = np.concatenate([[0], np.cumsum(number)])
+    return Candidates(frame, y, x, flux.astype(np.float64)), starts
+
+
+def _listed(maps: npt.ArrayLike, least: float, grid: SubpixelGrid) -> _Listed:
     from csunmix._kernels.merging import count_cells, list_cells
 
     maps = as_images(maps, "maps", shape=grid.map_shape, finite=False)
     stack = np.require(maps.reshape(-1, math.prod(grid.map_shape)), None, ["C", "W"])
-    count = np.empty(len(stack), np.int64)
-    if not count_cells(stack, least, count):
+    number = np.empty(len(stack), np.int64)
+    if not count_cells(stack, least, number):
         as_images(maps, "maps")  # says where it is not finite
-    starts = np.concatenate([[0], np.cumsum(count)])
-    cells = np.empty(starts[-1], np.int64)
-    list_cells(stack, least, starts, cells)
-    frame = np.repeat(np.arange(len(stack)), count)
-    y, x = grid.position(*np.divmod(cells, grid.map_shape[1]))
-    return Candidates(frame, y, x, stack[frame, cells].astype(np.float64)), starts
+    cells = np.empty(number.sum(), np.int64)
+    list_cells(stack, least, number, cells)
+    return _Listed(number, cells, stack[np.repeat(np.arange(len(stack)), number), cells])
+
+
+def _listed_sparse(maps: coo_array, least: float, grid: SubpixelGrid) -> _Listed:
+    flux = as_sparse_images(maps, "maps", shape=grid.map_shape).data
+    if not np.isfinite(flux).all():
+        as_images(maps.toarray(), "maps")  # says where it is not finite
+    place = np.ravel_multi_index(maps.coords, maps.shape)
+    if (place[1:] <= place[:-1]).any():
+        place, same = np.unique(place, return_inverse=True)
+        flux = np.bincount(same, flux, len(place))
+    bright = flux >= least
+    frame, cells = np.divmod(place[bright], math.prod(grid.map_shape))
+    number = np.bincount(frame, minlength=math.prod(maps.shape[:-2]))
+    return _Listed(number, cells, flux[bright])
 
 
 def _at_cells(stack: FloatArray, chosen: npt.NDArray[np.bool_], grid: SubpixelGrid) -> Candidates:

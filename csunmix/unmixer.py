@@ -301,8 +301,10 @@ class GridUnmixer:
         if self.sensor is not None:
             flags |= _any_pixel(self.sensor.censored(images)) * Flag.SATURATED
             flags |= _any_pixel(~self.sensor.valid(images)) * Flag.BAD_PIXELS
-        maps = self.dictionary.to_flux(result.x)
-        return self.peaks.find(maps, self.dictionary.grid), flags
+        sparse = getattr(self.peaks, "accepts_sparse", False)
+        coefficients: Any = result.coefficients if sparse else result.x
+        found = self.peaks.find(self.dictionary.to_flux(coefficients), self.dictionary.grid)
+        return found, flags
 
     def _refine(
         self, images: FloatArray, found: Candidates

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from scipy.sparse import coo_array
 from scipy.sparse.linalg import lsqr, svds
 
 import csunmix as cu
@@ -141,6 +142,11 @@ def test_norms_and_flux(name: str, factor: int, normalised: bool) -> None:
     np.testing.assert_allclose(d.forward(x), plain.forward(flux), atol=1e-11)
     np.testing.assert_allclose(d.to_flux(x), flux, rtol=1e-12)
     assert d.to_flux(x.astype(np.float32)).dtype == np.float32
+    for dtype in (np.float32, np.float64):
+        coefficients = x.astype(dtype)
+        sparse = d.to_flux(coo_array(coefficients))
+        assert sparse.dtype == dtype
+        np.testing.assert_array_equal(sparse.toarray(), d.to_flux(coefficients))
 
 
 @pytest.mark.parametrize("normalised", [False, True])

@@ -806,7 +806,7 @@ def test_cells_are_counted_and_listed(count_cells: Any, list_cells: Any, dtype: 
     image, cell = np.nonzero(maps >= 0.5)
     np.testing.assert_array_equal(count, np.bincount(image, minlength=5))
     cells = np.empty(cell.size, np.int64)
-    list_cells(maps, 0.5, np.concatenate([[0], np.cumsum(count)]), cells)
+    list_cells(maps, 0.5, count, cells)
     np.testing.assert_array_equal(cells, cell)
     for value in (np.nan, np.inf, -np.inf):
         maps[1, 36] = value

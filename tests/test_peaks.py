@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from scipy.sparse import coo_array
 
 import csunmix as cu
 from csunmix.peaks import Candidates, PeakRule
@@ -126,6 +127,40 @@ def test_precision_and_memory_layout(rule: Any) -> None:
     for other in (maps, frozen, np.asfortranarray(maps), maps.astype(">f4")):
         np.testing.assert_allclose(rows(rule.find(other, GRID)), rows(twin), rtol=1e-6)
     np.testing.assert_array_equal(frozen, maps)
+
+
+SPARSE = {name: rule for name, rule in RULES.items() if not isinstance(rule, cu.LocalMaxima)}
+
+
+@pytest.mark.parametrize("rule", SPARSE.values(), ids=SPARSE.keys())
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("shape", [(6, 12, 15), (2, 3, 12, 15), (72, 15)])
+def test_sparse_maps(rule: Any, dtype: Any, shape: tuple[int, ...]) -> None:
+    assert rule.accepts_sparse
+    maps = (random_maps() - 0.5).astype(dtype).reshape(shape)
+    grid = cu.SubpixelGrid((shape[-2] // 3, 5), 3)
+    dense, sparse = rule.find(maps, grid), coo_array(maps)
+    order = np.random.default_rng(3).permutation(sparse.nnz)
+    shuffled = coo_array((sparse.data[order], [c[order] for c in sparse.coords]), shape=shape)
+    twice = coo_array(
+        (np.tile(maps[maps != 0] / 2, 2), np.tile(sparse.coords, 2)), shape=shape
+    )  # halves add up exactly
+    for other in (sparse, shuffled, twice):
+        for column, twin in zip(rule.find(other, grid), dense, strict=True):
+            np.testing.assert_array_equal(column, twin)
+            assert column.dtype == twin.dtype
+
+
+@pytest.mark.parametrize("rule", SPARSE.values(), ids=SPARSE.keys())
+def test_sparse_maps_without_entries_and_wrong_ones(rule: Any) -> None:
+    found = rule.find(coo_array((3, *GRID.map_shape)), GRID)
+    assert all(column.shape == (0,) for column in found)
+    with pytest.raises(ValueError, match=r"maps must end in the image shape \(12, 15\)"):
+        rule.find(coo_array((3, 12, 12)), GRID)
+    with pytest.raises(TypeError, match="maps must hold real numbers"):
+        rule.find(coo_array(np.full(GRID.map_shape, 1j)), GRID)
+    with pytest.raises(ValueError, match=r"maps must be finite, .*first at index \(1, 2, 3\)"):
+        rule.find(coo_array(maps_of((1, 2, 3, np.nan), n=2)), GRID)
 
 
 @EVERY_RULE

@@ -1213,8 +1213,9 @@ def test_a_callback_may_stop_before_the_first_step() -> None:
 def test_sparse_coefficients_are_no_maps() -> None:
     d = dictionary()
     found = cu.OMP().solve(d, images()).coefficients
-    with pytest.raises(TypeError, match=r"is a sparse array; give \w+\.toarray\(\)"):
-        d.to_flux(found)
+    for read in (d.forward, lambda maps: cu.LocalMaxima().find(maps, d.grid)):
+        with pytest.raises(TypeError, match=r"is a sparse array; give \w+\.toarray\(\)"):
+            read(found)
 
 
 @pytest.mark.parametrize("solver", [*SPARSE.values(), cu.FISTA(lam=1.0)])

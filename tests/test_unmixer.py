@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pytest
+from scipy.sparse import coo_array
 
 import csunmix as cu
 from csunmix.methods import DEFAULT_GRID_METHOD, GRID_METHODS, PEAK_RULES
@@ -380,6 +381,22 @@ def test_parts_of_ones_own_need_no_inheritance() -> None:
     np.testing.assert_allclose(table["flux"], 230.0)
     mixed = unmixer(solver=cu.OMP(n_nonzero=1), peaks=Brightest())(lone_target())
     assert mixed["flux"].tolist() == pytest.approx([230.0])
+
+
+@pytest.mark.parametrize("accepts", [True, False])
+def test_a_rule_that_accepts_sparse_maps_is_given_them(accepts: bool) -> None:
+    given = []
+
+    class Listener(Brightest):
+        accepts_sparse = accepts
+
+        def find(self, maps: Any, grid: cu.SubpixelGrid) -> Candidates:
+            given.append(type(maps))
+            return super().find(maps.toarray() if accepts else maps, grid)
+
+    table = unmixer(solver=cu.OMP(n_nonzero=1), peaks=Listener())(lone_target())
+    assert table["flux"].tolist() == pytest.approx([230.0])
+    assert given == [coo_array if accepts else np.ndarray]
 
 
 class Plain(MatchedFilter):

@@ -26,11 +26,12 @@ def count_cells(maps: FloatArray, least: float, count: IntArray) -> bool:
 
 
 @leaf()
-def list_cells(maps: FloatArray, least: float, starts: IntArray, cells: IntArray) -> None:
-    """Write the cells of at least `least`, those of map b from ``starts[b]`` on."""
+def list_cells(maps: FloatArray, least: float, count: IntArray, cells: IntArray) -> None:
+    """Write the cells of at least `least`, ``count[b]`` of map b."""
+    k, end = 0, 0
     for b in range(len(maps)):
-        k, cell = starts[b], 0
-        while k < starts[b + 1]:
+        cell, end = 0, end + count[b]
+        while k < end:
             if maps[b, cell] >= least:
                 cells[k] = cell
                 k += 1

@@ -78,7 +78,8 @@ class SolveResult:
         Coefficients; fluxes in DN where the dictionary is not normalised. Float32 for float32
         images; everything else is in double precision. Sparse by solvers that reckon with the
         non-zero ones alone (`ActiveSet`, `OMP`, `MatchingPursuit`): of a large stack at a fine grid
-        they are less than a hundredth of the whole. All that takes maps takes `x`, an array always.
+        they are less than a hundredth of the whole. `Dictionary.to_flux`, `EveryCell` and
+        `MassMerging` take both; all else that takes maps takes `x`, an array always.
     n_iter : ndarray of int, shape (...)
         Iterations done.
     converged : ndarray of bool, shape (...)
@@ -299,6 +300,7 @@ class Problem:
 
     def sparse(self, x: csr_array) -> coo_array:
         """Coefficients (b, k l) in the shape and precision of the caller's images."""
+        x.sort_indices()
         flat, shape = x.tocoo(), (*self.batch_shape, *self.map_shape)
         image, cell = flat.coords
         place = image.astype(np.int64) * x.shape[1] + cell
