@@ -28,7 +28,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from csunmix._validation import BoolArray, FloatArray, as_number, as_real
-from csunmix.targets import checked_columns, n_frames, n_frames_of
+from csunmix.targets import REQUIRED, checked_columns, n_frames, n_frames_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -151,7 +151,8 @@ def cso_map(
             f"thresholds must be a sequence of positive numbers (px), got {thresholds!r}"
         )
     hits = _hits(detections, truth, limits, rank_by, matching, precision)
-    ap = np.array([_average_precision(hit, len(truth)) for hit in hits])
+    scratch = np.empty(len(detections) + 1)
+    ap = np.array([_average_precision(hit, len(truth), scratch) for hit in hits])
     return CsoMap(ap=ap, thresholds=limits)
 
 
@@ -228,9 +229,10 @@ def match(
     found = _points(detections, "detections")
     if method == "nearest":
         order = _descending(_ranks(detections, "flux", "detections"), found.frame)
-        nearest, distance = _nearest(found, true, order)
-        (hit,) = _first_claims(nearest, distance, np.array([max_distance]), len(truth))
-        i, j = order[hit], nearest[hit]
+        by_frame = _by_frame(true)
+        nearest, distance = _nearest(found, true.take(by_frame))
+        (hit,) = _first_claims(order, nearest, distance, np.array([max_distance]), len(truth))
+        i, j = order[hit], by_frame[nearest[order[hit]]]
     else:
         rows, others, distance = _neighbours(found, true, max_distance)
         i, j = _most_pairs(rows, others, distance, max_distance)
@@ -561,7 +563,9 @@ def _hits(
     limits = limits.astype(precision)
 
     if matching == "nearest":
-        yield from _first_claims(*_nearest(found, true, order), limits, len(true))
+        if not _is_sorted(true):
+            true = true.take(_by_frame(true))
+        yield from _first_claims(order, *_nearest(found, true), limits, len(true))
     else:
         found = found.take(order)
         # A Python float compares in float32 here: never fewer pairs than the loop lets through.
@@ -580,16 +584,15 @@ def _curve(hit: BoolArray, n_truth: int) -> tuple[FloatArray, FloatArray]:
     return recall, tp / np.arange(1, hit.size + 1)
 
 
-def _average_precision(hit: BoolArray, n_truth: int) -> float:
-    """Area under the monotone envelope of the precision-recall curve."""
+def _average_precision(hit: BoolArray, n_truth: int, largest: FloatArray) -> float:
+    """Area under the monotone envelope of the precision-recall curve; `largest` is scratch."""
     if n_truth == 0:
         return np.nan
+    from csunmix._kernels.claims import envelope
+
     # Recall rises by 1/n_truth at each hit, and nowhere else does precision have a peak.
-    rank = np.flatnonzero(hit) + 1
-    precision = np.arange(1.0, rank.size + 1.0) / rank
-    envelope = np.maximum.accumulate(precision[::-1])[::-1]
-    # A view in reverse would be summed in another order, to another last digit.
-    return float(envelope.copy().sum() / n_truth)
+    n = envelope(hit, largest)
+    return float(largest[1 : n + 1].sum() / n_truth)
 
 
 # Points: the frames and positions of a table as arrays
@@ -615,19 +618,19 @@ class _Points:
 
 
 def _points(table: pd.DataFrame, name: str) -> _Points:
-    columns = checked_columns(table, name)
-    frame = columns["frame"].astype(np.int64)
-    return _Points(frame, columns["y"], columns["x"], n_frames_of(table, frame))
+    columns = checked_columns(table, name, REQUIRED)
+    frame = columns["frame"].astype(np.int64, copy=False)
+    y, x = (columns[name].astype(np.float64, copy=False) for name in ("y", "x"))
+    return _Points(frame, y, x, n_frames_of(table, frame))
 
 
 def _ranks(detections: pd.DataFrame, rank_by: RankBy, name: str) -> FloatArray:
-    import pandas as pd
-
-    if rank_by not in detections.columns:
+    ranks = checked_columns(detections, name, (rank_by,)).get(rank_by)
+    if ranks is None:
         raise ValueError(
             f"{name} has no column {rank_by!r}: this method reports no scores, use rank_by='flux'"
         )
-    ranks = np.asarray(pd.DataFrame(detections)[rank_by], dtype=np.float64)
+    ranks = ranks.astype(np.float64, copy=False)
     missing = np.flatnonzero(np.isnan(ranks))
     if missing.size:
         raise ValueError(
@@ -677,10 +680,10 @@ def _rounds(found: _Points, true: _Points) -> Iterator[tuple[IntArray, IntArray,
         i = i[count[i] > k]
 
 
-def _nearest(found: _Points, true: _Points, order: IntArray) -> tuple[IntArray, FloatArray]:
+def _nearest(found: _Points, true: _Points) -> tuple[IntArray, FloatArray]:
     """Nearest truth in the frame of each detection (-1: none), the first of equals; distance.
 
-    The answer is in `order`, which the search is not: a table's own order is kinder to the cache.
+    Truths are ordered by frame.
     """
     from csunmix._kernels.claims import find_nearest
 
@@ -688,27 +691,33 @@ def _nearest(found: _Points, true: _Points, order: IntArray) -> tuple[IntArray, 
     first = np.concatenate([[0], np.cumsum(in_frame)])
     nearest = np.empty(len(found), dtype=np.intp)
     distance = np.empty(len(found), dtype=found.x.dtype)
-    points = (found.frame, found.y, found.x, first, _by_frame(true), true.y, true.x)
-    find_nearest(*points, nearest, distance)
-    return nearest[order], distance[order]
+    find_nearest(found.frame, found.y, found.x, first, true.y, true.x, nearest, distance)
+    return nearest, distance
 
 
 def _first_claims(
-    nearest: IntArray, distance: FloatArray, limits: FloatArray, n_truth: int
+    order: IntArray, nearest: IntArray, distance: FloatArray, limits: FloatArray, n_truth: int
 ) -> BoolArray:
-    """Whether each detection is the first within each limit to claim its truth, (limits, n)."""
+    """Whether a detection is the first within each limit to claim its truth, (limits, n).
+
+    Detections come in `order`, here and in the answer.
+    """
     from csunmix._kernels.claims import claim
 
     hit = np.empty((limits.size, nearest.size), dtype=np.bool_)
-    claim(nearest, distance, limits, np.empty(n_truth + 1, distance.dtype), hit)
+    claim(order, nearest, distance, limits, np.empty(n_truth + 1, distance.dtype), hit)
     return hit
 
 
 def _by_frame(points: _Points) -> IntArray:
     """Rows ordered by frame, and then as they are."""
-    if (points.frame[1:] >= points.frame[:-1]).all():
+    if _is_sorted(points):
         return np.arange(len(points))
     return np.argsort(points.frame, kind="stable")
+
+
+def _is_sorted(points: _Points) -> bool:
+    return bool((points.frame[1:] >= points.frame[:-1]).all())
 
 
 def _neighbours(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import enum
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from csunmix.peaks import PeakRule
 
 COLUMNS = ("frame", "y", "x", "flux", "y_err", "x_err", "flux_err", "score", "flags")
-_REQUIRED = COLUMNS[:4]
+REQUIRED = COLUMNS[:4]
 _WHOLE = ("frame", "flags")
 
 
@@ -157,37 +157,42 @@ def check_table(table: pd.DataFrame, name: str = "targets") -> pd.DataFrame:
     TypeError
         If `table` is not a DataFrame.
     ValueError
-        If ``frame``, ``y``, ``x`` or ``flux`` is missing, a column is not numeric, or a value is
-        not what it must be; the message names the column and the row (by its index label).
+        If ``frame``, ``y``, ``x`` or ``flux`` is missing, two columns have one name, a column is
+        not numeric, or a value is not what it must be; the message names the column and the row
+        (by its index label).
     """
     checked_columns(table, name)
     return table
 
 
-def checked_columns(table: pd.DataFrame, name: str) -> dict[str, FloatArray]:
-    """The columns of `COLUMNS` that `table` has, after the checks of `check_table`."""
+def checked_columns(
+    table: pd.DataFrame, name: str, wanted: Collection[str] = COLUMNS
+) -> dict[str, npt.NDArray[Any]]:
+    """The `wanted` columns that `table` has, as they are, after the checks of `check_table`."""
     import pandas as pd
 
     if not isinstance(table, pd.DataFrame):
         raise TypeError(f"{name} must be a pandas.DataFrame, got {type(table).__name__}")
     there = list(table.columns)  # in which a name is found sooner than in an index
-    missing = [column for column in _REQUIRED if column not in there]
+    missing = [column for column in REQUIRED if column not in there]
     if missing:
         raise ValueError(f"{name} lacks the column(s) {missing}; it has {there}")
+    if len(set(there)) < len(there):
+        raise ValueError(f"{name} has two columns of one name, in {there}")
     bare = pd.DataFrame(table)  # without attributes, which pandas would copy with each column
     return {
-        str(column): _check_column(values, f"{name}: column {column!r}")
-        for column, values in bare.items()
-        if column in COLUMNS
+        column: _check_column(bare[column], f"{name}: column {column!r}")
+        for column in wanted
+        if column in there
     }
 
 
-def _check_column(column: pd.Series[Any], name: str) -> FloatArray:
+def _check_column(column: pd.Series[Any], name: str) -> npt.NDArray[Any]:
     import pandas as pd
 
     plain = isinstance(column.dtype, np.dtype) and column.dtype.kind in "iuf"
     values = (
-        np.asarray(column, dtype=np.float64)
+        np.asarray(column)
         if plain
         else np.asarray(
             pd.to_numeric(column, errors="coerce").to_numpy(np.float64, na_value=np.nan)
@@ -196,9 +201,9 @@ def _check_column(column: pd.Series[Any], name: str) -> FloatArray:
     if column.name in _WHOLE:
         wanted = "whole numbers from 0"
         good = (values >= 0) & (values < 2.0**53)  # beyond, not all of them are
-        if column.dtype.kind not in "iu":
+        if values.dtype.kind not in "iu":
             good &= np.isfinite(values) & (values == np.floor(values))
-    elif column.name in _REQUIRED:
+    elif column.name in REQUIRED:
         wanted = "finite numbers"
         good = np.isfinite(values)
     elif plain:

@@ -861,10 +861,10 @@ def test_nearest_truths(find_nearest: Any, dtype: Any) -> None:
     rng = np.random.default_rng(4)
     frame, true_frame = rng.integers(0, 6, 40), rng.integers(0, 5, 30)  # frame 5 has no truth
     (y, x), (true_y, true_x) = (rng.integers(0, 4, (2, n)).astype(dtype) for n in (40, 30))
-    by_frame = np.argsort(true_frame, kind="stable")
-    first = np.searchsorted(true_frame[by_frame], np.arange(7))
+    true_frame.sort()
+    first = np.searchsorted(true_frame, np.arange(7))
     nearest, distance = np.empty(40, np.int64), np.empty(40, dtype)
-    find_nearest(frame, y, x, first, by_frame, true_y, true_x, nearest, distance)
+    find_nearest(frame, y, x, first, true_y, true_x, nearest, distance)
     apart = np.hypot(y[:, None] - true_y, x[:, None] - true_x)
     apart[frame[:, None] != true_frame] = np.inf
     none = np.isinf(apart).all(axis=1)
@@ -877,11 +877,25 @@ def test_nearest_truths(find_nearest: Any, dtype: Any) -> None:
 def test_the_first_detection_near_a_truth_claims_it(claim: Any) -> None:
     nearest = np.array([2, 2, 0, -1, 2, 0])
     distance = np.array([0.3, 0.1, 0.2, np.inf, 0.05, 0.1])
-    hit = np.empty((3, 6), bool)
-    claim(nearest, distance, np.array([0.1, 0.25, 1.0]), np.empty(4), hit)
+    limits, hit = np.array([0.1, 0.25, 1.0]), np.empty((3, 6), bool)
+    order = np.arange(6)
+    claim(order, nearest, distance, limits, np.empty(4), hit)
     assert [np.flatnonzero(row).tolist() for row in hit] == [[1, 5], [1, 2], [0, 2]]
-    claim(nearest[3:4], distance[3:4], np.array([1.0]), np.empty(1), hit[:1, :1])
+    claim(order[::-1].copy(), nearest, distance, limits, np.empty(4), hit)
+    assert [np.flatnonzero(row).tolist() for row in hit] == [[0, 1], [0, 1], [0, 1]]
+    claim(order[3:4], nearest, distance, np.array([1.0]), np.empty(4), hit[:1, :1])
     assert not hit[0, 0]
+
+
+@both(claims.envelope)
+def test_the_envelope_of_precision(envelope: Any) -> None:
+    hits = np.random.default_rng(9).random((4, 30)) < np.array([[0.3], [0.9], [0.0], [1.0]])
+    for hit in [*hits, np.zeros(0, bool)]:
+        largest = np.full(hit.size + 1, np.nan)
+        n = envelope(hit, largest)
+        precision = [hit[: k + 1].mean() for k in range(hit.size)]
+        want = [max(precision[k:]) for k in np.flatnonzero(hit)]
+        np.testing.assert_allclose(largest[1 : n + 1], want, rtol=1e-15)
 
 
 def test_leaves_call_no_kernel() -> None:

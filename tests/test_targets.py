@@ -213,6 +213,9 @@ def test_a_table_that_is_none() -> None:
         check_table(np.zeros((3, 4)))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"^targets lacks the column\(s\) \['x', 'flux'\]"):
         check_table(pd.DataFrame({"frame": [0], "y": [1]}))
+    table = make_table(0, [1.0], [2.0], [3.0])
+    with pytest.raises(ValueError, match="targets has two columns of one name"):
+        check_table(pd.concat([table, table["y"]], axis=1))
 
 
 def test_a_bad_row_is_named_by_its_label() -> None:

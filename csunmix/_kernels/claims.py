@@ -1,4 +1,4 @@
-"""Which truth each detection lies nearest to, and which detections claim it first."""
+"""Which truth each detection lies nearest to, which claim it first, and the precision of these."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ def find_nearest(
     y: FloatArray,
     x: FloatArray,
     first: IntArray,
-    by_frame: IntArray,
     true_y: FloatArray,
     true_x: FloatArray,
     nearest: IntArray,
@@ -22,14 +21,13 @@ def find_nearest(
 ) -> None:
     """Nearest truth in the frame of each detection, the first of equals, and its distance.
 
-    The truths of frame f are ``by_frame[first[f]:first[f + 1]]``;
-    where there are none, `nearest` becomes -1 and `distance` infinite. Distances are computed in
-    the precision of the positions.
+    The truths of frame f are those from ``first[f]`` to ``first[f + 1]``; where there are none,
+    `nearest` becomes -1 and `distance` infinite. Distances are computed in the precision of the
+    positions.
     """
     for i in range(frame.size):
         best, least = -1, distance.dtype.type(np.inf)
-        for k in range(first[frame[i]], first[frame[i] + 1]):
-            j = by_frame[k]
+        for j in range(first[frame[i]], first[frame[i] + 1]):
             dx, dy = x[i] - true_x[j], y[i] - true_y[j]
             d = np.sqrt(dx * dx + dy * dy)
             closer = d < least
@@ -39,17 +37,42 @@ def find_nearest(
 
 @leaf()
 def claim(
-    nearest: IntArray, distance: FloatArray, limits: FloatArray, closest: FloatArray, hit: BoolArray
+    order: IntArray,
+    nearest: IntArray,
+    distance: FloatArray,
+    limits: FloatArray,
+    closest: FloatArray,
+    hit: BoolArray,
 ) -> None:
-    """For each limit, and in this order: a detection hits its truth if near and the first to.
+    """For each limit, and in `order`: a detection hits its truth if near and the first to.
 
     `hit` is (limits, detections); `closest`, one entry for each truth and one more, is scratch: the
-    least distance to a truth of the detections before.
+    least distance to a truth of the detections before. Without a truth, `nearest` is -1 (which is
+    the last entry) and `distance` infinite.
     """
     closest[:] = np.inf
-    for rank in range(nearest.size):
-        j, d = nearest[rank], distance[rank]  # -1, the last entry, and infinite without a truth
+    for rank in range(order.size):
+        j, d = nearest[order[rank]], distance[order[rank]]
         before = closest[j]
         for k in range(limits.size):
             hit[k, rank] = (d <= limits[k]) & (before > limits[k])
         closest[j] = d if d < before else before
+
+
+@leaf()
+def envelope(hit: BoolArray, largest: FloatArray) -> int:
+    """Largest precision from each hit on; how many hits there are.
+
+    The first hit's is ``largest[1]``; `largest` has one entry more than there are detections.
+    """
+    tp = 0
+    for rank in range(hit.size):
+        tp += hit[rank]
+    n, best = tp, 0.0
+    for rank in range(hit.size, 0, -1):
+        one = int(hit[rank - 1])
+        precision = tp * one / rank
+        best = precision if precision > best else best
+        largest[tp] = best  # of a miss, until that of the hit before is known
+        tp -= one
+    return n
