@@ -34,30 +34,43 @@ class Flag(enum.IntFlag):
     """What a user should know of a target or a frame; the values are bits and add up.
 
     ``(table["flags"] & Flag.SATURATED) != 0`` tells the targets that have a flag.
+
+    Attributes
+    ----------
+    SATURATED : 1
+        The image has saturated pixels.
+    BORDER : 2
+        The target lies in the outermost ring of pixels.
+    COUNT_AMBIGUOUS : 4
+        Another number of targets explains the image about as well.
+    NOT_CONVERGED : 8
+        The solver stopped early, the grid's target was kept, or draws are apart or too few.
+    NOT_FINITE : 16
+        The image has NaN or infinite pixels, or absurdly large ones, and was not unmixed.
+    NO_TARGET : 32
+        No target was found in the image.
+    BAD_PIXELS : 64
+        The image has pixels that the sensor declares bad.
+    AT_BOUND : 128
+        A place, flux or distance leans on a bound of the prior: its error is no normal one.
+    FLAT : 256
+        The image hardly tells a coordinate or the flux: what is said of it is the prior's.
+    MISFIT : 512
+        The targets leave more of the image than noise does: PSF, sensor or prior may be wrong.
     """
 
     __iter__ = None  # type: ignore[assignment]  # pandas takes what iterates for a list
 
     SATURATED = 1
-    """The image has saturated pixels."""
     BORDER = 2
-    """The target lies in the outermost ring of pixels."""
     COUNT_AMBIGUOUS = 4
-    """Another number of targets explains the image about as well."""
     NOT_CONVERGED = 8
-    """The solver stopped early, the grid's target was kept, or draws are apart or too few."""
     NOT_FINITE = 16
-    """The image has NaN or infinite pixels, or absurdly large ones, and was not unmixed."""
     NO_TARGET = 32
-    """No target was found in the image."""
     BAD_PIXELS = 64
-    """The image has pixels that the sensor declares bad."""
     AT_BOUND = 128
-    """A place, flux or distance leans on a bound of the prior: its error is no normal one."""
     FLAT = 256
-    """The image hardly tells a coordinate or the flux: what is said of it is the prior's."""
     MISFIT = 512
-    """The targets leave more of the image than noise does: PSF, sensor or prior may be wrong."""
 
 
 def make_table(
