@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import numbers
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-
-if TYPE_CHECKING:
-    from scipy.sparse import coo_array
 
 Array = npt.NDArray[Any]
 FloatArray = npt.NDArray[np.floating[Any]]
@@ -82,26 +79,20 @@ def as_images(
         `shape`, or a value is not finite.
     """
     array = as_real(value, name, kinds="iuf")
-    if array.ndim < 2:
-        raise ValueError(
-            f"{name} must have at least two axes (..., y, x), got an array of shape {array.shape}"
-        )
-    if 0 in array.shape:
-        raise ValueError(f"{name} must not be empty, got shape {array.shape}")
-    if shape is not None and array.shape[-2:] != tuple(shape):
-        raise ValueError(
-            f"{name} must end in the image shape {tuple(shape)}, got shape {array.shape}"
-        )
+    _require_images(array.shape, name, shape)
     if finite:
         _require_finite(array, name)
     return array
 
 
-def as_sparse_images(value: coo_array, name: str, *, shape: tuple[int, int]) -> coo_array:
-    """Return sparse images (..., n_y, n_x) of real numbers after the checks of `as_images`."""
-    as_real(value.data, name, kinds="iuf")
-    as_images(np.broadcast_to(0.0, value.shape), name, shape=shape, finite=False)
-    return value
+def as_sparse_images(value: Any, name: str, *, shape: tuple[int, int]) -> Any:
+    """Return a `scipy.sparse.coo_array` of images as real ones after the checks of `as_images`.
+
+    Whether they are finite is not among these.
+    """
+    data = as_real(value.data, name, kinds="iuf")
+    _require_images(value.shape, name, shape)
+    return value if data is value.data else type(value)((data, value.coords), shape=value.shape)
 
 
 def usable(images: FloatArray) -> BoolArray:
@@ -214,6 +205,18 @@ def as_range(value: Any, name: str, *, minimum: float) -> tuple[float, float]:
     if high < low:
         raise ValueError(f"{name} must be ordered (low, high), got {value!r}")
     return low, high
+
+
+def _require_images(found: tuple[int, ...], name: str, shape: tuple[int, int] | None) -> None:
+    """Refuse a shape that is none of images, or of others than `shape`."""
+    if len(found) < 2:
+        raise ValueError(
+            f"{name} must have at least two axes (..., y, x), got an array of shape {found}"
+        )
+    if 0 in found:
+        raise ValueError(f"{name} must not be empty, got shape {found}")
+    if shape is not None and found[-2:] != tuple(shape):
+        raise ValueError(f"{name} must end in the image shape {tuple(shape)}, got shape {found}")
 
 
 def _require_finite(array: FloatArray, name: str) -> None:

@@ -275,11 +275,11 @@ class Dictionary:
         A sparse array of coefficients stays one.
         """
         if isinstance(x, coo_array):
-            x = as_sparse_images(x, "x", shape=self.map_shape)
+            sparse: coo_array = as_sparse_images(x, "x", shape=self.map_shape)
             if not self.normalised:
-                return x
-            norms = self._bands_and_norms[1].astype(x.dtype)[x.coords[-2:]]
-            return coo_array((x.data / norms, x.coords), shape=x.shape)
+                return sparse
+            norms = self._bands_and_norms[1].astype(sparse.dtype)[sparse.coords[-2:]]
+            return coo_array((sparse.data / norms, sparse.coords), shape=sparse.shape)
         x = as_images(x, "x", shape=self.map_shape, finite=False)
         if not self.normalised:
             return x

@@ -40,6 +40,7 @@ RankBy = Literal["flux", "score"]
 Precision = Literal["float32", "float64"]
 
 THRESHOLDS = (0.05, 0.10, 0.15, 0.20, 0.25)
+_SPARSE = 16  # frames, and so many for every target, beyond which frames are numbered anew
 """The distances of CSO-mAP, px."""
 
 
@@ -225,8 +226,7 @@ def match(
     """
     max_distance = as_number(max_distance, "max_distance", above=0)
     _check_choice(method, "method", ("optimal", "nearest"))
-    true = _points(truth, "truth")
-    found = _points(detections, "detections")
+    found, true = _numbered(_points(detections, "detections"), _points(truth, "truth"))
     if method == "nearest":
         order = _descending(_ranks(detections, "flux", "detections"), found.frame)
         by_frame = _by_frame(true)
@@ -556,15 +556,14 @@ def _hits(
     _check_choice(rank_by, "rank_by", ("flux", "score"))
     _check_choice(matching, "matching", ("nearest", "optimal"))
     _check_choice(precision, "precision", ("float32", "float64"))
-    true = _points(truth, "truth").astype(np.float32)
-    found = _points(detections, "detections")
+    found, true = _numbered(_points(detections, "detections"), _points(truth, "truth"))
     order = _descending(_ranks(detections, rank_by, "detections"), found.frame)
-    found = found.astype(np.float32)
+    found, true = found.astype(np.float32), true.astype(np.float32)
     limits = limits.astype(precision)
 
     if matching == "nearest":
         if not _is_sorted(true):
-            true = true.take(_by_frame(true))
+            true = true.take(np.argsort(true.frame, kind="stable"))
         yield from _first_claims(order, *_nearest(found, true), limits, len(true))
     else:
         found = found.take(order)
@@ -619,9 +618,23 @@ class _Points:
 
 def _points(table: pd.DataFrame, name: str) -> _Points:
     columns = checked_columns(table, name, REQUIRED)
-    frame = columns["frame"].astype(np.int64, copy=False)
-    y, x = (columns[name].astype(np.float64, copy=False) for name in ("y", "x"))
+    frame = np.ascontiguousarray(columns["frame"], np.int64)
+    y, x = (np.ascontiguousarray(columns[axis], np.float64) for axis in ("y", "x"))
     return _Points(frame, y, x, n_frames_of(table, frame))
+
+
+def _numbered(found: _Points, true: _Points) -> tuple[_Points, _Points]:
+    """The points with frames counted without gaps, where numbers go far beyond the tables."""
+    n = len(found) + len(true)
+    if max(found.n_frames, true.n_frames) <= _SPARSE * n + _SPARSE:
+        return found, true
+    frames, index = np.unique(np.concatenate([found.frame, true.frame]), return_inverse=True)
+    parts = np.split(index, [len(found)])
+    one, other = (
+        _Points(frame, points.y, points.x, len(frames))
+        for frame, points in zip(parts, (found, true), strict=True)
+    )
+    return one, other
 
 
 def _ranks(detections: pd.DataFrame, rank_by: RankBy, name: str) -> FloatArray:

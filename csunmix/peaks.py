@@ -41,7 +41,8 @@ class PeakRule(Protocol):
     """Anything that reads targets from flux maps; no inheritance needed.
 
     A rule whose attribute `accepts_sparse` is true takes maps as a `scipy.sparse.coo_array`, too,
-    and is given them so by `GridUnmixer` where the solver's answer is sparse.
+    and is given them so by `GridUnmixer` where the solver's answer is sparse. A subclass inherits
+    it: one whose `find` takes arrays alone sets it to False.
     """
 
     def find(self, maps: npt.ArrayLike, grid: SubpixelGrid) -> Candidates:
@@ -220,12 +221,14 @@ def _listed(maps: npt.ArrayLike, least: float, grid: SubpixelGrid) -> _Listed:
 
 def _listed_sparse(maps: coo_array, least: float, grid: SubpixelGrid) -> _Listed:
     flux = as_sparse_images(maps, "maps", shape=grid.map_shape).data
-    if not np.isfinite(flux).all():
-        as_images(maps.toarray(), "maps")  # says where it is not finite
     place = np.ravel_multi_index(maps.coords, maps.shape)
     if (place[1:] <= place[:-1]).any():
         place, same = np.unique(place, return_inverse=True)
-        flux = np.bincount(same, flux, len(place))
+        flux = np.bincount(same, flux, len(place)).astype(flux.dtype)
+    if not np.isfinite(flux).all():
+        index = np.unravel_index(place[~np.isfinite(flux)][0], maps.shape)
+        first = tuple(int(i) for i in index)
+        raise ValueError(f"maps must be finite, the first that is not is at index {first}")
     bright = flux >= least
     frame, cells = np.divmod(place[bright], math.prod(grid.map_shape))
     number = np.bincount(frame, minlength=math.prod(maps.shape[:-2]))

@@ -216,8 +216,8 @@ def plot_unmixing(
 
     The image; the flux map on the sub-pixel grid; the image with truth (open circles) and targets
     (crosses). The last two show the pixels that hold targets, or the brightest pixel where there
-    are none, and one more on each side, the last less with `margin`; a dashed frame in the panel
-    before marks the window. Ellipses are the errors of the positions, where the tables know them.
+    are none, and one more on each side, the last just the targets with `margin`; dashed frames mark
+    the windows. Ellipses are the errors of the positions, where the tables know them.
 
     Parameters
     ----------
@@ -234,7 +234,8 @@ def plot_unmixing(
     n_sigma : float
         Half axes of the ellipses in standard errors, see `plot_answer`.
     margin : float, optional
-        Show so much around the targets in the last panel, px.
+        Show a square with so much around the targets in the last panel, px, whatever the image's
+        border.
     axes : sequence of 3 matplotlib.axes.Axes, optional
         Where to draw; a new figure by default.
 
@@ -275,7 +276,8 @@ def plot_unmixing(
     window = _pixels_around(places, image.shape)
     _zoom(left, (middle, right), window)
     if margin is not None:
-        _zoom(middle, (right,), _square_around(places, margin))
+        framed = left if coefficients is None else middle
+        _zoom(framed, (right,), _square_around(places, margin))
     return axes
 
 

@@ -71,7 +71,7 @@ def simulate(
     n : int
         Number of images.
     rng : numpy.random.Generator or int
-        Source of randomness, or a seed.
+        Source of randomness, or a seed; another `n` makes other scenes of the same seed.
     count_model : {"uniform", "normal"}
         Distribution of the number of targets.
     margin : int

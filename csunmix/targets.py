@@ -190,8 +190,9 @@ def checked_columns(
     missing = [column for column in REQUIRED if column not in there]
     if missing:
         raise ValueError(f"{name} lacks the column(s) {missing}; it has {there}")
-    if len(set(there)) < len(there):
-        raise ValueError(f"{name} has two columns of one name, in {there}")
+    twice = [column for column in (*REQUIRED, *wanted) if there.count(column) > 1]
+    if twice:
+        raise ValueError(f"{name} has the column {twice[0]!r} more than once")
     bare = pd.DataFrame(table)  # without attributes, which pandas would copy with each column
     return {
         column: _check_column(bare[column], f"{name}: column {column!r}")

@@ -79,7 +79,10 @@ class GridUnmixer:
         median of the image's outermost ring of pixels instead of both.
     refine : Prior, optional
         Take the targets of each image off the grid: a joint fit of all of them, begun where the
-        grid has them, keeps the bounds of this prior (not its count: the grid says how many).
+        grid has them, keeps the bounds of this prior (not its count). There are as many as the grid
+        says, unless the prior's fluxes and separation allow none of these to explain the image:
+        then the brightest are split where the light is too much for so many, or else the closest
+        merged. A cluster is turned about its middle in eighths, and the best fit kept.
         Positions, fluxes and their errors are the mean and the standard deviations of the posterior
         around that fit, taken as normal: too small where several targets stand close together, for
         which `ContinuousUnmixer` is there; a cell that is likely, not certain, is not reckoned

@@ -630,3 +630,15 @@ def test_malformed_tables_are_named(metric):
         for bad in ([0, -1], [0, 0.5]):
             with pytest.raises(ValueError, match=f"{name}: column 'frame' must be whole.*row 1"):
                 with_bad(truth.assign(frame=bad))
+
+
+@pytest.mark.parametrize("matching", ["nearest", "optimal"])
+def test_time_stamps_as_frames(matching):
+    """Frame numbers far beyond the tables cost neither time nor memory."""
+    tables = random_scene(4)
+    later = [table.assign(frame=table["frame"] * 10**6 + 10**12) for table in tables]
+    aps = [metrics.cso_map(*each, matching=matching).ap for each in (later, tables)]
+    np.testing.assert_array_equal(*aps)
+    pairs = [metrics.match(*each, max_distance=0.3, method=matching) for each in (later, tables)]
+    for name in ("detection", "truth", "distance"):
+        np.testing.assert_array_equal(*(getattr(each, name) for each in pairs))

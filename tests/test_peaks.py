@@ -159,8 +159,12 @@ def test_sparse_maps_without_entries_and_wrong_ones(rule: Any) -> None:
         rule.find(coo_array((3, 12, 12)), GRID)
     with pytest.raises(TypeError, match="maps must hold real numbers"):
         rule.find(coo_array(np.full(GRID.map_shape, 1j)), GRID)
-    with pytest.raises(ValueError, match=r"maps must be finite, .*first at index \(1, 2, 3\)"):
-        rule.find(coo_array(maps_of((1, 2, 3, np.nan), n=2)), GRID)
+    huge = coo_array(([1e308, 1e308], [[1, 1], [2, 2], [3, 3]]), shape=(2, *GRID.map_shape))
+    for wrong in (coo_array(maps_of((1, 2, 3, np.nan), n=2)), huge):
+        with pytest.raises(ValueError, match=r"maps must be finite, .* index \(1, 2, 3\)"):
+            rule.find(wrong, GRID)
+    whole = coo_array(maps_of((0, 2, 3, 7)).astype(int))
+    assert rule.find(whole, GRID).flux.tolist() == [7.0]
 
 
 @EVERY_RULE

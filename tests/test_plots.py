@@ -263,6 +263,10 @@ def test_a_margin_shows_the_targets_closer_in_the_last_panel(scene):
     np.testing.assert_allclose(frame.get_bbox().extents, [8.575, 2.0, 9.575, 3.0])
     np.testing.assert_allclose(right.get_xlim(), [8.575, 9.575])
     np.testing.assert_allclose(right.get_ylim(), [3.0, 2.0])
+    del scene["coefficients"], scene["grid"]
+    left, middle, right = plots.plot_unmixing(**scene, margin=0.2)
+    assert not middle.patches
+    np.testing.assert_allclose(left.patches[1].get_bbox().extents, [8.575, 2.0, 9.575, 3.0])
 
 
 def test_zoom_is_cut_at_the_image_even_for_targets_outside():

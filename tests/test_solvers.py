@@ -1210,6 +1210,14 @@ def test_a_callback_may_stop_before_the_first_step() -> None:
     assert not result.converged.any()
 
 
+@pytest.mark.parametrize("solver", SPARSE.values(), ids=SPARSE.keys())
+def test_sparse_coefficients_come_in_row_major_order(solver: Any) -> None:
+    found = solver.solve(dictionary(), images()).coefficients
+    place = np.ravel_multi_index(found.coords, found.shape)
+    assert place.size > 10
+    assert (np.diff(place) > 0).all()
+
+
 def test_sparse_coefficients_are_no_maps() -> None:
     d = dictionary()
     found = cu.OMP().solve(d, images()).coefficients

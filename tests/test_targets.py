@@ -214,8 +214,10 @@ def test_a_table_that_is_none() -> None:
     with pytest.raises(ValueError, match=r"^targets lacks the column\(s\) \['x', 'flux'\]"):
         check_table(pd.DataFrame({"frame": [0], "y": [1]}))
     table = make_table(0, [1.0], [2.0], [3.0])
-    with pytest.raises(ValueError, match="targets has two columns of one name"):
+    with pytest.raises(ValueError, match="targets has the column 'y' more than once"):
         check_table(pd.concat([table, table["y"]], axis=1))
+    note = pd.Series(["a"], name="note")
+    check_table(pd.concat([table, note, note], axis=1))
 
 
 def test_a_bad_row_is_named_by_its_label() -> None:

@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import chain
+
 import numpy as np
+from scipy.spatial.distance import pdist
 
 from csunmix._kernels.fit import descend, objective
-from csunmix._kernels.scene import new_room
+from csunmix._kernels.model import Model
+from csunmix._kernels.scene import Room, new_room
 from csunmix._validation import FloatArray, IntArray
 from csunmix.continuous.base import prior_flags
 from csunmix.continuous.fit import ITERATIONS, Fit
-from csunmix.continuous.window import Setting
+from csunmix.continuous.window import Setting, Window
 from csunmix.peaks import Candidates
 from csunmix.targets import Flag
+
+_NEIGHBOURS = 2.0  # PSF widths, within which two targets of a grid may be one
+_SPLIT = 0.5  # PSF widths between the halves of a target that is split, at least
+_LINES = 4  # that a target is split along, all of them
+_TURNS = 8  # of a cluster, in all
+_BETTER = 1e-3  # objective by which another optimum is no rounding of the same
+_LEAST = np.finfo(float).tiny  # weight, of targets without flux
 
 
 def refine(
     setting: Setting, images: FloatArray, found: Candidates
 ) -> tuple[Candidates, FloatArray, IntArray]:
-    """The same targets off the grid.
+    """Targets off the grid.
 
     Parameters
     ----------
@@ -39,28 +51,42 @@ def refine(
         `Flag.NOT_CONVERGED` in such an image, `Flag.MISFIT` in one that the fit does not explain
         either, and `Flag.AT_BOUND` and `Flag.FLAT` of targets.
     """
-    targets = np.column_stack(found[1:]).astype(np.float64)
-    errors = np.full(targets.shape, np.nan)
-    flags = np.full(len(targets), int(Flag.NOT_CONVERGED))
-    for frame in np.unique(found.frame):
-        mine = found.frame == frame
-        fit = fit_from(setting, images[frame].astype(np.float64), targets[mine])
-        if fit is not None:
-            mean, covariance = fit.moments
-            targets[mine] = mean.reshape(-1, 3)
-            targets[mine, :2] += fit.window.origin
-            errors[mine] = np.sqrt(np.diag(covariance)).reshape(-1, 3)
-            flags[mine] = prior_flags(fit.window, np.hstack([targets[mine], errors[mine]]))
-            flags[mine] |= 0 if fit.explains else int(Flag.MISFIT)
-    return Candidates(found.frame, *targets.T), errors, flags
+    every = np.column_stack(found[1:]).astype(np.float64)
+    frames, rows = np.unique(found.frame, return_index=True)
+    answers = [
+        _refined(setting, images[frame].astype(np.float64), targets)
+        for frame, targets in zip(frames, np.split(every, rows)[1:], strict=True)
+    ]
+    frame = np.repeat(frames, [len(targets) for targets, _ in answers])
+    values = np.concatenate([np.empty((0, 6)), *(targets for targets, _ in answers)])
+    flags = np.concatenate([np.empty(0, np.int64), *(flags for _, flags in answers)])
+    return Candidates(frame, *values[:, :3].T), values[:, 3:], flags
+
+
+def _refined(
+    setting: Setting, image: FloatArray, targets: FloatArray
+) -> tuple[FloatArray, IntArray]:
+    """Targets (K, 6) of an image with their errors, and flags (K,)."""
+    fit = fit_from(setting, image, targets)
+    if fit is None:
+        unknown = np.full(targets.shape, np.nan)
+        return np.hstack([targets, unknown]), np.full(len(targets), int(Flag.NOT_CONVERGED))
+    mean, covariance = fit.moments
+    refined = np.column_stack([mean.reshape(-1, 3), np.sqrt(np.diag(covariance)).reshape(-1, 3)])
+    refined[:, :2] += fit.window.origin
+    flags = prior_flags(fit.window, refined)
+    return refined, flags | (0 if fit.explains else int(Flag.MISFIT))
 
 
 def fit_from(setting: Setting, image: FloatArray, targets: FloatArray) -> Fit | None:
-    """The fit that the descent from `targets` (K, 3), rows ``y, x, flux``, ends in.
+    """The best fit that descents from `targets` (K, 3), rows ``y, x, flux``, end in.
 
-    None where no pixel is lit, a target lies outside of the window, there are more unknowns than
-    pixels, or no scene within the prior's bounds is found that is likelier than the targets as they
-    are.
+    Where their light is too much for so many within the prior's bounds, the brightest become two.
+    Where a fit does not explain the image, so many may be too many: then the closest two become
+    one, again and again, until it does, or none stand close. What was found goes down once more,
+    turned about its middle. None where no pixel is lit, a target lies outside of the window, there
+    are more unknowns than pixels, or no scene within the bounds is found that is likelier than the
+    targets as they are.
     """
     window = setting.window(image)
     if window is None or targets.size > window.pixels.low.size:
@@ -70,10 +96,95 @@ def fit_from(setting: Setting, image: FloatArray, targets: FloatArray) -> Fit | 
     inside = (start[:, :2] >= -0.5) & (start[:, :2] <= np.array(window.pixels.low.shape) - 0.5)
     if not inside.all():
         return None
-    theta = start.ravel()
-    model = window.model(setting.optics, len(targets))._replace(pixels=window.smooth)
-    room = new_room(model.optics, model.n_targets, theta.size, *model.pixels.low.shape)
+    reach, box = _NEIGHBOURS * setting.psf.width, window.box
+    apart = max(box.separation, _SPLIT * setting.psf.width)
+    before = _misfit(_model(setting, window, len(start)), start.ravel())
+    best: Fit | None = None
+    for scenes in chain(_split(start, box.flux[1], apart), _merge(start, reach)):
+        for scene in scenes:
+            fit = _descend(setting, window, scene, ITERATIONS[1])
+            if best is None or fit.objective < best.objective:
+                best = fit if _misfit(fit.model, fit.theta) < before else best
+        if best is not None and best.explains:
+            break
+    return best if best is None else _turn(setting, best, reach)
+
+
+def _descend(setting: Setting, window: Window, scene: FloatArray, n_steps: int) -> Fit:
+    """The fit that the descent from a scene (K, 3) ends in."""
+    model, theta = _model(setting, window, len(scene)), scene.flatten()
+    return Fit(window, model, theta, descend(model, theta, n_steps, _room(model)))
+
+
+def _model(setting: Setting, window: Window, count: int) -> Model:
+    """The posterior of `count` targets, rounding as a normal error."""
+    return window.model(setting.optics, count)._replace(pixels=window.smooth)
+
+
+def _room(model: Model) -> Room:
+    return new_room(model.optics, model.n_targets, 3 * model.n_targets, *model.pixels.low.shape)
+
+
+def _misfit(model: Model, theta: FloatArray) -> float:
+    """Minus the log likelihood, whatever the prior says of separation and extent."""
     free = model._replace(box=model.box._replace(separation=0.0, extent=np.inf))
-    before = objective(free, theta, room)
-    value = descend(model, theta, ITERATIONS[1], room)
-    return Fit(window, model, theta, value) if objective(free, theta, room) < before else None
+    return float(objective(free, theta, _room(model)))
+
+
+def _turn(setting: Setting, fit: Fit, reach: float) -> Fit:
+    """The best of a fit and what it becomes when it is turned about its middle and goes down again.
+
+    A cluster's light hardly tells its shape from one that is turned: many an optimum is that of
+    another turned. Targets that stand apart are left as they are.
+    """
+    scene = fit.theta.reshape(-1, 3)
+    middle = scene[:, :2].mean(axis=0)
+    away = scene[:, :2] - middle
+    if fit.count == 1 or np.hypot(*away.T).max() > reach:
+        return fit
+    best = fit
+    for angle in 2.0 * np.pi * np.arange(1, _TURNS) / _TURNS:
+        turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+        turned = np.column_stack([middle + away @ turn.T, scene[:, 2]])
+        other = _descend(setting, fit.window, turned, ITERATIONS[0])
+        if other.objective < best.objective - _BETTER:
+            best = _descend(setting, fit.window, other.theta.reshape(-1, 3), ITERATIONS[1])
+    return best
+
+
+def _split(targets: FloatArray, most: float, apart: float) -> Iterator[list[FloatArray]]:
+    """Scenes (K, 3): the brightest of too few targets in two, `apart` along one line or another.
+
+    None where their light is not too much for so many of `most` DN at most, or for twice as many.
+    """
+    number = targets[:, 2].sum() / most
+    if not len(targets) < number <= 2 * len(targets):
+        return
+    scenes = []
+    for angle in np.pi * np.arange(_LINES) / _LINES:
+        away = 0.5 * apart * np.array([np.sin(angle), np.cos(angle), 0.0])
+        scene = targets.copy()
+        while len(scene) < number:
+            k = int(scene[:, 2].argmax())
+            scene[k, 2] *= 0.5
+            scene = np.vstack([scene, scene[k] + away])
+            scene[k] -= away
+        scenes.append(scene)
+    yield scenes
+
+
+def _merge(targets: FloatArray, reach: float) -> Iterator[list[FloatArray]]:
+    """The targets (K, 3), then the closest two as one, and again while they are in `reach`."""
+    while True:
+        yield [targets]
+        if len(targets) == 1:
+            return
+        distance = pdist(targets[:, :2])
+        closest = int(distance.argmin())
+        if distance[closest] > reach:
+            return
+        a, b = (int(index[closest]) for index in np.triu_indices(len(targets), 1))
+        pair = targets[[a, b]]
+        place = np.average(pair[:, :2], axis=0, weights=np.maximum(pair[:, 2], _LEAST))
+        targets = np.delete(targets, b, axis=0)
+        targets[a] = *place, pair[:, 2].sum()

@@ -299,8 +299,8 @@ class Problem:
         return np.asarray(16.0 * eps * largest / np.where(self.lam > 0, self.lam, np.inf))
 
     def sparse(self, x: csr_array) -> coo_array:
-        """Coefficients (b, k l) in the shape and precision of the caller's images."""
-        x.sort_indices()
+        """Coefficients (b, k l), sorted, in the shape and precision of the caller's images."""
+        x.sort_indices()  # in place; peak rules read them in row-major order
         flat, shape = x.tocoo(), (*self.batch_shape, *self.map_shape)
         image, cell = flat.coords
         place = image.astype(np.int64) * x.shape[1] + cell
