@@ -21,9 +21,9 @@ missing there.
 
 "Refined" is `grid_unmixer(refine=True)`: the exact l1 optimum on a grid of 1/7 px, made the start
 of a joint fit. It has no scores, and errors of one optimum taken as normal: too small where several
-targets stand close together, right, as a rule, where targets have no flag. It does not reckon with
-a cell that is but likely. How it splits, merges and turns what the grid has was chosen on images of
-seed 3.
+targets stand close together or no narrow flux range is told, else right where targets have no flag.
+It does not reckon with a cell that is but likely. How it splits, merges and turns what the grid has
+was chosen on images of seed 3.
 
 RMSE / bound compares the position errors of targets whose image was given the right count with
 their Cramer-Rao bounds (flux range included by van Trees' inequality), for targets whose bound is

@@ -3,9 +3,10 @@
     python -m benchmarks.speed.off_grid --n 1024 --out benchmarks/speed/off_grid.md
 
 CSIST-100K as simulated by the main protocol, 8 bit, clipped at 255. Ours find the number of
-targets, positions, fluxes and their errors from the image and the prior. With ``n_effective=0``,
-`ContinuousUnmixer` answers by normal approximations around the optima of its fit alone: its errors
-are too small where four or more targets stand close together.
+targets, positions, fluxes and their errors from the image and the prior. "GridUnmixer, refined" is
+`grid_unmixer(refine=True)`; with ``n_effective=0``, `ContinuousUnmixer` answers by normal
+approximations around the optima of its fit alone. The errors of both are too small where several
+targets stand close together.
 
 photutils' PSFPhotometry and SciPy's least_squares are told the true number, start 0.2 px (normal,
 along each axis) off the truth at a flux of 235 DN, know the PSF and leave out clipped pixels: no
@@ -34,6 +35,7 @@ import argparse
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -63,8 +65,9 @@ MARGIN = 4  # px between the images of a mosaic, beyond the reach of a fit
 
 PHOTUTILS, SCIPY = "photutils PSFPhotometry, told the count", "SciPy least_squares, told the count"
 DEEP, DEEP_HALF = "network of DISTA-Net's size", "network of DISTA-Net's size, bfloat16"
-PERCEPTRON, POSTERIOR = "perceptron", "PosteriorUnmixer"
-SUBSET = {POSTERIOR: 256, PHOTUTILS: 128, SCIPY: 256, DEEP: 256, DEEP_HALF: 256}
+PERCEPTRON = "perceptron"
+CONTINUOUS, POSTERIOR = "ContinuousUnmixer", "PosteriorUnmixer"
+SUBSET = {CONTINUOUS: 512, POSTERIOR: 256, PHOTUTILS: 128, SCIPY: 256, DEEP: 256, DEEP_HALF: 64}
 WANTED = {PHOTUTILS: 1000.0, SCIPY: 100.0, DEEP: 100.0, PERCEPTRON: 0.25}
 WANTED_POSTERIOR = {DEEP: 5.0}
 
@@ -184,11 +187,15 @@ def told(scenes: Scenes) -> dict[str, Run]:
 
 def ours(images: np.ndarray, threads: int) -> dict[str, Run]:
     parts = SETUP.psf, SETUP.sensor, SETUP.prior
+    on_grid = cu.grid_unmixer(
+        psf=SETUP.psf, shape=SETUP.shape, sensor=SETUP.sensor, prior=SETUP.prior, refine=True
+    )
     unmixers: dict[str, Callable[[np.ndarray], pd.DataFrame]] = {
-        "ContinuousUnmixer": cu.ContinuousUnmixer(*parts, n_jobs=threads),
+        "GridUnmixer, refined": replace(on_grid, n_jobs=threads),
         "ContinuousUnmixer, n_effective=0": cu.ContinuousUnmixer(
             *parts, n_jobs=threads, n_effective=0
         ),
+        CONTINUOUS: cu.ContinuousUnmixer(*parts, n_jobs=threads),
         POSTERIOR: cu.PosteriorUnmixer(*parts, n_jobs=threads),
     }
     return {

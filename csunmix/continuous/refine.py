@@ -96,42 +96,49 @@ def fit_from(setting: Setting, image: FloatArray, targets: FloatArray) -> Fit | 
     inside = (start[:, :2] >= -0.5) & (start[:, :2] <= np.array(window.pixels.low.shape) - 0.5)
     if not inside.all():
         return None
-    reach, box = _NEIGHBOURS * setting.psf.width, window.box
-    apart = max(box.separation, _SPLIT * setting.psf.width)
-    before = _misfit(_model(setting, window, len(start)), start.ravel())
-    best: Fit | None = None
-    for scenes in chain(_split(start, box.flux[1], apart), _merge(start, reach)):
+    descents, reach = _Descents(setting, window), _NEIGHBOURS * setting.width
+    before, best = descents.misfit(start), None
+    apart = max(window.box.separation, _SPLIT * setting.width)
+    for scenes in chain(_split(start, window.box.flux[1], apart), _merge(start, reach)):
         for scene in scenes:
-            fit = _descend(setting, window, scene, ITERATIONS[1])
-            if best is None or fit.objective < best.objective:
-                best = fit if _misfit(fit.model, fit.theta) < before else best
+            fit = descents.fit(scene, ITERATIONS[1])
+            better = best is None or fit.objective < best.objective
+            if better and descents.misfit(fit.theta.reshape(-1, 3)) < before:
+                best = fit
         if best is not None and best.explains:
             break
-    return best if best is None else _turn(setting, best, reach)
+    return best if best is None else _turn(descents, best, reach)
 
 
-def _descend(setting: Setting, window: Window, scene: FloatArray, n_steps: int) -> Fit:
-    """The fit that the descent from a scene (K, 3) ends in."""
-    model, theta = _model(setting, window, len(scene)), scene.flatten()
-    return Fit(window, model, theta, descend(model, theta, n_steps, _room(model)))
+class _Descents:
+    """Descents in one window; what they need of memory is made once for each number of targets."""
+
+    def __init__(self, setting: Setting, window: Window) -> None:
+        self.setting, self.window = setting, window
+        self._made: dict[int, tuple[Model, Room]] = {}
+
+    def fit(self, scene: FloatArray, n_steps: int) -> Fit:
+        """The fit that so many steps from a scene (K, 3) lead to."""
+        (model, room), theta = self._for(len(scene)), scene.flatten()
+        return Fit(self.window, model, theta, descend(model, theta, n_steps, room))
+
+    def misfit(self, scene: FloatArray) -> float:
+        """Minus the log likelihood, whatever the prior says of separation and extent."""
+        model, room = self._for(len(scene))
+        free = model._replace(box=model.box._replace(separation=0.0, extent=np.inf))
+        return float(objective(free, scene.ravel(), room))
+
+    def _for(self, count: int) -> tuple[Model, Room]:
+        """The posterior of so many targets, rounding as a normal error, and room for its light."""
+        if count not in self._made:
+            pixels = self.window.smooth
+            model = self.window.model(self.setting.optics, count)._replace(pixels=pixels)
+            room = new_room(model.optics, count, 3 * count, *pixels.low.shape)
+            self._made[count] = model, room
+        return self._made[count]
 
 
-def _model(setting: Setting, window: Window, count: int) -> Model:
-    """The posterior of `count` targets, rounding as a normal error."""
-    return window.model(setting.optics, count)._replace(pixels=window.smooth)
-
-
-def _room(model: Model) -> Room:
-    return new_room(model.optics, model.n_targets, 3 * model.n_targets, *model.pixels.low.shape)
-
-
-def _misfit(model: Model, theta: FloatArray) -> float:
-    """Minus the log likelihood, whatever the prior says of separation and extent."""
-    free = model._replace(box=model.box._replace(separation=0.0, extent=np.inf))
-    return float(objective(free, theta, _room(model)))
-
-
-def _turn(setting: Setting, fit: Fit, reach: float) -> Fit:
+def _turn(descents: _Descents, fit: Fit, reach: float) -> Fit:
     """The best of a fit and what it becomes when it is turned about its middle and goes down again.
 
     A cluster's light hardly tells its shape from one that is turned: many an optimum is that of
@@ -142,13 +149,13 @@ def _turn(setting: Setting, fit: Fit, reach: float) -> Fit:
     away = scene[:, :2] - middle
     if fit.count == 1 or np.hypot(*away.T).max() > reach:
         return fit
-    best = fit
+    best, turned = fit, scene.copy()
     for angle in 2.0 * np.pi * np.arange(1, _TURNS) / _TURNS:
         turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-        turned = np.column_stack([middle + away @ turn.T, scene[:, 2]])
-        other = _descend(setting, fit.window, turned, ITERATIONS[0])
+        turned[:, :2] = middle + away @ turn.T
+        other = descents.fit(turned, ITERATIONS[0])
         if other.objective < best.objective - _BETTER:
-            best = _descend(setting, fit.window, other.theta.reshape(-1, 3), ITERATIONS[1])
+            best = descents.fit(other.theta.reshape(-1, 3), ITERATIONS[1])
     return best
 
 

@@ -227,7 +227,7 @@ class Setting:
         """
         sure = self.prior.cell == 1.0
         reach = 1.0 if sure else self.prior.extent
-        edge = 0.5 + self._width * least / light.max()
+        edge = 0.5 + self.width * least / light.max()
         area = np.array([[at.min() - edge, at.max() + edge] for at in np.nonzero(light)])
         if reach is None:
             return area
@@ -243,7 +243,7 @@ class Setting:
         """Centroid of the light within reach of the targets, from the brightest pixel on."""
         place = np.indices(light.shape).astype(np.float64)
         centre = np.array(np.unravel_index(light.argmax(), light.shape), dtype=np.float64)
-        limit = reach + 3.0 * self._width
+        limit = reach + 3.0 * self.width
         for _ in range(3):
             near = (np.abs(place - centre[:, None, None]) <= limit).all(axis=0)
             weight = np.where(near, light, 0.0)
@@ -256,13 +256,14 @@ class Setting:
         return int(beyond.max()) + 1 if beyond.size else 1
 
     @cached_property
-    def _width(self) -> float:
+    def width(self) -> float:
+        """Equivalent Gaussian width of the PSF, px."""
         return self.psf.width
 
     @cached_property
     def _peak(self) -> float:
         """Largest response of a pixel."""
-        d = np.linspace(-3.0, 3.0, 49) * self._width
+        d = np.linspace(-3.0, 3.0, 49) * self.width
         return float(np.abs(self.psf.kernel(d[:, None], d)).max())
 
     @cached_property
