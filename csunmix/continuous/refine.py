@@ -20,6 +20,7 @@ from csunmix.targets import Flag
 
 _NEIGHBOURS = 2.0  # PSF widths, within which two targets of a grid may be one
 _SPLIT = 0.5  # PSF widths between the halves of a target that is split, at least
+_MOST = 30  # targets of an image that may be merged: a descent takes as long as their cube
 _LINES = 4  # that a target is split along, all of them
 _TURNS = 8  # of a cluster, in all
 _BETTER = 1e-3  # objective by which another optimum is no rounding of the same
@@ -82,8 +83,8 @@ def fit_from(setting: Setting, image: FloatArray, targets: FloatArray) -> Fit | 
     """The best fit that descents from `targets` (K, 3), rows ``y, x, flux``, end in.
 
     Where their light is too much for so many within the prior's bounds, the brightest become two.
-    Where a fit does not explain the image, so many may be too many: then the closest two become
-    one, again and again, until it does, or none stand close. What was found goes down once more,
+    Where a fit does not explain the image, so many may be too many: then the closest two of 30 at
+    most become one, again and again, until it does, or none stand close. The best goes down again,
     turned about its middle. None where no pixel is lit, a target lies outside of the window, there
     are more unknowns than pixels, or no scene within the bounds is found that is likelier than the
     targets as they are.
@@ -184,7 +185,7 @@ def _merge(targets: FloatArray, reach: float) -> Iterator[list[FloatArray]]:
     """The targets (K, 3), then the closest two as one, and again while they are in `reach`."""
     while True:
         yield [targets]
-        if len(targets) == 1:
+        if not 1 < len(targets) <= _MOST:
             return
         distance = pdist(targets[:, :2])
         closest = int(distance.argmin())
