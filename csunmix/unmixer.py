@@ -82,13 +82,13 @@ class GridUnmixer:
         grid has them, keeps the bounds of this prior (not its count). There are as many as the grid
         says, unless the prior's fluxes and separation allow none of these to explain the image:
         then the brightest are split where the light is too much for so many, or else the closest
-        merged. A cluster is turned about its middle in eighths, and the best fit kept.
-        Positions, fluxes and their errors are the mean and the standard deviations of the posterior
-        around that fit, taken as normal: too small where several targets stand close together, for
-        which `ContinuousUnmixer` is there; a cell that is likely, not certain, is not reckoned
-        with. Flags `AT_BOUND`, `FLAT` and `MISFIT` are as there; an image with the last has the
-        wrong count or another optimum, as a rule. An image keeps the answer of the grid, without
-        errors and with `NOT_CONVERGED`, where the prior allows nothing that explains it better.
+        merged. A cluster begins anew, turned about its middle by eighths, and in a cell that is
+        likely. Positions, fluxes and their errors are means and standard deviations of the normal
+        distributions around all optima found, cut off by the prior's bounds: nearly those of
+        `ContinuousUnmixer`, whose draws follow what is not normal, and which weighs several counts.
+        Flags `AT_BOUND`, `FLAT` and `MISFIT` are as there; an image with the last has the wrong
+        count or another optimum, as a rule. An image keeps the answer of the grid, without errors
+        and with `NOT_CONVERGED`, where the prior allows nothing that explains it better.
     n_jobs : int
         Threads that work on the images; the answer is the same with any number. A solver and a
         peak rule of your own must bear to be called by several at once.

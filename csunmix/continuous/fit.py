@@ -11,7 +11,7 @@ from scipy.special import log_ndtr
 
 from csunmix._kernels.fit import descend
 from csunmix._kernels.model import Model
-from csunmix._kernels.modes import NEGLIGIBLE, Modes, approximate, curvature, laplace, moments
+from csunmix._kernels.modes import NEGLIGIBLE, Modes, approximate, laplace
 from csunmix._kernels.prior import sure_cell
 from csunmix._kernels.scene import illuminate, least_share, log_scales, new_room
 from csunmix._kernels.search import search
@@ -89,19 +89,6 @@ class Fit:
         left -= 2.0 * float(log_ndtr(np.where(np.isfinite(low), -low, high)[bounded]).sum())
         n = float(two.sum() + bounded.sum())
         return bool(left <= n + _UNUSUAL * np.sqrt(2.0 * n))
-
-    @cached_property
-    def moments(self) -> tuple[FloatArray, FloatArray]:
-        """Mean (d,) and covariance (d, d) of the posterior around this fit.
-
-        See `csunmix._kernels.modes.moments`.
-        """
-        room = new_room(
-            self.model.optics, self.count, self.theta.size, *self.model.pixels.low.shape
-        )
-        gradient, hessian = curvature(self.model, self.theta, room)
-        mean, covariance = moments(self.model, self.theta, gradient, hessian)
-        return mean, covariance
 
     @cached_property
     def modes(self) -> tuple[Modes, FloatArray]:
@@ -268,11 +255,11 @@ def fit(setting: Setting, window: Window, count: int, seed: int) -> Fit | None:
     if not np.isfinite(values[0]):
         return None
     if model.box.cell_density > 0.0:
-        found = sorted(found + _in_cells(found), key=lambda each: each.objective)
+        found = sorted(found + in_cells(found), key=lambda each: each.objective)
     return replace(found[0], others=tuple(found[1:]))
 
 
-def _in_cells(found: list[Fit]) -> list[Fit]:
+def in_cells(found: list[Fit]) -> list[Fit]:
     """What good fits become where their targets have to lie in one pixel's cell.
 
     Where that is likely, the best scenes in a cell may weigh more than better ones beside it, and

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import chain
 
 import numpy as np
@@ -13,7 +14,7 @@ from csunmix._kernels.model import Model
 from csunmix._kernels.scene import Room, new_room
 from csunmix._validation import FloatArray, IntArray
 from csunmix.continuous.base import prior_flags
-from csunmix.continuous.fit import ITERATIONS, Fit
+from csunmix.continuous.fit import ITERATIONS, Fit, in_cells
 from csunmix.continuous.window import Setting, Window
 from csunmix.peaks import Candidates
 from csunmix.targets import Flag
@@ -23,7 +24,7 @@ _SPLIT = 0.5  # PSF widths between the halves of a target that is split, at leas
 _MOST = 30  # targets of an image that may be merged: a descent takes as long as their cube
 _LINES = 4  # that a target is split along, all of them
 _TURNS = 8  # of a cluster, in all
-_BETTER = 1e-3  # objective by which another optimum is no rounding of the same
+_NEAR = 12.0  # objective above the best that a fit may be after its first steps
 _LEAST = np.finfo(float).tiny  # weight, of targets without flux
 
 
@@ -44,8 +45,8 @@ def refine(
     Returns
     -------
     refined : Candidates
-        The mean of the posterior around the fit, see `Fit.moments`; as found in an image without
-        one, see `fit_from`.
+        The mean of the posterior around the fit and others, see `Fit.mixture`; as found in an image
+        without one, see `fit_from`.
     errors : ndarray, shape (n_targets, 3)
         Standard deviations of y, x (px) and flux (DN); NaN in such an image.
     flags : ndarray of int, shape (n_targets,)
@@ -72,7 +73,7 @@ def _refined(
     if fit is None:
         unknown = np.full(targets.shape, np.nan)
         return np.hstack([targets, unknown]), np.full(len(targets), int(Flag.NOT_CONVERGED))
-    mean, covariance = fit.moments
+    mean, covariance = fit.mixture
     refined = np.column_stack([mean.reshape(-1, 3), np.sqrt(np.diag(covariance)).reshape(-1, 3)])
     refined[:, :2] += fit.window.origin
     flags = prior_flags(fit.window, refined)
@@ -85,9 +86,9 @@ def fit_from(setting: Setting, image: FloatArray, targets: FloatArray) -> Fit | 
     Where their light is too much for so many within the prior's bounds, the brightest become two.
     Where a fit does not explain the image, so many may be too many: then the closest two of 30 at
     most become one, again and again, until it does, or none stand close. The best goes down again,
-    turned about its middle. None where no pixel is lit, a target lies outside of the window, there
-    are more unknowns than pixels, or no scene within the bounds is found that is likelier than the
-    targets as they are.
+    turned about its middle, and in a cell that is likely; the fit has these as `others`. None where
+    no pixel is lit, a target lies outside of the window, there are more unknowns than pixels, or no
+    scene within the bounds is found that is likelier than the targets as they are.
     """
     window = setting.window(image)
     if window is None or targets.size > window.pixels.low.size:
@@ -108,7 +109,7 @@ def fit_from(setting: Setting, image: FloatArray, targets: FloatArray) -> Fit | 
                 best = fit
         if best is not None and best.explains:
             break
-    return best if best is None else _turn(descents, best, reach)
+    return best if best is None else _with_others(descents, best, reach)
 
 
 class _Descents:
@@ -139,25 +140,39 @@ class _Descents:
         return self._made[count]
 
 
-def _turn(descents: _Descents, fit: Fit, reach: float) -> Fit:
-    """The best of a fit and what it becomes when it is turned about its middle and goes down again.
+def _with_others(descents: _Descents, fit: Fit, reach: float) -> Fit:
+    """The best of a fit, of what it becomes turned, and of both in a cell; the others beside it."""
+    near = [fit, *_turned(descents, fit, reach)]
+    least = min(each.objective for each in near)
+    near = [each for each in near if each.objective < least + _NEAR]
+    fits = [descents.fit(each.theta.reshape(-1, 3), ITERATIONS[1]) for each in near]
+    if fit.model.box.cell_density > 0.0:
+        fits += in_cells(sorted(fits, key=_rank))
+    fits.sort(key=_rank)
+    return replace(fits[0], others=tuple(fits[1:]))
 
-    A cluster's light hardly tells its shape from one that is turned: many an optimum is that of
-    another turned. Targets that stand apart are left as they are.
+
+def _rank(fit: Fit) -> float:
+    """Objective, the same for what differs by rounding alone, so that the first keeps its place."""
+    return round(fit.objective, 3)
+
+
+def _turned(descents: _Descents, fit: Fit, reach: float) -> Iterator[Fit]:
+    """Where a cluster begins that is turned about its middle.
+
+    Its light hardly tells its shape from one that is turned: many an optimum is that of another
+    turned. Targets that stand apart are left as they are.
     """
     scene = fit.theta.reshape(-1, 3)
     middle = scene[:, :2].mean(axis=0)
     away = scene[:, :2] - middle
     if fit.count == 1 or np.hypot(*away.T).max() > reach:
-        return fit
-    best, turned = fit, scene.copy()
+        return
+    turned = scene.copy()
     for angle in 2.0 * np.pi * np.arange(1, _TURNS) / _TURNS:
         turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
         turned[:, :2] = middle + away @ turn.T
-        other = descents.fit(turned, ITERATIONS[0])
-        if other.objective < best.objective - _BETTER:
-            best = descents.fit(other.theta.reshape(-1, 3), ITERATIONS[1])
-    return best
+        yield descents.fit(turned, ITERATIONS[0])
 
 
 def _split(targets: FloatArray, most: float, apart: float) -> Iterator[list[FloatArray]]:
