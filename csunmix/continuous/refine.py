@@ -142,19 +142,24 @@ class _Descents:
 
 def _with_others(descents: _Descents, fit: Fit, reach: float) -> Fit:
     """The best of a fit, of what it becomes turned, and of both in a cell; the others beside it."""
-    near = [fit, *_turned(descents, fit, reach)]
-    least = min(each.objective for each in near)
+    near = _distinct([fit, *_turned(descents, fit, reach)])
+    least = near[0].objective
     near = [each for each in near if each.objective < least + _NEAR]
-    fits = [descents.fit(each.theta.reshape(-1, 3), ITERATIONS[1]) for each in near]
+    fits = _distinct([descents.fit(each.theta.reshape(-1, 3), ITERATIONS[1]) for each in near])
     if fit.model.box.cell_density > 0.0:
-        fits += in_cells(sorted(fits, key=_rank))
-    fits.sort(key=_rank)
+        fits = _distinct(fits + in_cells(fits))
     return replace(fits[0], others=tuple(fits[1:]))
 
 
-def _rank(fit: Fit) -> float:
-    """Objective, the same for what differs by rounding alone, so that the first keeps its place."""
-    return round(fit.objective, 3)
+def _distinct(fits: list[Fit]) -> list[Fit]:
+    """The best first, and of those with the same objective but for rounding the first.
+
+    Such are one optimum, its targets in another order.
+    """
+    found: dict[float, Fit] = {}
+    for fit in fits:
+        found.setdefault(round(fit.objective, 3), fit)
+    return [found[objective] for objective in sorted(found)]
 
 
 def _turned(descents: _Descents, fit: Fit, reach: float) -> Iterator[Fit]:
