@@ -50,7 +50,7 @@ class _Answer(NamedTuple):
     """What is found in some images, frames from 0 on, and flags of each of them."""
 
     found: Candidates
-    errors: FloatArray  # (n, 3)
+    claims: FloatArray  # (n, 4), errors of y, x and flux, and the score
     marks: IntArray  # (n,), flags of targets
     flags: IntArray
 
@@ -86,6 +86,7 @@ class GridUnmixer:
         likely. Positions, fluxes and their errors are means and standard deviations of the normal
         distributions around all optima found, cut off by the prior's bounds: nearly those of
         `ContinuousUnmixer`, whose draws follow what is not normal, and which weighs several counts.
+        A score is the probability that the target lies within 0.1 px, were the count right.
         Flags `AT_BOUND`, `FLAT` and `MISFIT` are as there; an image with the last has the wrong
         count or another optimum, as a rule. An image keeps the answer of the grid, without errors
         and with `NOT_CONVERGED`, where the prior allows nothing that explains it better.
@@ -166,8 +167,8 @@ class GridUnmixer:
         Returns
         -------
         pandas.DataFrame
-            Target table. Scores are NaN, and so are errors without `refine`: a grid method does not
-            know them. Images with NaN or infinite pixels yield no targets and the flag
+            Target table. Errors and scores are NaN without `refine`: a grid method does not know
+            them. Images with NaN or infinite pixels yield no targets and the flag
             ``NOT_FINITE`` in ``attrs["frame_flags"]``, and the log names them.
 
         Raises
@@ -195,9 +196,9 @@ class GridUnmixer:
             answer.found._replace(frame=part.start + answer.found.frame)
             for part, answer in zip(parts, answers, strict=True)
         ]
-        errors = [answer.errors for answer in answers]
+        claims = [answer.claims for answer in answers]
         every = Candidates(*(np.concatenate(column) for column in zip(*found, strict=True)))
-        y_err, x_err, flux_err = np.concatenate(errors).T
+        y_err, x_err, flux_err, score = np.concatenate(claims).T
         flags[np.bincount(every.frame, minlength=len(stack)) == 0] |= Flag.NO_TARGET
         border = at_border(every.y, every.x, self.dictionary.image_shape)
         marks = border | np.concatenate([answer.marks for answer in answers])
@@ -208,6 +209,7 @@ class GridUnmixer:
             y_err=y_err,
             x_err=x_err,
             flux_err=flux_err,
+            score=score,
             flags=target_flags,
             n_frames=len(stack),
             frame_flags={int(i): int(flags[i]) for i in np.flatnonzero(flags)},
@@ -251,10 +253,10 @@ class GridUnmixer:
         flags = np.full(len(images), int(Flag.NOT_FINITE))
         if not finite.any():
             nothing = Candidates(np.empty(0, np.int64), *np.empty((3, 0)))
-            return _Answer(nothing, np.empty((0, 3)), np.empty(0, np.int64), flags)
+            return _Answer(nothing, np.empty((0, 4)), np.empty(0, np.int64), flags)
         candidates, flags[finite] = self._unmix(images[finite])
-        (index, y, x, flux), errors, marks = self._refine(images[finite], candidates)
-        return _Answer(Candidates(np.flatnonzero(finite)[index], y, x, flux), errors, marks, flags)
+        (index, y, x, flux), claims, marks = self._refine(images[finite], candidates)
+        return _Answer(Candidates(np.flatnonzero(finite)[index], y, x, flux), claims, marks, flags)
 
     def _stack(self, images: npt.ArrayLike) -> Array:
         """One axis of images, as they are: they are made real numbers batch by batch."""
@@ -312,10 +314,10 @@ class GridUnmixer:
     def _refine(
         self, images: FloatArray, found: Candidates
     ) -> tuple[Candidates, FloatArray, IntArray]:
-        """Targets, off the grid if asked for, errors (n, 3) of y, x and flux, and flags (n,)."""
+        """Targets, off the grid if asked for, what is claimed of them (n, 4), and flags (n,)."""
         if self._setting is None:
             n = len(found.flux)
-            return found, np.full((n, 3), np.nan), np.zeros(n, np.int64)
+            return found, np.full((n, 4), np.nan), np.zeros(n, np.int64)
         from csunmix.continuous.refine import refine
 
         return refine(self._setting, images, found)

@@ -70,8 +70,8 @@ def test_errors_are_those_of_the_fit() -> None:
     truth = start + rng.uniform([-0.2, -0.2, -50.0], [0.2, 0.2, 50.0], (200, 2, 3))
     images = np.array([sensor.expose(light_of(each), rng=rng) for each in truth])
     found = Candidates(np.repeat(np.arange(200), 2), *np.tile(start, (200, 1)).T)
-    refined, errors, _ = refine(setting_for(cu.Prior(), sensor), images, found)
-    pulls = (np.column_stack(refined[1:]) - truth.reshape(-1, 3)) / errors
+    refined, claims, _ = refine(setting_for(cu.Prior(), sensor), images, found)
+    pulls = (np.column_stack(refined[1:]) - truth.reshape(-1, 3)) / claims[:, :3]
     np.testing.assert_allclose(pulls.std(axis=0), 1.0, atol=0.12)
 
 
@@ -174,7 +174,7 @@ def test_starts_that_are_no_good_still_end_in_the_fit(targets: Any) -> None:
 def test_without_light_or_targets_nothing_happens() -> None:
     none = Candidates(*np.empty((4, 0)))
     refined, errors, _ = refine(setting_for(cu.Prior()), np.zeros((1, *SHAPE)), none)
-    assert errors.shape == (0, 3)
+    assert errors.shape == (0, 4)
     assert refined.flux.size == 0
     one = Candidates([0], [5.0], [5.0], [3.0])
     refined, errors, _ = refine(setting_for(cu.Prior()), np.zeros((1, *SHAPE)), one)
@@ -228,6 +228,10 @@ def test_a_likely_cell_and_all_optima_are_reckoned_with() -> None:
     pull = near[["y", "x"]].to_numpy() - true[["y", "x"]].to_numpy()
     pull /= near[["y_err", "x_err"]].to_numpy()
     assert pull.std() < 1.4  # 2.4 around the best optimum alone
+    hit = pairs.distance < 0.1
+    assert near["score"].mean() == pytest.approx(hit.mean(), abs=0.06)
+    sure = near["score"].to_numpy() > near["score"].median()
+    assert hit[sure].mean() > hit[~sure].mean() + 0.1
 
 
 def test_form_of_the_table() -> None:
@@ -236,7 +240,8 @@ def test_form_of_the_table() -> None:
     images[4, 2, 3], images[7] = np.nan, 0.0
     table = unmixer()(images)
     assert set(table["frame"]) == set(range(12)) - {4, 7}
-    assert table["score"].isna().all()
+    assert table["score"].dropna().between(0.0, 1.0).all()
+    assert table["score"].isna().equals(table["x_err"].isna())
     assert "refine=Prior(" in table.attrs["method"]
     flags = table.attrs["frame_flags"]
     assert (flags[4], flags[7]) == (Flag.NOT_FINITE | Flag.NO_TARGET, Flag.NO_TARGET)

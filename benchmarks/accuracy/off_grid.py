@@ -21,9 +21,9 @@ missing there.
 
 "Refined" is `grid_unmixer(refine=True)`: the exact l1 optimum on a grid of 1/7 px, made the start
 of joint fits, and the means and errors of the normal distributions around the optima that they end
-in. It has no scores. Its errors are too small where several targets stand close together or no
-narrow flux range is told, and else right, as a rule, where targets have no flag. How it splits,
-merges and turns what the grid has was chosen on images of seeds 3 and 5.
+in. Its errors are too small where several targets stand close together or no narrow flux range is
+told, and else right, as a rule, where targets have no flag. How it splits, merges and turns what
+the grid has was chosen on images of seeds 3 and 5.
 
 RMSE / bound compares the position errors of targets whose image was given the right count with
 their Cramer-Rao bounds (flux range included by van Trees' inequality), for targets whose bound is
@@ -182,11 +182,11 @@ def measure(row: Row, made: Simulation, found: pd.DataFrame) -> dict[str, float]
     ratio = np.nan
     if held.any():
         ratio = np.sqrt((error[held, :2] ** 2).mean() / (bound[good][held] ** 2).mean())
-    scored = bool(found["score"].notna().all())
+    scored = found.fillna({"score": 0.0})  # refined targets may have none
     free = ((near["flags"].to_numpy()[good] & _PRIOR_SPEAKS) == 0) & ~np.isnan(claimed).any(axis=1)
     return {
         "CSO-mAP": 100 * cso_map(found, made.truth).mean,
-        "by score": 100 * cso_map(found, made.truth, rank_by="score").mean if scored else np.nan,
+        "by score": 100 * cso_map(scored, made.truth, rank_by="score").mean,
         "count %": 100 * count_accuracy(found, made.truth),
         "RMSE px": position_rmse(found, made.truth),
         "RMSE / bound": float(ratio),

@@ -15,6 +15,7 @@ from csunmix._kernels.scene import Room, new_room
 from csunmix._validation import FloatArray, IntArray
 from csunmix.continuous.base import prior_flags
 from csunmix.continuous.fit import ITERATIONS, Fit, in_cells
+from csunmix.continuous.sampling import SCORED, approximate
 from csunmix.continuous.window import Setting, Window
 from csunmix.peaks import Candidates
 from csunmix.targets import Flag
@@ -47,8 +48,9 @@ def refine(
     refined : Candidates
         The mean of the posterior around the fit and others, see `Fit.mixture`; as found in an image
         without one, see `fit_from`.
-    errors : ndarray, shape (n_targets, 3)
-        Standard deviations of y, x (px) and flux (DN); NaN in such an image.
+    claims : ndarray, shape (n_targets, 4)
+        Standard deviations of y, x (px) and flux (DN), and the probability that the target lies
+        within 0.1 px of its mean; NaN in such an image.
     flags : ndarray of int, shape (n_targets,)
         `Flag.NOT_CONVERGED` in such an image, `Flag.MISFIT` in one that the fit does not explain
         either, and `Flag.AT_BOUND` and `Flag.FLAT` of targets.
@@ -60,7 +62,7 @@ def refine(
         for frame, targets in zip(frames, np.split(every, rows)[1:], strict=True)
     ]
     frame = np.repeat(frames, [len(targets) for targets, _ in answers])
-    values = np.concatenate([np.empty((0, 6)), *(targets for targets, _ in answers)])
+    values = np.concatenate([np.empty((0, 7)), *(targets for targets, _ in answers)])
     flags = np.concatenate([np.empty(0, np.int64), *(flags for _, flags in answers)])
     return Candidates(frame, *values[:, :3].T), values[:, 3:], flags
 
@@ -68,14 +70,12 @@ def refine(
 def _refined(
     setting: Setting, image: FloatArray, targets: FloatArray
 ) -> tuple[FloatArray, IntArray]:
-    """Targets (K, 6) of an image with their errors, and flags (K,)."""
+    """Targets (K, 7) of an image with what is claimed of them, and flags (K,)."""
     fit = fit_from(setting, image, targets)
     if fit is None:
-        unknown = np.full(targets.shape, np.nan)
+        unknown = np.full((len(targets), 4), np.nan)
         return np.hstack([targets, unknown]), np.full(len(targets), int(Flag.NOT_CONVERGED))
-    mean, covariance = fit.mixture
-    refined = np.column_stack([mean.reshape(-1, 3), np.sqrt(np.diag(covariance)).reshape(-1, 3)])
-    refined[:, :2] += fit.window.origin
+    refined = approximate(fit, SCORED)
     flags = prior_flags(fit.window, refined)
     return refined, flags | (0 if fit.explains else int(Flag.MISFIT))
 

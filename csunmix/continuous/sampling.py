@@ -16,6 +16,9 @@ from csunmix.continuous.importance import Draws, draw, weigh_together
 from csunmix.continuous.window import Setting, Window
 from csunmix.targets import Flag
 
+SCORED = 0.1
+"""px, distance that a score speaks of where nothing else is said."""
+
 _FAR_FEWER = 0.75  # of the scenes that were to count, below which there are further runs
 _RUNS, _AGAIN = 4, 100.0  # in all, and scenes that are to count in a further one
 _PLENTY = 1000.0  # scenes that count, that would do whatever is asked for

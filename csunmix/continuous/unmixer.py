@@ -7,10 +7,8 @@ from dataclasses import KW_ONLY, dataclass
 from csunmix._validation import FloatArray, as_integer
 from csunmix.continuous.base import Answer, _Unmixer, answer_for, probabilities
 from csunmix.continuous.fit import evidences, fit_counts
-from csunmix.continuous.sampling import summarise, weigh
+from csunmix.continuous.sampling import SCORED, summarise, weigh
 from csunmix.continuous.window import Setting
-
-_RADIUS = 0.1  # px, distance that the score speaks of
 
 
 @dataclass(frozen=True)
@@ -106,5 +104,5 @@ class ContinuousUnmixer(_Unmixer):
         probability = probabilities(evidences(setting, fits))
         best = fits[setting.counts[int(probability.argmax())]]
         found = weigh(best, self.n_effective, seed)
-        targets = summarise(best, found, _RADIUS)
+        targets = summarise(best, found, SCORED)
         return answer_for(setting, image, best, targets, found.flags, probability)
