@@ -114,9 +114,17 @@ def test_what_the_prior_can_not_explain_is_left_as_it_was(
         [[5.0, 4.6, 231.0], [5.3, 5.4, 242.0], [4.5, 5.0, 0.0]],
         [[5.0, 4.5, 0.0], [5.0, 4.6, 0.0], [5.3, 5.4, 400.0]],
         [[5.1, 5.0, 473.0]],
+        [[5.1, 5.0, 505.0]],
         [[5.1, 5.0, 473.0], [5.1, 5.2, 60.0]],
     ],
-    ids=["one too many", "one without flux", "two without flux", "one too few", "one too bright"],
+    ids=[
+        "one too many",
+        "one without flux",
+        "two without flux",
+        "one too few",
+        "a little too bright",
+        "one too bright",
+    ],
 )
 def test_targets_become_as_many_as_the_prior_allows(start: Any) -> None:
     image = PRESET.sensor.expose(light_of(PAIR), rng=0)
@@ -127,6 +135,28 @@ def test_targets_become_as_many_as_the_prior_allows(start: Any) -> None:
     assert refined.frame.tolist() == [0, 0]
     assert (errors > 0).all()
     assert not (flags & (Flag.NOT_CONVERGED | Flag.MISFIT)).any()
+
+
+def test_the_order_of_what_the_grid_found_does_not_matter() -> None:
+    images = np.array([PRESET.sensor.expose(light_of(PAIR), rng=rng) for rng in (0, 1)])
+    frame, targets = np.repeat([0, 1], 2), np.concatenate([NEAR, NEAR])
+    setting = setting_for(PRESET.prior)
+    refined, claims, flags = refine(setting, images, Candidates(frame, *targets.T))
+    assert refined.frame.tolist() == [0, 0, 1, 1]
+    order = [0, 2, 1, 3]
+    other = refine(setting, images, Candidates(frame[order], *targets[order].T))
+    for one, same in zip((*refined, claims, flags), (*other[0], *other[1:]), strict=True):
+        np.testing.assert_array_equal(one, same)
+
+
+def test_no_target_is_split_where_no_fluxes_are_told() -> None:
+    """A lone star whose core is clipped, far brighter than what is seen of it."""
+    sensor = cu.Sensor(rounding=True, saturation=255.0)
+    star = [[5.1, 4.8, 10_000.0]]
+    image = sensor.expose(light_of(star, cu.GaussianPSF(1.0)), rng=0)
+    setting = Setting(cu.GaussianPSF(1.0), sensor, cu.Prior(), SHAPE, 0.0)
+    refined, _, _ = refine(setting, image[None], Candidates([0], [5.0], [5.0], [9_000.0]))
+    assert refined.frame.tolist() == [0]
 
 
 def test_a_cluster_that_begins_turned_ends_in_the_best_fit() -> None:
@@ -212,6 +242,20 @@ def test_refined_targets_are_better_than_the_grid_allows(
     assert cu.metrics.count_accuracy(refined, made.truth) > 0.95
     assert refined[ERRORS].notna().all(axis=1).mean() > 0.95
     cu.targets.check_table(refined)
+
+
+def test_far_too_many_cells_that_fit_the_image_better_than_targets_can() -> None:
+    made = cu.simulate(PRESET.psf, PRESET.sensor, PRESET.scene, shape=SHAPE, n=60, rng=5)
+    given: dict[str, Any] = {"solver": cu.ActiveSet(lam=0.1), "sensor": PRESET.sensor}
+    unmix = cu.GridUnmixer(
+        cu.Dictionary(PRESET.psf, SHAPE, 5),
+        peaks=cu.EveryCell(threshold=1.0),
+        refine=PRESET.prior,
+        **given,
+    )
+    table = unmix(made.images)
+    assert cu.metrics.count_accuracy(table, made.truth) > 0.95
+    assert table["x_err"].notna().mean() > 0.95
 
 
 def test_a_likely_cell_and_all_optima_are_reckoned_with() -> None:

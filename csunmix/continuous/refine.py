@@ -20,12 +20,14 @@ from csunmix.continuous.window import Setting, Window
 from csunmix.peaks import Candidates
 from csunmix.targets import Flag
 
-_NEIGHBOURS = 2.0  # PSF widths, within which two targets of a grid may be one
+_NEIGHBOURS = 2.0  # PSF widths, within which two targets may be one, and all are one cluster
 _SPLIT = 0.5  # PSF widths between the halves of a target that is split, at least
 _MOST = 30  # targets of an image that may be merged: a descent takes as long as their cube
+_FEW = 12  # targets that a likely cell is reckoned with, and that light may be split into
+_UNSURE = 0.97, 1.03  # of the light that the grid has, less and more
 _LINES = 4  # that a target is split along, all of them
 _TURNS = 8  # of a cluster, in all
-_NEAR = 12.0  # objective above the best that a fit may be after its first steps
+_NEAR = 12.0  # objective above the best that a fit may be after its first steps, some still to go
 _LEAST = np.finfo(float).tiny  # weight, of targets without flux
 
 
@@ -55,8 +57,9 @@ def refine(
         `Flag.NOT_CONVERGED` in such an image, `Flag.MISFIT` in one that the fit does not explain
         either, and `Flag.AT_BOUND` and `Flag.FLAT` of targets.
     """
-    every = np.column_stack(found[1:]).astype(np.float64)
-    frames, rows = np.unique(found.frame, return_index=True)
+    order = np.argsort(found.frame, kind="stable")
+    every = np.column_stack(found[1:]).astype(np.float64)[order]
+    frames, rows = np.unique(np.asarray(found.frame)[order], return_index=True)
     answers = [
         _refined(setting, images[frame].astype(np.float64), targets)
         for frame, targets in zip(frames, np.split(every, rows)[1:], strict=True)
@@ -101,12 +104,13 @@ def fit_from(setting: Setting, image: FloatArray, targets: FloatArray) -> Fit | 
     descents, reach = _Descents(setting, window), _NEIGHBOURS * setting.width
     before, best = descents.misfit(start), None
     apart = max(window.box.separation, _SPLIT * setting.width)
-    for scenes in chain(_split(start, window.box.flux[1], apart), _merge(start, reach)):
+    most = np.inf if setting.prior.flux is None else setting.prior.flux[1]
+    for scenes in chain(_split(start, most, apart), _merge(start, reach)):
         for scene in scenes:
             fit = descents.fit(scene, ITERATIONS[1])
-            better = best is None or fit.objective < best.objective
-            if better and descents.misfit(fit.theta.reshape(-1, 3)) < before:
-                best = fit
+            if best is None or fit.objective < best.objective:
+                scene = fit.theta.reshape(-1, 3)
+                best = fit if descents.misfit(scene) < before or fit.explains else best
         if best is not None and best.explains:
             break
     return best if best is None else _with_others(descents, best, reach)
@@ -134,7 +138,8 @@ class _Descents:
         """The posterior of so many targets, rounding as a normal error, and room for its light."""
         if count not in self._made:
             pixels = self.window.smooth
-            model = self.window.model(self.setting.optics, count)._replace(pixels=pixels)
+            model = self.window.model(self.setting.optics, count, weighs_cell=False)
+            model = model._replace(pixels=pixels)
             room = new_room(model.optics, count, 3 * count, *pixels.low.shape)
             self._made[count] = model, room
         return self._made[count]
@@ -146,20 +151,21 @@ def _with_others(descents: _Descents, fit: Fit, reach: float) -> Fit:
     least = near[0].objective
     near = [each for each in near if each.objective < least + _NEAR]
     fits = _distinct([descents.fit(each.theta.reshape(-1, 3), ITERATIONS[1]) for each in near])
-    if fit.model.box.cell_density > 0.0:
+    if 0.0 < fit.model.box.cell < 1.0 and fit.count <= _FEW:
+        model = descents.window.model(descents.setting.optics, fit.count)
+        model = model._replace(pixels=fit.model.pixels)
+        fits = [replace(each, model=model) for each in fits]
         fits = _distinct(fits + in_cells(fits))
     return replace(fits[0], others=tuple(fits[1:]))
 
 
 def _distinct(fits: list[Fit]) -> list[Fit]:
-    """The best first, and of those with the same objective but for rounding the first.
-
-    Such are one optimum, its targets in another order.
-    """
-    found: dict[float, Fit] = {}
+    """The best first, and one of those that are the same but for rounding and their order."""
+    found: dict[tuple[float, ...], Fit] = {}
     for fit in fits:
-        found.setdefault(round(fit.objective, 3), fit)
-    return [found[objective] for objective in sorted(found)]
+        places = np.sort(np.round(fit.theta.reshape(-1, 3)[:, :2], 2), axis=0)
+        found.setdefault((round(fit.objective, 3), *places.ravel().tolist()), fit)
+    return [found[key] for key in sorted(found)]
 
 
 def _turned(descents: _Descents, fit: Fit, reach: float) -> Iterator[Fit]:
@@ -183,22 +189,26 @@ def _turned(descents: _Descents, fit: Fit, reach: float) -> Iterator[Fit]:
 def _split(targets: FloatArray, most: float, apart: float) -> Iterator[list[FloatArray]]:
     """Scenes (K, 3): the brightest of too few targets in two, `apart` along one line or another.
 
-    None where their light is not too much for so many of `most` DN at most, or for twice as many.
+    For as many as their light needs at `most` DN each, by a little less or more of it; none where
+    that is no more than there are, or more than `_FEW` and twice as many.
     """
-    number = targets[:, 2].sum() / most
-    if not len(targets) < number <= 2 * len(targets):
-        return
-    scenes = []
-    for angle in np.pi * np.arange(_LINES) / _LINES:
-        away = 0.5 * apart * np.array([np.sin(angle), np.cos(angle), 0.0])
-        scene = targets.copy()
-        while len(scene) < number:
-            k = int(scene[:, 2].argmax())
-            scene[k, 2] *= 0.5
-            scene = np.vstack([scene, scene[k] + away])
-            scene[k] -= away
-        scenes.append(scene)
-    yield scenes
+    light = targets[:, 2].sum() / most
+    limit = max(2 * len(targets), _FEW)
+    for number in sorted({float(np.ceil(share * light)) for share in _UNSURE}):
+        if len(targets) < number <= limit:
+            yield [_halved(targets, number, apart, n * np.pi / _LINES) for n in range(_LINES)]
+
+
+def _halved(targets: FloatArray, number: float, apart: float, angle: float) -> FloatArray:
+    """So many targets (K, 3), the brightest in two along a line again and again."""
+    away = 0.5 * apart * np.array([np.sin(angle), np.cos(angle), 0.0])
+    scene = targets.copy()
+    while len(scene) < number:
+        k = int(scene[:, 2].argmax())
+        scene[k, 2] *= 0.5
+        scene = np.vstack([scene, scene[k] + away])
+        scene[k] -= away
+    return scene
 
 
 def _merge(targets: FloatArray, reach: float) -> Iterator[list[FloatArray]]:

@@ -86,13 +86,15 @@ class Window:
         ends = np.ceil(self.box.area[:, 1] - 0.5) - np.floor(self.box.area[:, 0] + 0.5) + 1.0
         return int(ends.prod())
 
-    def model(self, optics: Optics, count: int) -> Model:
-        """Posterior of `count` targets."""
+    def model(self, optics: Optics, count: int, *, weighs_cell: bool = True) -> Model:
+        """Posterior of `count` targets; a fit does without what a likely cell weighs, slow to tell."""
         widths = np.array([*self.size, self.box.flux[1] - self.box.flux[0]])
         precision = np.tile(12.0 / widths**2, count)
         if self.fit_background:
             precision = np.append(precision, 1.0 / self.box.background[1] ** 2)
-        box = self.box._replace(cell_density=self._cell_density(count))
+        box = self.box
+        if weighs_cell:
+            box = box._replace(cell_density=self._cell_density(count))
         return Model(optics, self.pixels, box, precision, count)
 
     def _cell_density(self, count: int) -> float:
@@ -103,12 +105,13 @@ class Window:
         """
         if self.box.cell in (0.0, 1.0):
             return 0.0
+        in_cell = log_room(np.ones(2), self.box.separation, count)
+        if in_cell == -np.inf:
+            return 0.0
         area = self.box.area[:, 1] - self.box.area[:, 0]
         odds = self.box.cell / (1.0 - self.box.cell) * float(self.size.prod()) ** count
         odds /= float(area[self.box.extent >= area].prod())
-        in_box = log_room(self.size, self.box.separation, count)
-        in_cell = log_room(np.ones(2), self.box.separation, count)
-        return odds * exp(in_box - in_cell) if in_cell > -np.inf else 0.0
+        return odds * exp(log_room(self.size, self.box.separation, count) - in_cell)
 
 
 @dataclass(frozen=True)
