@@ -67,7 +67,7 @@ PHOTUTILS, SCIPY = "photutils PSFPhotometry, told the count", "SciPy least_squar
 DEEP, DEEP_HALF = "network of DISTA-Net's size", "network of DISTA-Net's size, bfloat16"
 PERCEPTRON = "perceptron"
 CONTINUOUS, POSTERIOR = "ContinuousUnmixer", "PosteriorUnmixer"
-SUBSET = {CONTINUOUS: 512, POSTERIOR: 256, PHOTUTILS: 128, SCIPY: 256, DEEP: 256, DEEP_HALF: 64}
+SUBSET = {CONTINUOUS: 256, POSTERIOR: 128, PHOTUTILS: 128, SCIPY: 256, DEEP: 256, DEEP_HALF: 32}
 WANTED = {PHOTUTILS: 1000.0, SCIPY: 100.0, DEEP: 100.0, PERCEPTRON: 0.25}
 WANTED_POSTERIOR = {DEEP: 5.0}
 

@@ -87,7 +87,7 @@ class Window:
         return int(ends.prod())
 
     def model(self, optics: Optics, count: int, *, weighs_cell: bool = True) -> Model:
-        """Posterior of `count` targets; a fit does without what a likely cell weighs, slow to tell."""
+        """Posterior of `count` targets; a fit can do without what a likely cell weighs."""
         widths = np.array([*self.size, self.box.flux[1] - self.box.flux[0]])
         precision = np.tile(12.0 / widths**2, count)
         if self.fit_background:
