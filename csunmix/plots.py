@@ -744,7 +744,9 @@ def _halo() -> list[Any]:
 
 def _places(image: FloatArray, tables: Sequence[pd.DataFrame]) -> FloatArray:
     """(y, x) of the targets, or of the brightest pixel."""
-    places = np.concatenate([np.empty((0, 2)), *(table[["y", "x"]] for table in tables)])
+    places = np.concatenate(
+        [np.empty((0, 2)), *(t[["y", "x"]].to_numpy(np.float64) for t in tables)]
+    )
     if len(places):
         return places
     brightest = np.argmax(np.where(np.isnan(image), -np.inf, image))

@@ -170,9 +170,9 @@ def check_table(table: pd.DataFrame, name: str = "targets") -> pd.DataFrame:
     TypeError
         If `table` is not a DataFrame.
     ValueError
-        If ``frame``, ``y``, ``x`` or ``flux`` is missing, two columns have one name, a column is
-        not numeric, or a value is not what it must be; the message names the column and the row
-        (by its index label).
+        If ``frame``, ``y``, ``x`` or ``flux`` is missing, one of `COLUMNS` is there twice or not
+        numeric, or a value is not what it must be; the message names the column and the row (by its
+        index label).
     """
     checked_columns(table, name)
     return table

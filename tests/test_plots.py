@@ -269,6 +269,12 @@ def test_a_margin_shows_the_targets_closer_in_the_last_panel(scene):
     np.testing.assert_allclose(left.patches[1].get_bbox().extents, [8.575, 2.0, 9.575, 3.0])
 
 
+def test_zoom_takes_columns_of_any_numeric_kind(scene):
+    scene["targets"] = scene["targets"].astype({"y": "Float64", "x": "Float64"})
+    _, _, right = plots.plot_unmixing(**scene)
+    assert right.get_ylim() == (4.5, 0.5)
+
+
 def test_zoom_is_cut_at_the_image_even_for_targets_outside():
     targets = make_table([0, 0], [-3.0, 0.1], [11.0, 40.0], [1.0, 1.0])
     _, _, ax = plots.plot_unmixing(np.zeros(SHAPE), targets=targets)

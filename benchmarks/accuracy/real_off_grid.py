@@ -27,12 +27,11 @@ median in images of two targets, which the descriptions of the composites state 
 0.034 px for Spitzer). "Separation" is the error of the vector from the brightest target to each
 other one of an image, free of the common shift between surveys; its floor in the WISE blends is
 0.27 px by their description. Wanted were 0.05 px in the composites: both kinds together are well
-below, and so are the pairs of each; WISE composites of all counts stay at 0.052 px (0.051 to 0.053
-with up to 5 px cut off at the border, a `psf_error` of 0.7 to 5 %, or a separation of 2.5 px told,
-tried once): what the PSF's own error leaves, as photutils, which starts at the truth, does no
-better. Pulls are errors over claimed errors, where the truth is good enough: exact in the storm
-crops, to some 0.01 px in the composites. The posterior is run on every `every`-th image of the
-measured PSFs, the continuous fit on them once more, and on all storm crops.
+below, and so are the pairs of each; WISE composites of all counts stay at 0.052 px: what the PSF's
+own error leaves, as photutils, which starts at the truth, does no better. Pulls are errors over
+claimed errors, where the truth is good enough: exact in the storm crops, to some 0.01 px in the
+composites. The posterior is run on every `every`-th image of the measured PSFs, the continuous fit
+on them once more, and on all storm crops.
 """
 
 from __future__ import annotations

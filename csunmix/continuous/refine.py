@@ -91,7 +91,8 @@ def fit_from(setting: Setting, image: FloatArray, targets: FloatArray) -> Fit | 
     most become one, again and again, until it does, or none stand close. The best goes down again,
     turned about its middle, and in a cell that is likely; the fit has these as `others`. None where
     no pixel is lit, a target lies outside of the window, there are more unknowns than pixels, or no
-    scene within the bounds is found that is likelier than the targets as they are.
+    scene within the bounds is found that explains the image or is likelier than the targets as they
+    are.
     """
     window = setting.window(image)
     if window is None or targets.size > window.pixels.low.size:
@@ -106,11 +107,10 @@ def fit_from(setting: Setting, image: FloatArray, targets: FloatArray) -> Fit | 
     apart = max(window.box.separation, _SPLIT * setting.width)
     most = np.inf if setting.prior.flux is None else setting.prior.flux[1]
     for scenes in chain(_split(start, most, apart), _merge(start, reach)):
-        for scene in scenes:
-            fit = descents.fit(scene, ITERATIONS[1])
-            if best is None or fit.objective < best.objective:
-                scene = fit.theta.reshape(-1, 3)
-                best = fit if descents.misfit(scene) < before or fit.explains else best
+        for fit in (descents.fit(scene, ITERATIONS[1]) for scene in scenes):
+            better = best is None or fit.objective < best.objective
+            if better and (descents.misfit(fit.theta.reshape(-1, 3)) < before or fit.explains):
+                best = fit
         if best is not None and best.explains:
             break
     return best if best is None else _with_others(descents, best, reach)
@@ -169,7 +169,7 @@ def _distinct(fits: list[Fit]) -> list[Fit]:
 
 
 def _turned(descents: _Descents, fit: Fit, reach: float) -> Iterator[Fit]:
-    """Where a cluster begins that is turned about its middle.
+    """What a cluster becomes that is turned about its middle, after the first steps.
 
     Its light hardly tells its shape from one that is turned: many an optimum is that of another
     turned. Targets that stand apart are left as they are.
