@@ -178,7 +178,62 @@ def test_a_dark_image_has_no_window() -> None:
     assert setting_of(background=7.0).window(np.full(SHAPE, 7.0)) is None
 
 
+PRIORS = {
+    "nothing told": cu.Prior(),
+    "a box": cu.Prior(flux=(220.0, 250.0), extent=1.2),
+    "a likely cell": PRESET.prior,
+    "a cell": cu.Prior(cell=True),
+}
+
+
+@pytest.mark.parametrize("prior", PRIORS.values(), ids=PRIORS)
+@pytest.mark.parametrize("background", [0.0, "border", "fit"])
+@pytest.mark.parametrize(
+    "sensor",
+    [PRESET.sensor, cu.Sensor(), cu.Sensor(read_noise=1.0, gain=2.0, offset=3.0)],
+    ids=["clipped", "not declared", "electrons"],
+)
+def test_the_windows_of_a_stack_are_those_of_its_images(
+    sensor: cu.Sensor, background: Any, prior: cu.Prior
+) -> None:
+    setting = Setting(PRESET.psf, sensor, prior, SHAPE, background, psf_error=0.01)
+    images = np.array(simulated(n=12).light) + np.random.default_rng(0).normal(size=(12, *SHAPE))
+    images[3], images[7] = 0.0, 5.0
+    windows = setting.windows(images)
+    assert windows[3] is None
+    for image, one in zip(images, windows, strict=True):
+        alone = setting.window(image)
+        if one is None or alone is None:
+            assert one is alone
+            continue
+        assert one.origin == alone.origin
+        for part, same in zip((*one.pixels, *one.box), (*alone.pixels, *alone.box), strict=True):
+            np.testing.assert_array_equal(part, same)
+
+
 # --- the objective and its derivatives ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["noise", "low clip", "electrons", "clipped"])
+def test_misfit_counts_residuals_and_bounds(name: str) -> None:
+    sensor = cu.Sensor(read_noise=2.0, gain=1.5) if name == "electrons" else SENSORS[name]
+    setting = setting_of(sensor)
+    window = window_of(setting, sensor.expose(light_of(TRIPLE), rng=1))
+    model = window.model(setting.optics, 3)._replace(pixels=window.smooth)
+    pixels, theta = model.pixels, within(window, TRIPLE)
+    y, x, flux = theta.reshape(-1, 3).T
+    light = np.einsum("k,kij->ij", flux, PRESET.psf.response(y, x, pixels.low.shape))
+    noise = np.sqrt(pixels.variance + pixels.per_light * light)
+    below, above = (pixels.low - light) / noise, (pixels.high - light) / noise
+    told = np.where(below == above, below**2, 0.0)
+    told = np.where(np.isinf(above), -2.0 * stats.norm.logsf(below), told)
+    told = np.where(np.isinf(below), -2.0 * stats.norm.logcdf(above), told)
+    assert kernel.misfit(model, theta) == pytest.approx(told.sum(), rel=1e-4)
+    best = fit(setting, window, 3, 0)
+    assert best is not None
+    assert best.explains
+    assert not replace(best, thetas=best.thetas[:1] + 0.3).explains
+
 
 CLOSE = [4.9, 5.0, 225.0, 5.1, 5.2, 240.0, 5.0, 5.1, 231.0]  # nearer than the prior allows
 FAR = [4.4, 5.0, 225.0, 5.8, 5.2, 240.0, 5.0, 5.9, 231.0]  # wider than its extent
@@ -352,14 +407,13 @@ def test_fits_are_in_order_and_keep_to_the_bounds() -> None:
         window = window_of(setting, image)
         best = fit(setting, window, 4, 3)
         assert best is not None
-        values = [best.objective, *(each.objective for each in best.others)]
-        assert values == sorted(values)
-        for each in (best, *best.others):
-            lower, upper = limits_of(each.model.box, each.theta, 4)
-            assert ((each.theta >= lower) & (each.theta <= upper)).all()
-            place = each.theta.reshape(-1, 3)[:, :2]
+        assert (np.diff(best.objectives) >= 0.0).all()
+        for theta, value in zip(best.thetas, best.objectives, strict=True):
+            lower, upper = limits_of(best.model.box, theta, 4)
+            assert ((theta >= lower) & (theta <= upper)).all()
+            place = theta.reshape(-1, 3)[:, :2]
             apart = np.hypot(*(place[:, None] - place).T)[~np.eye(4, dtype=bool)]
-            hopeless = each.objective > best.objective + 50.0  # left before its end
+            hopeless = value > best.objective + 50.0  # left before its end
             assert hopeless or apart.min() > 0.494 - 0.03
 
 
@@ -373,12 +427,23 @@ def test_among_the_optima_are_those_of_a_cell_that_is_likely() -> None:
         inside = searching.search(sure, 68, 21, 15, 100, 0)[1][0]
         if inside > best.objective + 0.01:
             beside += 1
-            found = [abs(each.objective - inside) < 0.01 for each in best.others]
-            assert any(found)
-            assert [each.objective for each in best.others] == sorted(
-                each.objective for each in best.others
-            )
+            assert np.abs(best.objectives - inside).min() < 0.01
+            assert (np.diff(best.objectives) >= 0.0).all()
     assert beside > 0
+
+
+def test_starts_that_lead_to_the_same_optimum_have_it_once() -> None:
+    setting = setting_of(cell=False)
+    for image in simulated(3).images:
+        best = fit(setting, window_of(setting, image), 3, 0)
+        assert best is not None
+        turned = best.theta.reshape(3, 3)[[2, 0, 1]].ravel()
+        starts = np.array([best.theta, turned, best.theta + 0.01])
+        thetas, values = searching.explore(best.model, starts, 15, 100)
+        assert values[0] == pytest.approx(best.objective, abs=1e-3)
+        assert (np.diff(values) > 0.0).all()
+        assert len(thetas) < 3
+        np.testing.assert_array_equal(starts[0], best.theta)
 
 
 def test_a_fit_is_reproducible_by_its_seed() -> None:
@@ -689,12 +754,12 @@ def test_a_mixture_does_not_depend_on_how_other_fits_are_labelled() -> None:
     assert error[faint] > 3.0 * error[bright]
     step = np.zeros(6)
     step[faint] = error[faint]
-    other = replace(best, theta=best.theta + 4.0 * step, others=())
-    nearby = replace(other, theta=best.theta + 5.0 * step)
+    others = [best.theta + 4.0 * step, best.theta + 5.0 * step]
     given = []
     for order in ([0, 1, 2, 3, 4, 5], [3, 4, 5, 0, 1, 2]):
-        others = tuple(replace(each, theta=each.theta[order]) for each in (other, nearby))
-        given.append(replace(best, others=others).mixture)
+        thetas = np.array([best.theta, *(other[order] for other in others)])
+        objectives = np.full(3, best.objective)
+        given.append(replace(best, thetas=thetas, objectives=objectives).mixture)
     for plain, turned in zip(*given, strict=True):
         np.testing.assert_allclose(plain, turned, rtol=0.01, atol=1e-3)
 
@@ -748,6 +813,6 @@ def test_targets_in_the_same_place_have_moments() -> None:
     best = fit(setting, window, 2, 0)
     assert best is not None
     corner = np.tile([*window.box.area[:, 0], 115.0], 2)
-    mean, covariance = moments_of(replace(best, theta=corner))
+    mean, covariance = moments_of(replace(best, thetas=corner[None]))
     assert np.isfinite(mean).all()
     assert (np.diag(covariance) > 0.0).all()

@@ -53,7 +53,7 @@ def test_the_descent_ends_where_a_search_does(prior: cu.Prior) -> None:
     setting, image = setting_for(prior), PRESET.sensor.expose(light_of(PAIR), rng=0)
     window = setting.window(image)
     assert window is not None
-    best, found = fit(setting, window, 2, seed=0), fit_from(setting, image, NEAR)
+    best, found = fit(setting, window, 2, seed=0), fit_from(setting, window, NEAR)
     assert best is not None
     assert found is not None
     assert found.objective == pytest.approx(best.objective, abs=1e-6)
@@ -171,14 +171,34 @@ def test_a_cluster_that_begins_turned_ends_in_the_best_fit() -> None:
         scene[:, :2] = middle + (scene[:, :2] - middle) @ turn
         window = setting.window(made.images[frame])
         assert window is not None
-        best, found = (
-            fit(setting, window, len(scene), 0),
-            fit_from(setting, made.images[frame], scene),
-        )
+        best, found = fit(setting, window, len(scene), 0), fit_from(setting, window, scene)
         assert best is not None
         assert found is not None
         same.append(found.objective < best.objective + 0.01)
     assert np.mean(same) > 0.9
+
+
+def test_scenes_in_a_likely_cell_are_among_the_optima() -> None:
+    """Of fits beside a cell, as good a scene in it as the fit of one who knows of the cell."""
+    likely = setting_for(PRESET.prior)
+    sure = setting_for(replace(PRESET.prior, extent=None, cell=True))
+    made = cu.simulate(
+        PRESET.psf, PRESET.sensor, replace(PRESET.scene, count=(5, 5)), shape=SHAPE, n=40, rng=12
+    )
+    found = []
+    for frame, truth in made.truth.groupby("frame"):
+        scene = truth[["y", "x", "flux"]].to_numpy()
+        window, of_cell = (each.window(made.images[frame]) for each in (likely, sure))
+        assert window is not None
+        assert of_cell is not None
+        fit = fit_from(likely, window, scene)
+        inside = fit_from(sure, of_cell, scene)
+        assert fit is not None
+        assert inside is not None
+        if inside.objective > fit.objective + 0.01:
+            found.append(np.abs(fit.objectives - inside.objective).min() < 0.01)
+    assert len(found) > 4
+    assert np.mean(found) > 0.8
 
 
 @pytest.mark.parametrize(

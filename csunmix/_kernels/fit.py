@@ -17,6 +17,9 @@ from csunmix._kernels.scene import (
     fisher,
     illuminate,
     log_likelihood,
+    log_tail,
+    new_room,
+    noise_variance,
 )
 from csunmix._validation import FloatArray, IntArray
 
@@ -157,6 +160,27 @@ def objective(model: Model, theta: FloatArray, room: Room) -> float:
     if theta.size > 3 * count:
         value += 0.5 * ((theta[3 * count] - box.background[0]) / box.background[1]) ** 2
     return value
+
+
+@kernel()
+def misfit(model: Model, theta: FloatArray) -> float:
+    """``sum r^2/v - 2 log Pr(what bounds say)`` of a scene: what it leaves of the image.
+
+    Where pixels are points or bounds and their noise is the same, twice minus the log likelihood.
+    """
+    pixels, total = model.pixels, 0.0
+    room = new_room(model.optics, model.n_targets, theta.size, *pixels.low.shape)
+    illuminate(model.optics, theta, room)
+    for i in range(pixels.low.shape[0]):
+        for j in range(pixels.low.shape[1]):
+            low, high, light = pixels.low[i, j], pixels.high[i, j], room.light[i, j]
+            variance = noise_variance(pixels, light)
+            if math.isfinite(low) and math.isfinite(high):
+                total += (0.5 * (low + high) - light) ** 2 / variance
+            elif low > -np.inf or high < np.inf:
+                beyond = low - light if low > -np.inf else light - high
+                total -= 2.0 * log_tail(beyond / math.sqrt(variance))
+    return total
 
 
 @kernel()

@@ -84,6 +84,21 @@ def search(
 
 
 @kernel()
+def explore(
+    model: Model, starts: FloatArray, rough_iter: int, max_iter: int
+) -> tuple[FloatArray, FloatArray]:
+    """The same of given starts (n, d) alone."""
+    n, d = starts.shape
+    known = Optima(np.zeros((n, d)), np.full(n, np.inf), np.zeros(2, np.int64))
+    room = new_room(model.optics, model.n_targets, d, *model.pixels.low.shape)
+    theta = np.empty(d)
+    for s in range(n):
+        copy(starts[s], theta)
+        _follow(model, theta, rough_iter, max_iter, known, room)
+    return _sorted(known)
+
+
+@kernel()
 def _follow(
     model: Model, theta: FloatArray, rough_iter: int, max_iter: int, known: Optima, room: Room
 ) -> tuple[bool, float]:

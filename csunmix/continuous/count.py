@@ -9,8 +9,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from csunmix._kernels.fit import descend, objective
-from csunmix._kernels.scene import Room, illuminate, new_room
+from csunmix._kernels.fit import objective
+from csunmix._kernels.scene import illuminate, new_room
+from csunmix._kernels.search import explore
 from csunmix._validation import (
     BoolArray,
     FloatArray,
@@ -21,7 +22,7 @@ from csunmix._validation import (
     refuse_colours,
     usable,
 )
-from csunmix.continuous.fit import Fit, fit
+from csunmix.continuous.fit import ITERATIONS, Fit, fit
 from csunmix.continuous.window import Background, Setting
 from csunmix.prior import Prior
 from csunmix.psf import PSF
@@ -30,7 +31,6 @@ from csunmix.sensor import Sensor
 _EXCEEDANCES = 10  # among the simulations that leave the rate asked for resolved
 _DIRECTIONS = 4  # in which a target is split
 _FAINT = 0.2  # share of the light that goes to the new target
-_ITERATIONS = 100
 _JITTER = 0.2  # of the PSF's width, by which simulated scenes are moved along each axis
 _SEEDS = 2**32
 
@@ -194,7 +194,7 @@ class _Test(NamedTuple):
             return 0.0, 1.0
         statistic = self._statistic(few, rng)
         observed = statistic - self._expected(few, rng)
-        level = self.setting._level(image)
+        level = float(self.setting.levels(image[None])[0])
         most = floor(self.false_alarm * (self.n_simulations + 1) + 1e-9)
         exceeding = 0
         for n in range(1, self.n_simulations + 1):
@@ -240,7 +240,8 @@ class _Test(NamedTuple):
         """Statistic of the null's fit itself, without noise: 0 where fluxes may be 0."""
         if few.window.box.flux[0] == 0.0:
             return 0.0
-        old, room = few.model.pixels, _room(few)
+        old = few.model.pixels
+        room = new_room(few.model.optics, few.count, few.theta.size, *old.low.shape)
         illuminate(few.model.optics, few.theta, room)
         bound = np.isinf(old.low) | np.isinf(old.high)
         pixels = old._replace(
@@ -248,7 +249,8 @@ class _Test(NamedTuple):
         )
         model = few.model._replace(pixels=pixels)
         window = replace(few.window, pixels=pixels)
-        ideal = Fit(window, model, few.theta, objective(model, few.theta, room))
+        least = np.array([objective(model, few.theta, room)])
+        ideal = Fit(window, model, few.theta[None], least)
         return self._statistic(ideal, rng)
 
 
@@ -256,22 +258,17 @@ def _seed(rng: np.random.Generator) -> int:
     return int(rng.integers(_SEEDS))
 
 
-def _room(of: Fit) -> Room:
-    return new_room(of.model.optics, of.count, of.theta.size, *of.model.pixels.low.shape)
-
-
 def _split(setting: Setting, few: Fit, distance: float) -> Fit:
     """Best fit of one more target, from a fit one of whose targets sends off a faint one."""
     window, count = few.window, few.count + 1
     model = window.model(setting.optics, count)._replace(pixels=few.model.pixels)
     distance = max(window.box.separation, distance)
-    fits = []
+    starts = []
     for k in range(few.count):
         y, x, flux = few.theta[3 * k : 3 * k + 3]
         for angle in 2.0 * np.pi * np.arange(_DIRECTIONS) / _DIRECTIONS:
             away = distance * np.array([np.sin(angle), np.cos(angle)])
             theta = np.insert(few.theta, 3 * few.count, [y + away[0], x + away[1], _FAINT * flux])
             theta[3 * k + 2] -= _FAINT * flux
-            split = Fit(window, model, theta, np.inf)
-            fits.append(replace(split, objective=descend(model, theta, _ITERATIONS, _room(split))))
-    return min(fits, key=lambda each: each.objective)
+            starts.append(theta)
+    return Fit(window, model, *explore(model, np.array(starts), *ITERATIONS))

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
-from math import lgamma, log, log1p, pi
+from math import lgamma, log, log1p, pi, sqrt
 
 import numpy as np
-from scipy.special import log_ndtr
 
-from csunmix._kernels.fit import descend
+from csunmix._kernels.fit import misfit
 from csunmix._kernels.model import Model
 from csunmix._kernels.modes import NEGLIGIBLE, Modes, approximate, laplace
 from csunmix._kernels.prior import sure_cell
-from csunmix._kernels.scene import illuminate, least_share, log_scales, new_room
-from csunmix._kernels.search import search
+from csunmix._kernels.scene import least_share, log_scales
+from csunmix._kernels.search import explore, search
 from csunmix._validation import FloatArray
 from csunmix.continuous.importance import Draws, draw
 from csunmix.continuous.window import Setting, Window, log_room
@@ -49,21 +48,19 @@ class Fit:
         What was fitted.
     model : Model
         The posterior, rounding as a normal error.
-    theta : ndarray, shape (d,)
-        Positions and fluxes ``(y, x, f)`` of all targets, and the background where it is fitted.
-    objective : float
-        Minus the log likelihood but for a constant, see `csunmix._kernels.fit.objective`.
-    others : tuple of Fit
-        What other starts ended in, and what good fits become in a cell, none better.
+    thetas : ndarray, shape (n, d)
+        Positions and fluxes ``(y, x, f)`` of all targets, and the background where it is fitted:
+        the fit, then what other starts ended in, and what good fits become in a cell, none better.
+    objectives : ndarray, shape (n,)
+        Minus the log likelihoods but for a constant, see `csunmix._kernels.fit.objective`.
     seed : int
         Of the random numbers of draws.
     """
 
     window: Window
     model: Model
-    theta: FloatArray
-    objective: float
-    others: tuple[Fit, ...] = ()
+    thetas: FloatArray
+    objectives: FloatArray
     seed: int = 0
 
     @property
@@ -71,24 +68,30 @@ class Fit:
         """Number of targets."""
         return self.model.n_targets
 
+    @property
+    def theta(self) -> FloatArray:
+        """The fit (d,)."""
+        return np.asarray(self.thetas[0])
+
+    @property
+    def objective(self) -> float:
+        """Its objective."""
+        return float(self.objectives[0])
+
+    @cached_property
+    def misfit(self) -> float:
+        """What the fit leaves of the image: ``sum r^2/v - 2 log Pr(what bounds say)``."""
+        return float(misfit(self.model, self.theta))
+
     @cached_property
     def explains(self) -> bool:
-        """Whether noise may leave what the fit leaves of the image.
+        """Whether noise may leave as much of n pixels: ``n + 10 sqrt(2 n)`` at most.
 
-        That is ``sum r^2/v - 2 log Pr(what bounds say)`` over n pixels, at most 10 standard
-        deviations of ``chi^2_n`` above n.
+        That is 10 standard deviations of ``chi^2_n`` above its mean.
         """
         pixels = self.model.pixels
-        room = new_room(self.model.optics, self.count, self.theta.size, *pixels.low.shape)
-        illuminate(self.model.optics, self.theta, room)
-        noise = np.sqrt(pixels.variance + pixels.per_light * np.maximum(room.light, 0.0))
-        low, high = (pixels.low - room.light) / noise, (pixels.high - room.light) / noise
-        two = np.isfinite(low) & np.isfinite(high)
-        bounded = np.isfinite(low) ^ np.isfinite(high)
-        left = float((0.25 * (low[two] + high[two]) ** 2).sum())
-        left -= 2.0 * float(log_ndtr(np.where(np.isfinite(low), -low, high)[bounded]).sum())
-        n = float(two.sum() + bounded.sum())
-        return bool(left <= n + _UNUSUAL * np.sqrt(2.0 * n))
+        n = int((np.isfinite(pixels.low) | np.isfinite(pixels.high)).sum())
+        return self.misfit <= n + _UNUSUAL * sqrt(2.0 * n)
 
     @cached_property
     def modes(self) -> tuple[Modes, FloatArray]:
@@ -102,7 +105,8 @@ class Fit:
         mean = share @ modes.mean
         away = modes.mean - mean
         covariances = modes.factor @ modes.factor.transpose(0, 2, 1)
-        return mean, np.tensordot(share, covariances, 1) + (away.T * share) @ away
+        within = (share @ covariances.reshape(share.size, -1)).reshape(covariances.shape[1:])
+        return mean, within + (away.T * share) @ away
 
     @cached_property
     def rough_evidence(self) -> float:
@@ -148,11 +152,7 @@ class Fit:
 
     @cached_property
     def _approximation(self) -> tuple[Modes, FloatArray, float]:
-        every = (self, *self.others)
-        thetas = np.array([each.theta for each in every])
-        modes, share, mass = approximate(
-            self.model, thetas, np.array([each.objective for each in every])
-        )
+        modes, share, mass = approximate(self.model, self.thetas, self.objectives)
         return Modes(*modes), share, mass
 
     @cached_property
@@ -251,28 +251,26 @@ def fit(setting: Setting, window: Window, count: int, seed: int) -> Fit | None:
     starts = (_STARTS[0] + _STARTS[1] * count) * window.n_cells
     enough = (_ENOUGH[0] + _ENOUGH[1] * count) * window.n_cells
     thetas, values = search(model, starts, enough, *ITERATIONS, seed)
-    found = [Fit(window, model, *each, seed=seed) for each in zip(thetas, values, strict=True)]
     if not np.isfinite(values[0]):
         return None
     if model.box.cell_density > 0.0:
-        found = sorted(found + in_cells(found), key=lambda each: each.objective)
-    return replace(found[0], others=tuple(found[1:]))
+        thetas, values = with_cells(model, thetas, values)
+    return Fit(window, model, thetas, values, seed)
 
 
-def in_cells(found: list[Fit]) -> list[Fit]:
-    """What good fits become where their targets have to lie in one pixel's cell.
+def with_cells(
+    model: Model, thetas: FloatArray, values: FloatArray
+) -> tuple[FloatArray, FloatArray]:
+    """Fits (n, d), the best first, and what good ones become that have to lie in a pixel's cell.
 
     Where that is likely, the best scenes in a cell may weigh more than better ones beside it, and
     lie far from these along a valley.
     """
-    model = found[0].model._replace(box=sure_cell(found[0].model.box))
-    room = new_room(model.optics, model.n_targets, found[0].theta.size, *model.pixels.low.shape)
-    good = found[0].objective + NEGLIGIBLE
-    out = []
-    for each in found:
-        if each.objective <= good:
-            theta = each.theta.copy()
-            value = descend(model, theta, ITERATIONS[1], room)
-            if value <= good and np.abs(theta - each.theta).max() > _MOVED:
-                out.append(replace(each, theta=theta, objective=value))
-    return out
+    good = values[0] + NEGLIGIBLE
+    sure = model._replace(box=sure_cell(model.box))
+    inside, found = explore(sure, thetas[values <= good], *ITERATIONS)
+    moved = np.abs(inside[:, None] - thetas).max(axis=2).min(axis=1) > _MOVED
+    new = moved & (found <= good)
+    thetas, values = np.vstack([thetas, inside[new]]), np.append(values, found[new])
+    order = np.argsort(values, kind="stable")
+    return thetas[order], values[order]

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from itertools import chain
 
 import numpy as np
 from scipy.spatial.distance import pdist
 
-from csunmix._kernels.fit import descend, objective
+from csunmix._kernels.fit import misfit
 from csunmix._kernels.model import Model
-from csunmix._kernels.scene import Room, new_room
+from csunmix._kernels.search import explore
 from csunmix._validation import FloatArray, IntArray
 from csunmix.continuous.base import prior_flags
-from csunmix.continuous.fit import ITERATIONS, Fit, in_cells
+from csunmix.continuous.fit import ITERATIONS, Fit, with_cells
 from csunmix.continuous.sampling import SCORED, approximate
 from csunmix.continuous.window import Setting, Window
 from csunmix.peaks import Candidates
@@ -25,10 +24,9 @@ _SPLIT = 0.5  # PSF widths between the halves of a target that is split, at leas
 _MOST = 30  # targets of an image that may be merged: a descent takes as long as their cube
 _FEW = 12  # targets that a likely cell is reckoned with, and that light may be split into
 _UNSURE = 0.97, 1.03  # of the light that the grid has, less and more
-_LINES = 4  # that a target is split along, all of them
-_TURNS = 8  # of a cluster, in all
-_NEAR = 12.0  # objective above the best that a fit may be after its first steps, some still to go
 _LEAST = np.finfo(float).tiny  # weight, of targets without flux
+_LINES = np.pi * np.arange(4) / 4  # along which a target is split
+_TURNS = 2.0 * np.pi * np.arange(1, 8) / 8  # of a cluster
 
 
 def refine(
@@ -59,10 +57,11 @@ def refine(
     """
     order = np.argsort(found.frame, kind="stable")
     every = np.column_stack(found[1:]).astype(np.float64)[order]
-    frames, rows = np.unique(np.asarray(found.frame)[order], return_index=True)
+    frames, rows = np.unique(np.asarray(found.frame, np.int64)[order], return_index=True)
+    windows = setting.windows(images[frames].astype(np.float64)) if frames.size else []
     answers = [
-        _refined(setting, images[frame].astype(np.float64), targets)
-        for frame, targets in zip(frames, np.split(every, rows)[1:], strict=True)
+        _refined(setting, window, targets)
+        for window, targets in zip(windows, np.split(every, rows)[1:], strict=True)
     ]
     frame = np.repeat(frames, [len(targets) for targets, _ in answers])
     values = np.concatenate([np.empty((0, 7)), *(targets for targets, _ in answers)])
@@ -71,10 +70,10 @@ def refine(
 
 
 def _refined(
-    setting: Setting, image: FloatArray, targets: FloatArray
+    setting: Setting, window: Window | None, targets: FloatArray
 ) -> tuple[FloatArray, IntArray]:
     """Targets (K, 7) of an image with what is claimed of them, and flags (K,)."""
-    fit = fit_from(setting, image, targets)
+    fit = None if window is None else fit_from(setting, window, targets)
     if fit is None:
         unknown = np.full((len(targets), 4), np.nan)
         return np.hstack([targets, unknown]), np.full(len(targets), int(Flag.NOT_CONVERGED))
@@ -83,111 +82,85 @@ def _refined(
     return refined, flags | (0 if fit.explains else int(Flag.MISFIT))
 
 
-def fit_from(setting: Setting, image: FloatArray, targets: FloatArray) -> Fit | None:
+def fit_from(setting: Setting, window: Window, targets: FloatArray) -> Fit | None:
     """The best fit that descents from `targets` (K, 3), rows ``y, x, flux``, end in.
 
     Where their light is too much for so many within the prior's bounds, the brightest become two.
     Where a fit does not explain the image, so many may be too many: then the closest two of 30 at
     most become one, again and again, until it does, or none stand close. The best goes down again,
-    turned about its middle, and in a cell that is likely; the fit has these as `others`. None where
-    no pixel is lit, a target lies outside of the window, there are more unknowns than pixels, or no
-    scene within the bounds is found that explains the image or is likelier than the targets as they
+    turned about its middle, and in a cell that is likely; the fit has these as its other optima.
+    None where a target lies outside of the window, there are more unknowns than pixels, or no scene
+    within the bounds is found that explains the image or fits it better than the targets as they
     are.
     """
-    window = setting.window(image)
-    if window is None or targets.size > window.pixels.low.size:
+    if targets.size > window.pixels.low.size:
         return None
-    start = targets.copy()
-    start[:, :2] -= window.origin
+    start = targets - np.array([*window.origin, 0.0])
     inside = (start[:, :2] >= -0.5) & (start[:, :2] <= np.array(window.pixels.low.shape) - 0.5)
     if not inside.all():
         return None
     descents, reach = _Descents(setting, window), _NEIGHBOURS * setting.width
-    before, best = descents.misfit(start), None
-    apart = max(window.box.separation, _SPLIT * setting.width)
+    before, best = misfit(descents.model(len(start)), start.ravel()), None
     most = np.inf if setting.prior.flux is None else setting.prior.flux[1]
+    apart = max(window.box.separation, _SPLIT * setting.width)
     for scenes in chain(_split(start, most, apart), _merge(start, reach)):
-        for fit in (descents.fit(scene, ITERATIONS[1]) for scene in scenes):
-            better = best is None or fit.objective < best.objective
-            if better and (descents.misfit(fit.theta.reshape(-1, 3)) < before or fit.explains):
-                best = fit
+        fit = descents.fit(scenes.reshape(len(scenes), -1))
+        better = best is None or fit.objective < best.objective
+        if better and (fit.explains or fit.misfit < before):
+            best = fit
         if best is not None and best.explains:
             break
     return best if best is None else _with_others(descents, best, reach)
 
 
 class _Descents:
-    """Descents in one window; what they need of memory is made once for each number of targets."""
+    """Descents in one window; the posterior of each number of targets is made once."""
 
     def __init__(self, setting: Setting, window: Window) -> None:
         self.setting, self.window = setting, window
-        self._made: dict[int, tuple[Model, Room]] = {}
+        self._models: dict[int, Model] = {}
 
-    def fit(self, scene: FloatArray, n_steps: int) -> Fit:
-        """The fit that so many steps from a scene (K, 3) lead to."""
-        (model, room), theta = self._for(len(scene)), scene.flatten()
-        return Fit(self.window, model, theta, descend(model, theta, n_steps, room))
+    def fit(self, scenes: FloatArray) -> Fit:
+        """What scenes (n, d) lead to."""
+        model = self.model(scenes.shape[1] // 3)
+        return Fit(self.window, model, *explore(model, scenes, *ITERATIONS))
 
-    def misfit(self, scene: FloatArray) -> float:
-        """Minus the log likelihood, whatever the prior says of separation and extent."""
-        model, room = self._for(len(scene))
-        free = model._replace(box=model.box._replace(separation=0.0, extent=np.inf))
-        return float(objective(free, scene.ravel(), room))
-
-    def _for(self, count: int) -> tuple[Model, Room]:
-        """The posterior of so many targets, rounding as a normal error, and room for its light."""
-        if count not in self._made:
-            pixels = self.window.smooth
+    def model(self, count: int) -> Model:
+        """The posterior of so many targets, rounding as a normal error."""
+        if count not in self._models:
             model = self.window.model(self.setting.optics, count, weighs_cell=False)
-            model = model._replace(pixels=pixels)
-            room = new_room(model.optics, count, 3 * count, *pixels.low.shape)
-            self._made[count] = model, room
-        return self._made[count]
+            self._models[count] = model._replace(pixels=self.window.smooth)
+        return self._models[count]
 
 
 def _with_others(descents: _Descents, fit: Fit, reach: float) -> Fit:
     """The best of a fit, of what it becomes turned, and of both in a cell; the others beside it."""
-    near = _distinct([fit, *_turned(descents, fit, reach)])
-    least = near[0].objective
-    near = [each for each in near if each.objective < least + _NEAR]
-    fits = _distinct([descents.fit(each.theta.reshape(-1, 3), ITERATIONS[1]) for each in near])
-    if 0.0 < fit.model.box.cell < 1.0 and fit.count <= _FEW:
-        model = descents.window.model(descents.setting.optics, fit.count)
-        model = model._replace(pixels=fit.model.pixels)
-        fits = [replace(each, model=model) for each in fits]
-        fits = _distinct(fits + in_cells(fits))
-    return replace(fits[0], others=tuple(fits[1:]))
+    fit = descents.fit(np.vstack([fit.theta, _turned(fit.theta, reach)]))
+    if not (0.0 < fit.model.box.cell < 1.0 and fit.count <= _FEW):
+        return fit
+    density = fit.window.cell_density(fit.count)
+    model = fit.model._replace(box=fit.model.box._replace(cell_density=density))
+    return Fit(fit.window, model, *with_cells(model, fit.thetas, fit.objectives))
 
 
-def _distinct(fits: list[Fit]) -> list[Fit]:
-    """The best first, and one of those that are the same but for rounding and their order."""
-    found: dict[tuple[float, ...], Fit] = {}
-    for fit in fits:
-        places = np.sort(np.round(fit.theta.reshape(-1, 3)[:, :2], 2), axis=0)
-        found.setdefault((round(fit.objective, 3), *places.ravel().tolist()), fit)
-    return [found[key] for key in sorted(found)]
+def _turned(theta: FloatArray, reach: float) -> FloatArray:
+    """A scene (d,) turned about its middle (n, d).
 
-
-def _turned(descents: _Descents, fit: Fit, reach: float) -> Iterator[Fit]:
-    """What a cluster becomes that is turned about its middle, after the first steps.
-
-    Its light hardly tells its shape from one that is turned: many an optimum is that of another
-    turned. Targets that stand apart are left as they are.
+    The light of a cluster hardly tells its shape from one that is turned: many an optimum is that
+    of another turned. Targets that stand apart, and one alone, are left as they are.
     """
-    scene = fit.theta.reshape(-1, 3)
-    middle = scene[:, :2].mean(axis=0)
-    away = scene[:, :2] - middle
-    if fit.count == 1 or np.hypot(*away.T).max() > reach:
-        return
-    turned = scene.copy()
-    for angle in 2.0 * np.pi * np.arange(1, _TURNS) / _TURNS:
-        turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-        turned[:, :2] = middle + away @ turn.T
-        yield descents.fit(turned, ITERATIONS[0])
+    place = theta[::3] + 1j * theta[1::3]
+    away = place - place.mean()
+    if away.size == 1 or np.abs(away).max() > reach:
+        return np.empty((0, theta.size))
+    scenes = np.repeat(theta[None], _TURNS.size, axis=0)
+    turned = place.mean() + away * np.exp(1j * _TURNS)[:, None]
+    scenes[:, ::3], scenes[:, 1::3] = turned.real, turned.imag
+    return scenes
 
 
-def _split(targets: FloatArray, most: float, apart: float) -> Iterator[list[FloatArray]]:
-    """Scenes (K, 3): the brightest of too few targets in two, `apart` along one line or another.
+def _split(targets: FloatArray, most: float, apart: float) -> Iterator[FloatArray]:
+    """Scenes (n, K, 3): the brightest of too few targets in two, `apart` along one line or another.
 
     For as many as their light needs at `most` DN each, by a little less or more of it; none where
     that is no more than there are, or more than `_FEW` and twice as many.
@@ -196,25 +169,25 @@ def _split(targets: FloatArray, most: float, apart: float) -> Iterator[list[Floa
     limit = max(2 * len(targets), _FEW)
     for number in sorted({float(np.ceil(share * light)) for share in _UNSURE}):
         if len(targets) < number <= limit:
-            yield [_halved(targets, number, apart, n * np.pi / _LINES) for n in range(_LINES)]
+            line = np.stack([np.sin(_LINES), np.cos(_LINES), np.zeros_like(_LINES)], axis=1)
+            yield _halved(targets, number, 0.5 * apart * line)
 
 
-def _halved(targets: FloatArray, number: float, apart: float, angle: float) -> FloatArray:
-    """So many targets (K, 3), the brightest in two along a line again and again."""
-    away = 0.5 * apart * np.array([np.sin(angle), np.cos(angle), 0.0])
-    scene = targets.copy()
-    while len(scene) < number:
-        k = int(scene[:, 2].argmax())
-        scene[k, 2] *= 0.5
-        scene = np.vstack([scene, scene[k] + away])
-        scene[k] -= away
-    return scene
+def _halved(targets: FloatArray, number: float, away: FloatArray) -> FloatArray:
+    """So many targets (n, K, 3), the brightest in two again and again, `away` (n, 3) both ways."""
+    scenes = np.repeat(targets[None], len(away), axis=0)
+    while scenes.shape[1] < number:
+        k = int(scenes[0, :, 2].argmax())
+        scenes[..., k, 2] *= 0.5
+        scenes = np.concatenate([scenes, (scenes[:, k] + away)[:, None]], axis=1)
+        scenes[:, k] -= away
+    return scenes
 
 
-def _merge(targets: FloatArray, reach: float) -> Iterator[list[FloatArray]]:
-    """The targets (K, 3), then the closest two as one, and again while they are in `reach`."""
+def _merge(targets: FloatArray, reach: float) -> Iterator[FloatArray]:
+    """The targets (1, K, 3), then the closest two as one, and again while they are in `reach`."""
     while True:
-        yield [targets]
+        yield targets[None]
         if not 1 < len(targets) <= _MOST:
             return
         distance = pdist(targets[:, :2])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from math import exp, log
+from math import ceil, exp, floor, log, sqrt
 from typing import Literal
 
 import numpy as np
@@ -12,7 +12,7 @@ import numpy as np
 from csunmix._kernels.model import Model
 from csunmix._kernels.prior import Box
 from csunmix._kernels.scene import Optics, Pixels
-from csunmix._validation import FloatArray, as_instance, as_number, as_shape
+from csunmix._validation import BoolArray, FloatArray, IntArray, as_instance, as_number, as_shape
 from csunmix.background import border_level, noise_level
 from csunmix.continuous.tables import tabulate
 from csunmix.prior import Prior
@@ -94,10 +94,10 @@ class Window:
             precision = np.append(precision, 1.0 / self.box.background[1] ** 2)
         box = self.box
         if weighs_cell:
-            box = box._replace(cell_density=self._cell_density(count))
+            box = box._replace(cell_density=self.cell_density(count))
         return Model(optics, self.pixels, box, precision, count)
 
-    def _cell_density(self, count: int) -> float:
+    def cell_density(self, count: int) -> float:
         """Density of scenes in a cell, see `csunmix._kernels.prior.Box`; 0 without room for them.
 
         Each kind of scene is normalised by itself, ``p`` being the probability of a cell whatever
@@ -154,109 +154,132 @@ class Setting:
 
     def window(self, image: FloatArray) -> Window | None:
         """The window of a finite image; None if no pixel is lit."""
-        valid = self.sensor.valid(image)
-        level = self._level(image)
-        low, high = self.sensor.interval(image)
-        low, high = low - level, high - level
-        noise2 = self._noise_variance(image, level)
+        return self.windows(image[None])[0]
+
+    def windows(self, images: FloatArray) -> list[Window | None]:
+        """The windows of finite images (n, n_y, n_x), each as it would be alone."""
+        valid = self.sensor.valid(images)
+        level = self.levels(images)
+        low, high = self.sensor.interval(images)
+        low, high = low - level[:, None, None], high - level[:, None, None]
+        noise2 = self._noise_variance(images, level)
         # Half way between the bounds, or the one that there is.
         first, last = np.where(np.isfinite(low), low, high), np.where(np.isfinite(high), high, low)
         signal = 0.5 * np.where(valid, first, 0.0) + 0.5 * np.where(valid, last, 0.0)
         per_light = 0.0 if self.sensor.gain is None else 1.0 / self.sensor.gain
-        recorded2 = noise2 + self._rounding_variance + per_light * np.maximum(signal, 0.0)
+        dark2 = noise2 + self._rounding_variance
+        recorded2 = dark2[:, None, None] + per_light * np.maximum(signal, 0.0)
         lit = signal > _LIT * np.sqrt(recorded2)
-        if not lit.any():
-            return None
-        dark = float(np.sqrt(noise2 + self._rounding_variance))
+        light, brightest = np.where(lit, signal, 0.0), signal.max(axis=(1, 2))
         # The same in all pixels: to grow with each one's own light would take the weight off the
         # cores, which say where targets are, and leave it to the wings, which a PSF errs in too.
-        noise2 += (self.psf_error * float(signal.max())) ** 2
-        noise = float(np.sqrt(noise2 + self._rounding_variance))
-        area = self._area(np.where(lit, signal, 0.0), _LIT * dark)
+        noise2 = noise2 + (self.psf_error * brightest) ** 2
+        some: BoolArray = np.asarray(lit.any(axis=(1, 2)))
+        areas = np.empty((len(images), 2, 2))
+        areas[some] = self._areas(light[some], _LIT * np.sqrt(dark2[some]))
+        total = light.reshape(len(light), -1).sum(axis=1)
         # Of a faint target few pixels are lit, and its peak says more than their sum.
-        shown = max(float(signal[lit].sum()), float(signal.max() / self._peak))
-        flux = self.prior.flux or (0.0, _MOST_FLUX * shown + 10.0 * noise)
-        flux = (flux[0], max(flux[1], flux[0] + 1e-6 * flux[1]))
-        margin = self._margin(noise / max(flux[1], float(signal[lit].sum())))
-        first = np.maximum(np.floor(area[:, 0] - margin).astype(int), 0)
-        last = np.minimum(np.ceil(area[:, 1] + margin).astype(int), np.array(image.shape) - 1)
-        part = tuple(slice(a, b + 1) for a, b in zip(first, last, strict=True))
-        spread = max(noise, 1e-3 * abs(level))
-        return Window(
-            (int(first[0]), int(first[1])),
-            Pixels(
-                np.ascontiguousarray(low[part]),
-                np.ascontiguousarray(high[part]),
-                float(noise2),
-                per_light,
-            ),
-            Box(
-                area - first[:, None],
-                np.array(flux),
-                self.prior.min_separation,
-                np.inf if self.prior.extent is None else self.prior.extent,
-                self.prior.cell,
-                0.0,  # depends on the number of targets
-                np.array([0.0, spread]),
-            ),
-            self.background == "fit",
-        )
+        shown = np.maximum(total, brightest / self._peak)
+        values = np.stack([noise2, level, total, shown], axis=1).tolist()
+        return [
+            self._cut_out(low[n], high[n], areas[n], *values[n]) if any_lit else None
+            for n, any_lit in enumerate(some.tolist())
+        ]
 
-    def _level(self, image: FloatArray) -> float:
-        """Background beside the sensor's offset, DN; or what it is fitted around."""
+    def _cut_out(
+        self,
+        low: FloatArray,
+        high: FloatArray,
+        area: FloatArray,
+        noise2: float,
+        level: float,
+        total: float,
+        shown: float,
+    ) -> Window:
+        """The window of an image, given its intervals, where targets may be, and their light."""
+        noise = sqrt(noise2 + self._rounding_variance)
+        least, most = self.prior.flux or (0.0, _MOST_FLUX * shown + 10.0 * noise)
+        most = max(most, least + 1e-6 * most)
+        margin = self._margin(noise / max(most, total))
+        (top, bottom), (left, right) = area.tolist()
+        rows = slice(max(floor(top - margin), 0), ceil(bottom + margin) + 1)
+        columns = slice(max(floor(left - margin), 0), ceil(right + margin) + 1)
+        box = Box(
+            area - np.array([[rows.start], [columns.start]]),
+            np.array([least, most]),
+            self.prior.min_separation,
+            np.inf if self.prior.extent is None else self.prior.extent,
+            self.prior.cell,
+            0.0,  # depends on the number of targets
+            np.array([0.0, max(noise, 1e-3 * abs(level))]),
+        )
+        low, high = (np.ascontiguousarray(each[rows, columns]) for each in (low, high))
+        per_light = 0.0 if self.sensor.gain is None else 1.0 / self.sensor.gain
+        pixels = Pixels(low, high, noise2, per_light)
+        return Window((rows.start, columns.start), pixels, box, self.background == "fit")
+
+    def levels(self, images: FloatArray) -> FloatArray:
+        """Background beside the sensor's offset (n,), DN; or what it is fitted around."""
         if isinstance(self.background, str):
-            return float(border_level(image)) - self.sensor.offset
-        return self.background
+            return border_level(images) - self.sensor.offset
+        return np.full(len(images), float(self.background))
 
     @property
     def _rounding_variance(self) -> float:
         return self.sensor.noise**2 - self.sensor.read_noise**2
 
-    def _noise_variance(self, image: FloatArray, level: float) -> float:
-        """Variance of the noise of a pixel without target, before rounding."""
-        variance = self.sensor.read_noise**2
+    def _noise_variance(self, images: FloatArray, level: FloatArray) -> FloatArray:
+        """Variance (n,) of the noise of a pixel without target, before rounding."""
+        variance = np.full(len(images), self.sensor.read_noise**2)
         if self.sensor.gain is not None:
             few = _FEW_ELECTRONS / self.sensor.gain**2
-            variance = max(variance + max(level, 0.0) / self.sensor.gain, few)
+            variance = np.maximum(variance + np.maximum(level, 0.0) / self.sensor.gain, few)
         if self.sensor.noise == 0.0 and self.sensor.gain is None:
-            variance = float(noise_level(image)) ** 2
-        least = _ROUNDING_NOISE if self.sensor.rounding else 1e-4 * float(np.abs(image).max())
-        return max(variance, least**2)
+            variance = noise_level(images) ** 2
+        if self.sensor.rounding:
+            return np.asarray(np.maximum(variance, _ROUNDING_NOISE**2))
+        return np.asarray(np.maximum(variance, (1e-4 * np.abs(images).max(axis=(1, 2))) ** 2))
 
-    def _area(self, light: FloatArray, least: float) -> FloatArray:
-        """Where targets may be, (2, 2): where the light is, and as the prior says around it.
+    def _areas(self, light: FloatArray, least: FloatArray) -> FloatArray:
+        """Where targets may be, (n, 2, 2): where the light is, and as the prior says around it.
 
-        Pixels are lit from `least` on, so that in a faint image a target's own may be dark.
+        Pixels are lit from `least` (n,) on, so that in a faint image a target's own may be dark.
         """
         sure = self.prior.cell == 1.0
         reach = 1.0 if sure else self.prior.extent
-        edge = 0.5 + self.width * least / light.max()
-        area = np.array([[at.min() - edge, at.max() + edge] for at in np.nonzero(light)])
+        edge = 0.5 + self.width * least / light.max(axis=(1, 2), initial=0.0)
+        ends = [_ends(light.max(axis=axis) > 0.0) for axis in (2, 1)]
+        area = np.stack([[first - edge, last + edge] for first, last in ends]).transpose(2, 0, 1)
         if reach is None:
             return area
         reach = max(reach, 1.0) if self.prior.cell else reach
-        near = self._centroid(light, reach)[:, None] + _SLACK * np.array([-1.0, 1.0])
+        near = self._centroids(light, reach)[..., None] + _SLACK * np.array([-1.0, 1.0])
         if sure:
             near = np.floor(near + 0.5) + np.array([-0.5, 0.5])
         else:
             near = near + reach * np.array([-1.0, 1.0])
-        return np.clip(near, area[:, :1], area[:, 1:])
+        return np.clip(near, area[..., :1], area[..., 1:])
 
-    def _centroid(self, light: FloatArray, reach: float) -> FloatArray:
-        """Centroid of the light within reach of the targets, from the brightest pixel on."""
-        place = np.indices(light.shape).astype(np.float64)
-        centre = np.array(np.unravel_index(light.argmax(), light.shape), dtype=np.float64)
+    def _centroids(self, light: FloatArray, reach: float) -> FloatArray:
+        """Centroids (n, 2) of the light within reach of the targets, from the brightest pixel."""
+        n, n_y, n_x = light.shape
+        y, x = np.arange(n_y, dtype=np.float64), np.arange(n_x, dtype=np.float64)
+        brightest = light.reshape(n, n_y * n_x).argmax(axis=1)
+        centre = np.stack(np.divmod(brightest, n_x), axis=1).astype(np.float64)
         limit = reach + 3.0 * self.width
         for _ in range(3):
-            near = (np.abs(place - centre[:, None, None]) <= limit).all(axis=0)
-            weight = np.where(near, light, 0.0)
-            centre = (place * weight).sum(axis=(1, 2)) / weight.sum()
-        return np.asarray(centre)
+            rows, columns = np.abs(y - centre[:, :1]) <= limit, np.abs(x - centre[:, 1:]) <= limit
+            near = light * (rows[:, :, None] & columns[:, None, :])
+            of_y, of_x = near.sum(axis=2), near.sum(axis=1)
+            total = of_y.sum(axis=1)
+            centre = np.stack([(of_y * y).sum(axis=1), (of_x * x).sum(axis=1)], axis=1)
+            centre /= total[:, None]
+        return centre
 
     def _margin(self, share: float) -> int:
         """Pixels around the area beyond which a target's light is less than `share` of its flux."""
         beyond = np.flatnonzero(np.abs(self._profile) > _TAIL * share)
-        return int(beyond.max()) + 1 if beyond.size else 1
+        return int(beyond[-1]) + 1 if beyond.size else 1
 
     @cached_property
     def width(self) -> float:
@@ -277,6 +300,11 @@ class Setting:
         down = self.psf.kernel(d[:, None], across).max(axis=1)
         right = self.psf.kernel(across, d[:, None]).max(axis=1)
         return np.asarray(np.maximum(down, right))
+
+
+def _ends(lit: BoolArray) -> tuple[IntArray, IntArray]:
+    """First and last (n,) that is lit in every row."""
+    return lit.argmax(axis=1), lit.shape[1] - 1 - lit[:, ::-1].argmax(axis=1)
 
 
 def log_room(size: FloatArray, separation: float, count: int) -> float:
