@@ -163,7 +163,7 @@ def test_a_pixel_against_scipy(low: float, high: float, noise: float) -> None:
     for z in (-3.0, -1.0, 0.0, 0.4, 2.0):
         end = low if np.isfinite(low) else high
         light = end + z * noise
-        given = scene.log_pixel(low, high, light, noise**2)
+        given = scene.log_pixel(low, high, light, noise**2, 0.5)
         given += scene.log_scale(low, high, noise**2)
         expected = 0.0 if low == -INF and high == INF else log_of(low, high, light, noise**2)
         assert given == pytest.approx(expected, abs=2e-3)
@@ -174,7 +174,7 @@ def test_a_pixel_against_scipy(low: float, high: float, noise: float) -> None:
 @pytest.mark.parametrize(("low", "high"), BOUNDED)
 def test_score_is_the_derivative(low: float, high: float, light: float, noise: float) -> None:
     step = 1e-3 * noise
-    ends = [scene.log_pixel(low, high, light + s * step, noise**2) for s in (-1, 1)]
+    ends = [scene.log_pixel(low, high, light + s * step, noise**2, 0.5) for s in (-1, 1)]
     numerical = (ends[1] - ends[0]) / (2.0 * step)
     given = scene.score(low, high, light, noise**2, 0.0)
     # What the asymptotic tail lacks, and what is lost in the difference of large numbers.
@@ -189,7 +189,7 @@ def test_score_counts_the_change_of_the_variance(low: float, high: float, light:
         return 0.5 + 0.3 * light + 0.01 * light**2
 
     def log(light: float) -> float:
-        given = scene.log_pixel(low, high, light, variance(light))
+        given = scene.log_pixel(low, high, light, variance(light), 0.5)
         return given + scene.log_scale(low, high, variance(light))
 
     numerical = (log(light + 1e-3) - log(light - 1e-3)) / 2e-3

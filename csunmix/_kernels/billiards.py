@@ -83,7 +83,7 @@ def settle(model: Model, extra: float, theta: FloatArray, chain: Chain) -> None:
     copy(theta, chain.theta)
     chain.value[1] = log_level(model.box, theta, model.n_targets)
     illuminate(model.optics, theta, chain.room)
-    chain.value[0] = log_likelihood(model.pixels, chain.room.light, extra)
+    chain.value[0] = log_likelihood(model.pixels, chain.room.light, extra, -np.inf)
     force(model, extra, chain.theta, chain.room, chain.gradient)
 
 
@@ -163,11 +163,13 @@ def travel(model: Model, extra: float, leap: float, mass: Mass, chain: Chain, tr
 @leaf()
 def draw_box(box: Box, chain: Chain, count: int) -> None:
     """Draw the box or cell of the prior, given the targets in it, as limits of their places."""
-    if 0.0 < box.cell < 1.0:
+    shared = 0.0 < box.cell < 1.0
+    if shared:
         in_box, in_cell = densities(box, chain.theta, count)
-        if (in_box + in_cell) * np.random.random() < in_cell:
-            limits(box, chain.theta, count, True, chain.lower, chain.upper)
-            return
+        shared = (in_box + in_cell) * np.random.random() < in_cell
+    if shared:
+        limits(box, chain.theta, count, shared, chain.lower, chain.upper)
+        return
     for axis in range(2):
         start, stop = box.area[axis, 0], box.area[axis, 1]
         if box.extent >= stop - start:

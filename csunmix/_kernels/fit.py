@@ -88,14 +88,8 @@ def bounded_step(
 
     What is left solves for the rest, again and again until nothing leaves.
     """
-    d, n_free = theta.size, 0
-    for a in range(d):
-        step[a] = 0.0
-        held = theta[a] <= lower[a] and gradient[a] < 0.0
-        held = held or (theta[a] >= upper[a] and gradient[a] > 0.0)
-        if not held:
-            space.free[n_free] = a
-            n_free += 1
+    d = theta.size
+    n_free = _hold(gradient, theta, lower, upper, space.free, step)
     while n_free > 0:
         for i in range(n_free):
             a = space.free[i]
@@ -130,6 +124,27 @@ def bounded_step(
 
 
 @leaf()
+def _hold(
+    gradient: FloatArray,
+    theta: FloatArray,
+    lower: FloatArray,
+    upper: FloatArray,
+    free: IntArray,
+    step: FloatArray,
+) -> int:
+    """Begin a step: number of parameters that do not lie at a bound and lean on it; and which."""
+    n_free = 0
+    for a in range(theta.size):
+        step[a] = 0.0
+        held = theta[a] <= lower[a] and gradient[a] < 0.0
+        held = held or (theta[a] >= upper[a] and gradient[a] > 0.0)
+        if not held:
+            free[n_free] = a
+            n_free += 1
+    return n_free
+
+
+@leaf()
 def clip(theta: FloatArray, lower: FloatArray, upper: FloatArray) -> None:
     """Put every parameter between its limits."""
     for a in range(theta.size):
@@ -143,7 +158,7 @@ def objective(model: Model, theta: FloatArray, room: Room) -> float:
     Its gradient (`slope`) takes rounding as a normal error: pixels are to be points or bounds.
     """
     illuminate(model.optics, theta, room)
-    value = -log_likelihood(model.pixels, room.light, 0.0)
+    value = -log_likelihood(model.pixels, room.light, 0.0, -np.inf)
     box, count = model.box, model.n_targets
     for k in range(count):
         for m in range(k):

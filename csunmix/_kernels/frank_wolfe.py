@@ -16,7 +16,7 @@ from csunmix._kernels.scene import (
     Optics,
     Room,
     axis_factor,
-    axis_slope,
+    axis_factors,
     differentiate,
     illuminate,
     new_room,
@@ -166,8 +166,7 @@ def _bent(
     half = 0.5 / (table.shape[1] - 1)
     factor, slope = np.empty((3, table.shape[0], n)), np.empty((3, table.shape[0], n))
     for k in range(3):
-        axis_factor(table, change, position + (k - 1) * half, k, factor)
-        axis_slope(table, change, position + (k - 1) * half, k, slope)
+        axis_factors(table, change, position + (k - 1) * half, k, factor, slope)
     return factor[1], slope[1], (slope[2] - slope[0]) / (2.0 * half)
 
 

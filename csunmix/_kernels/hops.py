@@ -75,7 +75,10 @@ def wander(
             if s >= skipped:
                 copy(chain.theta, states[c, s - skipped])
                 if moved or s == skipped:
-                    weight = log_likelihood(model.pixels, chain.room.light, 0.0) - chain.value[0]
+                    weight = (
+                        log_likelihood(model.pixels, chain.room.light, 0.0, -np.inf)
+                        - chain.value[0]
+                    )
                 logs[c, s - skipped] = weight
     return states, logs
 
@@ -93,7 +96,7 @@ def _begin(model: Model, modes: Modes, k: int, extra: float, chain: Chain, trial
         if log_prior(model.box, trial.theta, model.n_targets) == -np.inf:
             continue
         illuminate(model.optics, trial.theta, trial.room)
-        value = log_likelihood(model.pixels, trial.room.light, extra)
+        value = log_likelihood(model.pixels, trial.room.light, extra, -np.inf)
         if value > best:
             best = value
             copy(trial.theta, chain.theta)

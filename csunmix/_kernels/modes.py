@@ -147,7 +147,7 @@ def moments(
     if _regular(mean, covariance):
         return mean, covariance
     copy(theta, mean)
-    invert(_with_prior(model, hessian), covariance)
+    invert(with_prior(model, hessian), covariance)
     return mean, covariance
 
 
@@ -235,7 +235,7 @@ def _variance(covariance: FloatArray, row: FloatArray) -> float:
 
 
 @kernel()
-def _with_prior(model: Model, hessian: FloatArray) -> FloatArray:
+def with_prior(model: Model, hessian: FloatArray) -> FloatArray:
     """Precision of the posterior, the prior's own of the targets counted; never singular."""
     d = hessian.shape[0]
     total = np.empty((d, d))
@@ -295,21 +295,6 @@ def log_density(box: Box, theta: FloatArray, count: int) -> float:
             last = min(theta[lowest], stop - box.extent)
             in_box *= max(last - first, _LEAST_ROOM * box.extent)
     return math.log(in_box + densities(box, theta, count)[1])
-
-
-@kernel()
-def laplace(model: Model, theta: FloatArray) -> float:
-    """Log volume of the posterior around an optimum by Laplace's method, bounds left out."""
-    d = theta.size
-    room = new_room(model.optics, model.n_targets, d, *model.pixels.low.shape)
-    _, hessian = curvature(model, theta, room)
-    hessian = _with_prior(model, hessian)
-    factor, volume = np.zeros((d, d)), log_density(model.box, theta, model.n_targets)
-    if cholesky(hessian, d, factor) < d:
-        return -np.inf
-    for a in range(d):
-        volume -= math.log(factor[a, a])
-    return volume
 
 
 @kernel()

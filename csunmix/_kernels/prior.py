@@ -95,20 +95,27 @@ def limits(
     box: Box, theta: FloatArray, count: int, in_cell: bool, lower: FloatArray, upper: FloatArray
 ) -> None:
     """Lowest and highest value of every parameter; a cell is that of the targets' mean."""
-    for a in range(3 * count, theta.size):
-        lower[a], upper[a] = -np.inf, np.inf
-    for axis in range(2):
-        low, high = box.area[axis, 0], box.area[axis, 1]
-        if in_cell:
-            middle = 0.0
-            for k in range(count):
-                middle += theta[3 * k + axis] / count
-            middle = math.floor(min(max(middle, low), high) + 0.5)
-            low, high = max(low, middle - 0.5), min(high, middle + 0.5)
+    low_y, high_y, low_x, high_x = box.area[0, 0], box.area[0, 1], box.area[1, 0], box.area[1, 1]
+    if in_cell:
+        y = x = 0.0
         for k in range(count):
-            lower[3 * k + axis], upper[3 * k + axis] = low, high
-    for k in range(count):
+            y += theta[3 * k] / count
+            x += theta[3 * k + 1] / count
+        low_y, high_y = _side(y, low_y, high_y)
+        low_x, high_x = _side(x, low_x, high_x)
+    for k in range(count):  # all in one loop: each is unrolled, and takes time to compile
+        lower[3 * k], upper[3 * k] = low_y, high_y
+        lower[3 * k + 1], upper[3 * k + 1] = low_x, high_x
         lower[3 * k + 2], upper[3 * k + 2] = box.flux[0], box.flux[1]
+    if theta.size > 3 * count:
+        lower[3 * count], upper[3 * count] = -np.inf, np.inf
+
+
+@leaf()
+def _side(middle: float, low: float, high: float) -> tuple[float, float]:
+    """Ends of the cell around `middle`, as far as it lies between `low` and `high`."""
+    middle = math.floor(min(max(middle, low), high) + 0.5)
+    return max(low, middle - 0.5), min(high, middle + 0.5)
 
 
 @leaf()
@@ -130,10 +137,7 @@ def draw_scene(box: Box, count: int, theta: FloatArray) -> bool:
     corner, size = np.empty(2), np.empty(2)
     for _ in range(_SETS):
         _draw_frame(box, corner, size)
-        placed = 0
-        while placed < count and _draw_place(box, placed, corner, size, theta):
-            placed += 1
-        if placed == count:
+        if _draw_places(box, count, corner, size, theta):
             for k in range(count):
                 u = np.random.random()
                 theta[3 * k + 2] = box.flux[0] + (box.flux[1] - box.flux[0]) * u
@@ -162,11 +166,18 @@ def _draw_frame(box: Box, corner: FloatArray, size: FloatArray) -> None:
 
 
 @leaf()
-def _draw_place(box: Box, k: int, corner: FloatArray, size: FloatArray, theta: FloatArray) -> bool:
-    """Draw a place for target k that keeps its distance to those before it."""
-    for _ in range(_TRIES):
-        for axis in range(2):
-            theta[3 * k + axis] = corner[axis] + size[axis] * np.random.random()
-        if not crowded(box, theta, k):
-            return True
-    return False
+def _draw_places(
+    box: Box, count: int, corner: FloatArray, size: FloatArray, theta: FloatArray
+) -> bool:
+    """Draw places that keep their distances; False if one target finds none."""
+    for k in range(count):
+        apart = False
+        for _ in range(_TRIES):
+            for axis in range(2):
+                theta[3 * k + axis] = corner[axis] + size[axis] * np.random.random()
+            apart = not crowded(box, theta, k)
+            if apart:
+                break
+        if not apart:
+            return False
+    return True

@@ -51,7 +51,7 @@ class Pixels(NamedTuple):
     per_light: float  # variance per DN of light, 1/gain
 
 
-@leaf(forceinline=True)
+@leaf()
 def axis_factor(
     table: FloatArray, change: FloatArray, position: float, k: int, out: FloatArray
 ) -> None:
@@ -68,21 +68,25 @@ def axis_factor(
             value[q] = v0 * v[q] + v1 * w[q] + d0 * s[q] + d1 * t[q]
 
 
-@leaf(forceinline=True)
-def axis_slope(
-    table: FloatArray, change: FloatArray, position: float, k: int, out: FloatArray
+@leaf()
+def axis_factors(
+    table: FloatArray, change: FloatArray, position: float, k: int, out: FloatArray, by: FloatArray
 ) -> None:
-    """Derivatives (rank, n) of these factors by the position, 1/px."""
+    """The same, and their derivatives by the position, 1/px."""
     p, h, first, start, stop = _locate(table, position, out.shape[2])
     n_phases = table.shape[1] - 1
+    v0, v1 = (1.0 + 2.0 * h) * (1.0 - h) ** 2, h * h * (3.0 - 2.0 * h)
+    d0, d1 = h * (1.0 - h) ** 2, h * h * (h - 1.0)
     g = 6.0 * h * (1.0 - h) * n_phases
     e0, e1 = (1.0 - h) * (1.0 - 3.0 * h) * n_phases, h * (3.0 * h - 2.0) * n_phases
     out[k] = 0.0
+    by[k] = 0.0
     for r in range(table.shape[0]):
         v, w = table[r, p, start - first :], table[r, p + 1, start - first :]
         s, t = change[r, p, start - first :], change[r, p + 1, start - first :]
-        rise = out[k, r, start:stop]
-        for q in range(rise.size):
+        value, rise = out[k, r, start:stop], by[k, r, start:stop]
+        for q in range(value.size):
+            value[q] = v0 * v[q] + v1 * w[q] + d0 * s[q] + d1 * t[q]
             rise[q] = g * (w[q] - v[q]) + e0 * s[q] + e1 * t[q]
 
 
@@ -161,10 +165,8 @@ def glow(optics: Optics, theta: FloatArray, room: Room) -> None:
 @leaf(forceinline=True)
 def place(optics: Optics, theta: FloatArray, k: int, room: Room) -> None:
     """Factors of target k and their slopes, into the room."""
-    axis_factor(optics.value_y, optics.slope_y, theta[3 * k], k, room.y)
-    axis_factor(optics.value_x, optics.slope_x, theta[3 * k + 1], k, room.x)
-    axis_slope(optics.value_y, optics.slope_y, theta[3 * k], k, room.y_slope)
-    axis_slope(optics.value_x, optics.slope_x, theta[3 * k + 1], k, room.x_slope)
+    axis_factors(optics.value_y, optics.slope_y, theta[3 * k], k, room.y, room.y_slope)
+    axis_factors(optics.value_x, optics.slope_x, theta[3 * k + 1], k, room.x, room.x_slope)
 
 
 @leaf(forceinline=True)
@@ -187,7 +189,8 @@ def least_share(optics: Optics, area: FloatArray, n_y: int, n_x: int) -> float:
 
     Within a pixel from each corner, as that of a coarsely sampled PSF depends on the phase.
     """
-    room, share, theta = new_room(optics, 1, 3, n_y, n_x), 1.0, np.ones(3)
+    share, theta = 1.0, np.ones(3)
+    room = new_room(optics, theta.size // 3, theta.size, n_y, n_x)
     inwards = np.array([1.0, -1.0])
     for first in range(2):
         for second in range(2):
@@ -246,9 +249,7 @@ def log_interval(a: float, b: float) -> float:
 
 
 @leaf()
-def log_pixel(
-    low: float, high: float, light: float, variance: float, narrow: float = _NARROW
-) -> float:
+def log_pixel(low: float, high: float, light: float, variance: float, narrow: float) -> float:
     """Log likelihood of one pixel, but for what `log_scale` says.
 
     A point and an interval below `narrow` times the noise: ``-r^2/2v``, ``v`` with the rounding's
@@ -499,7 +500,7 @@ def score(low: float, high: float, light: float, variance: float, change: float)
         return 0.0
     noise = math.sqrt(variance)
     a, b = (low - light) / noise, (high - light) / noise
-    log_mass = log_pixel(low, high, light, variance)
+    log_mass = log_pixel(low, high, light, variance, _NARROW)
     total = 0.0
     if a > -np.inf:
         total += (1.0 + 0.5 * change * a / noise) * math.exp(

@@ -145,10 +145,10 @@ def _grow(model: Model, theta: FloatArray, room: Room) -> bool:
         theta[3 * k], theta[3 * k + 1], theta[3 * k + 2] = 0.0, 0.0, 0.0
     if theta.size > 3 * count:
         theta[3 * count] = model.box.background[0]
-    placed = 0
-    while placed < count and _place_best(model, placed, theta, room):
-        placed += 1
-    return placed == count
+    placed = True
+    for k in range(count):
+        placed = placed and _place_best(model, k, theta, room)
+    return placed
 
 
 @kernel()

@@ -87,7 +87,10 @@ def sample(
         log_extra = _cool(model.pixels, particles, keep, log_extra, coldest)
         extra = math.exp(log_extra) if log_extra > coldest else 0.0
         for i in range(n):
-            logs[i] = log_likelihood(model.pixels, particles.light[i], extra) - particles.loglik[i]
+            logs[i] = (
+                log_likelihood(model.pixels, particles.light[i], extra, -np.inf)
+                - particles.loglik[i]
+            )
         scale = log_scales(model.pixels, extra)
         log_evidence += _log_mean(logs) + scale - base
         base = scale
@@ -195,7 +198,7 @@ def _cool(
         extra = math.exp(middle) if middle > coldest else 0.0
         for i in range(logs.size):
             before = particles.loglik[i * stride]
-            logs[i] = log_likelihood(pixels, particles.light[i * stride], extra) - before
+            logs[i] = log_likelihood(pixels, particles.light[i * stride], extra, -np.inf) - before
         share = effective(logs) / logs.size
         if share >= keep:
             high = middle

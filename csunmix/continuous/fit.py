@@ -8,12 +8,19 @@ from math import lgamma, log, log1p, pi, sqrt
 
 import numpy as np
 
-from csunmix._kernels.fit import misfit
+from csunmix._kernels.fit import descend, misfit
 from csunmix._kernels.model import Model
-from csunmix._kernels.modes import NEGLIGIBLE, Modes, approximate, laplace
+from csunmix._kernels.modes import (
+    NEGLIGIBLE,
+    Modes,
+    approximate,
+    curvature,
+    log_density,
+    with_prior,
+)
 from csunmix._kernels.prior import sure_cell
-from csunmix._kernels.scene import least_share, log_scales
-from csunmix._kernels.search import explore, search
+from csunmix._kernels.scene import least_share, log_scales, new_room
+from csunmix._kernels.search import search
 from csunmix._validation import FloatArray
 from csunmix.continuous.importance import Draws, draw
 from csunmix.continuous.window import Setting, Window, log_room
@@ -114,7 +121,7 @@ class Fit:
 
         The bounds of the prior cut nothing off; other optima are left out.
         """
-        return -self.objective + laplace(self.model, self.theta) + self._log_measure
+        return -self.objective + self._log_volume + self._log_measure
 
     @cached_property
     def draws(self) -> Draws:
@@ -154,6 +161,17 @@ class Fit:
     def _approximation(self) -> tuple[Modes, FloatArray, float]:
         modes, share, mass = approximate(self.model, self.thetas, self.objectives)
         return Modes(*modes), share, mass
+
+    @property
+    def _log_volume(self) -> float:
+        """Log volume of the posterior around the fit by Laplace's method, bounds left out."""
+        model = self.model
+        room = new_room(model.optics, self.count, self.theta.size, *model.pixels.low.shape)
+        precision = with_prior(model, curvature(model, self.theta, room)[1])
+        sign, log_determinant = np.linalg.slogdet(precision)
+        if sign <= 0.0:
+            return -np.inf
+        return float(log_density(model.box, self.theta, self.count) - 0.5 * log_determinant)
 
     @cached_property
     def _log_measure(self) -> float:
@@ -268,8 +286,10 @@ def with_cells(
     """
     good = values[0] + NEGLIGIBLE
     sure = model._replace(box=sure_cell(model.box))
-    inside, found = explore(sure, thetas[values <= good], *ITERATIONS)
-    moved = np.abs(inside[:, None] - thetas).max(axis=2).min(axis=1) > _MOVED
+    room = new_room(model.optics, model.n_targets, thetas.shape[1], *model.pixels.low.shape)
+    inside = thetas[values <= good]
+    found = np.array([descend(sure, theta, ITERATIONS[1], room) for theta in inside])
+    moved = np.abs(inside - thetas[values <= good]).max(axis=1) > _MOVED
     new = moved & (found <= good)
     thetas, values = np.vstack([thetas, inside[new]]), np.append(values, found[new])
     order = np.argsort(values, kind="stable")
