@@ -7,7 +7,8 @@ PSF sigma 0.5 px, 11 x 11 pixels. Networks are trained for each row's data on sc
 way (see `train.py`), and so learn that the targets share a pixel cell ("scenes"), as our "cell" is
 told. "Preset" is told less, `presets.csist_100k().prior`: a cell with a probability of 0.8, else a
 box of 1.2 px anywhere, as the published data do not quite keep to the cell; what a box alone would
-do is in `benchmarks/accuracy/off_grid.md`. Ours are told PSF, sensor and prior, and not trained.
+do is in `benchmarks/accuracy/off_grid.md`. Ours are told PSF, sensor and prior, and not trained;
+"GridUnmixer, refined" is `grid_unmixer(refine=True)`, the quick one.
 
 The off-grid network is our own and the strongest rival we could build: a perceptron and three
 refining stages, each given the residual and a Gauss-Newton step (`off_grid.py`); its first stage is
@@ -28,7 +29,7 @@ claims of its accuracy. RMSE (2-D) and flux error (median, relative) are those o
 0.5 px. Pulls are position errors over claimed ones, for images whose count is right: 1 is right,
 and 68 and 95 % should lie within 1 and 1.96 claimed errors. Times are CPU times of whole calls,
 from images to the target table, on one thread, for the first 64 images one by one, for all in one
-call, and 1,024 in one call (networks): medians of rounds for 1 s, of one round at least, after a
+call, and 1,024 in one call (those that are quick): medians of rounds for 1 s, of one round at least, after a
 call that is not counted.
 
 `--rows` and `--methods` make some lines only, which take their places in the table that is there:
@@ -48,7 +49,7 @@ import torch
 import csunmix as cu
 from benchmarks.accuracy.protocol import REPORT_SEED
 from benchmarks.deep import data
-from benchmarks.deep.methods import FIRST_STAGE, LABELS, OURS, Method, networks, ours
+from benchmarks.deep.methods import BATCHES, FIRST_STAGE, LABELS, OURS, Method, networks, ours
 from benchmarks.deep.on_grid import FACTOR
 from benchmarks.report import to_markdown, write_report
 from csunmix.metrics import cso_map, match
@@ -77,8 +78,9 @@ def simulate(setting: data.Setting, n: int, seed: int) -> Simulation:
 def measure(found: pd.DataFrame, truth: pd.DataFrame) -> dict[str, float]:
     """Figures of an answer."""
     row = cu.compare({"": found}, truth).iloc[0]
-    scored = found["score"].notna().all()
-    by_score = 100.0 * cso_map(found, truth, rank_by="score").mean if scored else np.nan
+    by_score = np.nan
+    if found["score"].notna().any():  # targets that could not be refined have none
+        by_score = 100.0 * cso_map(found.fillna({"score": 0.0}), truth, rank_by="score").mean
     levels = [name for name in row.index if name.startswith("AP")]
     return {
         "CSO-mAP": row["CSO-mAP"],
@@ -94,7 +96,7 @@ def measure(found: pd.DataFrame, truth: pd.DataFrame) -> dict[str, float]:
 def pulls(found: pd.DataFrame, truth: pd.DataFrame) -> dict[str, float]:
     """How errors of positions compare with those claimed, in images of the right count."""
     names = ("pull, place", "68 %", "95 %")
-    if found["y_err"].isna().any():
+    if found["y_err"].isna().all():
         return dict.fromkeys(names, np.nan)
     count = found.groupby("frame").size()
     right = truth.groupby("frame").size().eq(count).loc[lambda same: same].index
@@ -103,6 +105,7 @@ def pulls(found: pd.DataFrame, truth: pd.DataFrame) -> dict[str, float]:
     good = truth["frame"].isin(right).to_numpy()
     away = found[["y", "x"]].to_numpy() - truth[["y", "x"]].to_numpy()
     pull = (away / found[["y_err", "x_err"]].to_numpy())[good]
+    pull = pull[~np.isnan(pull).any(axis=1)]
     within = [100.0 * float((np.abs(pull) < limit).mean()) for limit in (1.0, 1.96)]
     return dict(zip(names, (float(pull.std()), *within), strict=True))
 
@@ -128,9 +131,9 @@ def line(row: str, method: Method, made: Simulation) -> dict[str, object]:
     trained = method.parameters is not None
     times = {
         f"ms, {batch} a call": milliseconds(method, made.images, batch)
-        if trained or batch <= 64
+        if batch in method.batches
         else np.nan
-        for batch in (1, 64, 1024)
+        for batch in BATCHES
     }
     return {
         **head,

@@ -25,8 +25,9 @@ LABELS = {
     "dista-net": "DISTA-Net (16 channels), c = 3",
 }
 FIRST_STAGE = "off-grid network, first stage"
-OURS = {"ContinuousUnmixer": cu.ContinuousUnmixer, "PosteriorUnmixer": cu.PosteriorUnmixer}
+OURS = ("GridUnmixer, refined", "ContinuousUnmixer", "PosteriorUnmixer")
 TOLD = ("preset", "cell")
+BATCHES = (1, 64, 1024)
 TRAINING = "scenes"  # what networks are told
 
 
@@ -44,6 +45,8 @@ class Method:
         That were trained.
     seconds : float, optional
         CPU time of the training.
+    batches : tuple of int
+        Images in a call that are timed.
     """
 
     name: str
@@ -51,6 +54,7 @@ class Method:
     run: Callable[[np.ndarray], pd.DataFrame]
     parameters: int | None = None
     seconds: float | None = None
+    batches: tuple[int, ...] = BATCHES
 
 
 def networks(setting: Setting, runs: Path | None) -> Iterator[Method]:
@@ -68,7 +72,9 @@ def networks(setting: Setting, runs: Path | None) -> Iterator[Method]:
 
 def ours(setting: Setting) -> Iterator[Method]:
     """Our estimators, told the preset's prior or the pixel cell."""
-    prior = cu.presets.csist_100k().prior
-    for told, each in zip(TOLD, (prior, setting.scene), strict=True):
-        for name, make in OURS.items():
-            yield Method(name, told, make(setting.psf, setting.sensor, each, n_jobs=1))
+    psf, sensor, shape = setting.psf, setting.sensor, setting.shape
+    for told, prior in zip(TOLD, (cu.presets.csist_100k().prior, setting.scene), strict=True):
+        on_grid = cu.grid_unmixer(psf=psf, shape=shape, sensor=sensor, prior=prior, refine=True)
+        yield Method(OURS[0], told, on_grid)
+        for name, make in zip(OURS[1:], (cu.ContinuousUnmixer, cu.PosteriorUnmixer), strict=True):
+            yield Method(name, told, make(psf, sensor, prior, n_jobs=1), batches=BATCHES[:2])
