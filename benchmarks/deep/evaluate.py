@@ -29,8 +29,8 @@ claims of its accuracy. RMSE (2-D) and flux error (median, relative) are those o
 0.5 px. Pulls are position errors over claimed ones, for images whose count is right: 1 is right,
 and 68 and 95 % should lie within 1 and 1.96 claimed errors. Times are CPU times of whole calls,
 from images to the target table, on one thread, for the first 64 images one by one, for all in one
-call, and 1,024 in one call (those that are quick): medians of rounds for 1 s, of one round at least, after a
-call that is not counted.
+call, and 1,024 in one call (those that are quick): medians of rounds for 1 s, of one round at
+least, after a call that is not counted.
 
 `--rows` and `--methods` make some lines only, which take their places in the table that is there:
 lines may be of several runs.
