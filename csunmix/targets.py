@@ -17,7 +17,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from csunmix._validation import FloatArray, as_finite, as_integer, as_number, as_real, as_shape
+from csunmix._validation import (
+    BoolArray,
+    FloatArray,
+    IntArray,
+    as_finite,
+    as_integer,
+    as_number,
+    as_real,
+    as_shape,
+)
 from csunmix.grid import SubpixelGrid
 
 if TYPE_CHECKING:
@@ -143,14 +152,21 @@ def _assemble(given: Mapping[str, npt.ArrayLike], n_frames: int | None) -> pd.Da
 
     arrays = {name: as_real(values, name) for name, values in given.items()}
     shape = next((array.shape for array in arrays.values() if array.ndim), (1,))
-    data: dict[str, FloatArray] = {}
+    data: dict[str, FloatArray | IntArray] = {}
     for name in COLUMNS:
         default = 0.0 if name == "flags" else np.nan
         column = arrays.get(name, np.array(default)).astype(np.float64)
         if column.shape not in ((), shape) or len(shape) != 1:
             raise ValueError(f"{name} must have shape ({shape[0]},), got {column.shape}")
-        data[name] = np.broadcast_to(column, shape).copy()
-    table = check_table(pd.DataFrame(data), "table").astype(dict.fromkeys(_WHOLE, np.int64))
+        values = np.broadcast_to(column, shape).copy()
+        wanted, good = _rule(name, values)
+        if not good.all():
+            k = int(np.argmin(good))
+            raise ValueError(
+                f"table: column {name!r} must be {wanted}, row {k} has {float(values[k])}"
+            )
+        data[name] = values.astype(np.int64) if name in _WHOLE else values
+    table = pd.DataFrame(data)
     last = int(table["frame"].max()) if len(table) else -1
     n_frames = last + 1 if n_frames is None else as_integer(n_frames, "n_frames", minimum=0)
     if n_frames <= last:
@@ -212,19 +228,9 @@ def _check_column(column: pd.Series[Any], name: str) -> npt.NDArray[Any]:
             pd.to_numeric(column, errors="coerce").to_numpy(np.float64, na_value=np.nan)
         )
     )
-    if column.name in _WHOLE:
-        wanted = "whole numbers from 0"
-        good = (values >= 0) & (values < 2.0**53)  # beyond, not all of them are
-        if values.dtype.kind not in "iu":
-            good &= np.isfinite(values) & (values == np.floor(values))
-    elif column.name in REQUIRED:
-        wanted = "finite numbers"
-        good = np.isfinite(values)
-    elif plain:
-        return values
-    else:
-        wanted = "numbers or NaN"
-        good = ~np.isnan(values) | column.isna().to_numpy()
+    wanted, good = _rule(str(column.name), values)
+    if not plain:  # what is no number became NaN
+        good = good & (~np.isnan(values) | column.isna().to_numpy())
     if not good.all():
         k = int(np.argmin(good))
         where = f"{column.index.name or 'row'} {column.index[k]}"
@@ -232,6 +238,18 @@ def _check_column(column: pd.Series[Any], name: str) -> npt.NDArray[Any]:
     if len(column) and not pd.api.types.is_numeric_dtype(column):
         raise ValueError(f"{name} must be {wanted}, got dtype {column.dtype}")
     return values
+
+
+def _rule(column: str, values: npt.NDArray[Any]) -> tuple[str, BoolArray]:
+    """What the values of a column must be, and which of them (n,) are."""
+    if column in _WHOLE:
+        good = (values >= 0) & (values < 2.0**53)  # beyond, not all of them are
+        if values.dtype.kind not in "iu":
+            good &= np.isfinite(values) & (values == np.floor(values))
+        return "whole numbers from 0", good
+    if column in REQUIRED:
+        return "finite numbers", np.isfinite(values)
+    return "numbers or NaN", np.ones(values.shape, np.bool_)
 
 
 def n_frames(table: pd.DataFrame) -> int:
