@@ -13,7 +13,7 @@ import pytest
 
 import csunmix as cu
 from csunmix.continuous.fit import fit
-from csunmix.continuous.refine import fit_from, refine
+from csunmix.continuous.refine import _reshaped, fit_from, refine
 from csunmix.continuous.window import Setting
 from csunmix.peaks import Candidates
 from csunmix.targets import Flag, make_table
@@ -176,6 +176,36 @@ def test_a_cluster_that_begins_turned_ends_in_the_best_fit() -> None:
         assert found is not None
         same.append(found.objective < best.objective + 0.01)
     assert np.mean(same) > 0.9
+
+
+def test_a_cluster_that_begins_in_a_line_ends_in_the_best_fit() -> None:
+    setting = setting_for(replace(PRESET.prior, cell=False), cu.Sensor(read_noise=1.0))
+    five = replace(PRESET.scene, count=(5, 5))
+    made = cu.simulate(PRESET.psf, setting.sensor, five, shape=SHAPE, n=60, rng=13)
+    same = []
+    for frame, truth in made.truth.groupby("frame"):
+        scene = truth[["y", "x", "flux"]].to_numpy().copy()
+        scene[:, :2] = scene[:, :2].mean(axis=0) + np.outer(np.arange(-2, 3), [0.1, 0.2])
+        window = setting.window(made.images[frame])
+        assert window is not None
+        best, found = fit(setting, window, 5, 0), fit_from(setting, window, scene)
+        assert best is not None
+        assert found is not None
+        same.append(found.objective < best.objective + 0.01)
+    assert np.mean(same) > 0.95
+
+
+def test_other_shapes_have_the_middle_and_the_spread_of_the_first() -> None:
+    theta = np.array([4.6, 4.9, 225.0, 5.1, 4.7, 240.0, 5.2, 5.4, 231.0, 5.0, 5.0, 229.0])
+    shapes = _reshaped(theta, 1.0)
+    assert len(shapes) == 7 + 4  # turned, and two regular figures each turned once
+    first = theta.reshape(-1, 3)
+    for scene in shapes.reshape(-1, 4, 3):
+        np.testing.assert_array_equal(scene[:, 2], first[:, 2])
+        np.testing.assert_allclose(scene[:, :2].mean(axis=0), first[:, :2].mean(axis=0))
+        np.testing.assert_allclose(scene[:, :2].var(axis=0).sum(), first[:, :2].var(axis=0).sum())
+    assert len(_reshaped(theta[:6], 1.0)) == 7
+    assert len(_reshaped(theta, 0.3)) == len(_reshaped(theta[:3], 1.0)) == 0
 
 
 def test_scenes_in_a_likely_cell_are_among_the_optima() -> None:

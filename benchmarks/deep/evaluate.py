@@ -96,8 +96,6 @@ def measure(found: pd.DataFrame, truth: pd.DataFrame) -> dict[str, float]:
 def pulls(found: pd.DataFrame, truth: pd.DataFrame) -> dict[str, float]:
     """How errors of positions compare with those claimed, in images of the right count."""
     names = ("pull, place", "68 %", "95 %")
-    if found["y_err"].isna().all():
-        return dict.fromkeys(names, np.nan)
     count = found.groupby("frame").size()
     right = truth.groupby("frame").size().eq(count).loc[lambda same: same].index
     pairs = match(found, truth, max_distance=10.0)
@@ -106,6 +104,8 @@ def pulls(found: pd.DataFrame, truth: pd.DataFrame) -> dict[str, float]:
     away = found[["y", "x"]].to_numpy() - truth[["y", "x"]].to_numpy()
     pull = (away / found[["y_err", "x_err"]].to_numpy())[good]
     pull = pull[~np.isnan(pull).any(axis=1)]
+    if not pull.size:
+        return dict.fromkeys(names, np.nan)
     within = [100.0 * float((np.abs(pull) < limit).mean()) for limit in (1.0, 1.96)]
     return dict(zip(names, (float(pull.std()), *within), strict=True))
 

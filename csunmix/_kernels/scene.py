@@ -190,6 +190,7 @@ def least_share(optics: Optics, area: FloatArray, n_y: int, n_x: int) -> float:
     Within a pixel from each corner, as that of a coarsely sampled PSF depends on the phase.
     """
     share, theta = 1.0, np.ones(3)
+    # One target: said so as a literal it would be compiled for that number alone.
     room = new_room(optics, theta.size // 3, theta.size, n_y, n_x)
     inwards = np.array([1.0, -1.0])
     for first in range(2):

@@ -87,7 +87,7 @@ def search(
 def explore(
     model: Model, starts: FloatArray, rough_iter: int, max_iter: int
 ) -> tuple[FloatArray, FloatArray]:
-    """The same of given starts (n, d) alone."""
+    """The same of given starts (n, d) alone, which may lead to fewer optima than there are."""
     n, d = starts.shape
     known = Optima(np.zeros((n, d)), np.full(n, np.inf), np.zeros(2, np.int64))
     room = new_room(model.optics, model.n_targets, d, *model.pixels.low.shape)

@@ -169,7 +169,7 @@ class Fit:
         room = new_room(model.optics, self.count, self.theta.size, *model.pixels.low.shape)
         precision = with_prior(model, curvature(model, self.theta, room)[1])
         sign, log_determinant = np.linalg.slogdet(precision)
-        if sign <= 0.0:
+        if not sign > 0.0:  # or it is NaN
             return -np.inf
         return float(log_density(model.box, self.theta, self.count) - 0.5 * log_determinant)
 

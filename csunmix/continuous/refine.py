@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from itertools import chain
 
 import numpy as np
+import numpy.typing as npt
 from scipy.spatial.distance import pdist
 
 from csunmix._kernels.fit import misfit
@@ -19,12 +20,15 @@ from csunmix.continuous.window import Setting, Window
 from csunmix.peaks import Candidates
 from csunmix.targets import Flag
 
+ComplexArray = npt.NDArray[np.complex128]
+
 _NEIGHBOURS = 2.0  # PSF widths, within which two targets may be one, and all are one cluster
 _SPLIT = 0.5  # PSF widths between the halves of a target that is split, at least
 _MOST = 30  # targets of an image that may be merged: a descent takes as long as their cube
 _FEW = 12  # targets that a likely cell is reckoned with, and that light may be split into
 _UNSURE = 0.97, 1.03  # of the light that the grid has, less and more
 _LEAST = np.finfo(float).tiny  # weight, of targets without flux
+_PIXELS = 2**18  # of images whose windows are made at a time
 _LINES = np.pi * np.arange(4) / 4  # along which a target is split
 _TURNS = 2.0 * np.pi * np.arange(1, 8) / 8  # of a cluster
 
@@ -58,15 +62,23 @@ def refine(
     order = np.argsort(found.frame, kind="stable")
     every = np.column_stack(found[1:]).astype(np.float64)[order]
     frames, rows = np.unique(np.asarray(found.frame, np.int64)[order], return_index=True)
-    windows = setting.windows(images[frames].astype(np.float64)) if frames.size else []
     answers = [
         _refined(setting, window, targets)
-        for window, targets in zip(windows, np.split(every, rows)[1:], strict=True)
+        for window, targets in zip(
+            _windows(setting, images, frames), np.split(every, rows)[1:], strict=True
+        )
     ]
     frame = np.repeat(frames, [len(targets) for targets, _ in answers])
     values = np.concatenate([np.empty((0, 7)), *(targets for targets, _ in answers)])
     flags = np.concatenate([np.empty(0, np.int64), *(flags for _, flags in answers)])
     return Candidates(frame, *values[:, :3].T), values[:, 3:], flags
+
+
+def _windows(setting: Setting, images: FloatArray, frames: IntArray) -> Iterator[Window | None]:
+    """The windows of some frames, so many at a time that memory is bounded."""
+    size = max(1, _PIXELS // (setting.shape[0] * setting.shape[1]))
+    for start in range(0, len(frames), size):
+        yield from setting.windows(images[frames[start : start + size]].astype(np.float64))
 
 
 def _refined(
@@ -87,11 +99,11 @@ def fit_from(setting: Setting, window: Window, targets: FloatArray) -> Fit | Non
 
     Where their light is too much for so many within the prior's bounds, the brightest become two.
     Where a fit does not explain the image, so many may be too many: then the closest two of 30 at
-    most become one, again and again, until it does, or none stand close. The best goes down again,
-    turned about its middle, and in a cell that is likely; the fit has these as its other optima.
-    None where a target lies outside of the window, there are more unknowns than pixels, or no scene
-    within the bounds is found that explains the image or fits it better than the targets as they
-    are.
+    most become one, again and again, until it does, or none stand close. The best goes down again
+    from other shapes, and in a cell that is likely; the fit has what they end in as its other
+    optima. None where a target lies outside of the window, there are more unknowns than pixels, or
+    no scene within the bounds is found that explains the image or leaves less of it than the
+    targets as they are.
     """
     if targets.size > window.pixels.low.size:
         return None
@@ -105,7 +117,7 @@ def fit_from(setting: Setting, window: Window, targets: FloatArray) -> Fit | Non
     apart = max(window.box.separation, _SPLIT * setting.width)
     for scenes in chain(_split(start, most, apart), _merge(start, reach)):
         fit = descents.fit(scenes.reshape(len(scenes), -1))
-        better = best is None or fit.objective < best.objective
+        better = fit.objective < (np.inf if best is None else best.objective)
         if better and (fit.explains or fit.misfit < before):
             best = fit
         if best is not None and best.explains:
@@ -134,8 +146,8 @@ class _Descents:
 
 
 def _with_others(descents: _Descents, fit: Fit, reach: float) -> Fit:
-    """The best of a fit, of what it becomes turned, and of both in a cell; the others beside it."""
-    fit = descents.fit(np.vstack([fit.theta, _turned(fit.theta, reach)]))
+    """The best of a fit, of what it becomes reshaped, and of both in a cell; others beside it."""
+    fit = descents.fit(np.vstack([fit.theta, _reshaped(fit.theta, reach)]))
     if not (0.0 < fit.model.box.cell < 1.0 and fit.count <= _FEW):
         return fit
     density = fit.window.cell_density(fit.count)
@@ -143,20 +155,33 @@ def _with_others(descents: _Descents, fit: Fit, reach: float) -> Fit:
     return Fit(fit.window, model, *with_cells(model, fit.thetas, fit.objectives))
 
 
-def _turned(theta: FloatArray, reach: float) -> FloatArray:
-    """A scene (d,) turned about its middle (n, d).
+def _reshaped(theta: FloatArray, reach: float) -> FloatArray:
+    """A scene (d,) turned about its middle, and as regular figures (n, d).
 
-    The light of a cluster hardly tells its shape from one that is turned: many an optimum is that
-    of another turned. Targets that stand apart, and one alone, are left as they are.
+    The light of a cluster hardly tells its shape from one that is turned, nor from another of the
+    same spread: many an optimum is that of another shape. Targets that stand apart, and one alone,
+    are left as they are.
     """
     place = theta[::3] + 1j * theta[1::3]
     away = place - place.mean()
     if away.size == 1 or np.abs(away).max() > reach:
         return np.empty((0, theta.size))
-    scenes = np.repeat(theta[None], _TURNS.size, axis=0)
-    turned = place.mean() + away * np.exp(1j * _TURNS)[:, None]
-    scenes[:, ::3], scenes[:, 1::3] = turned.real, turned.imag
+    shapes = [away * np.exp(1j * angle) for angle in _TURNS]
+    for inner in (0, 1):
+        if 3 <= away.size - inner <= _FEW:
+            shapes += [_ring(away, inner, phase) for phase in (0.0, 0.5)]
+    scenes = np.repeat(theta[None], len(shapes), axis=0)
+    places = place.mean() + np.array(shapes)
+    scenes[:, ::3], scenes[:, 1::3] = places.real, places.imag
     return scenes
+
+
+def _ring(away: ComplexArray, inner: int, phase: float) -> ComplexArray:
+    """Places at equal angles, but for `inner` in the middle, their mean square that of `away`."""
+    n = away.size - inner
+    radius = np.sqrt((np.abs(away) ** 2).sum() / n)
+    ring = radius * np.exp(2j * np.pi * (np.arange(n) + phase) / n)
+    return np.append(ring, np.zeros(inner))
 
 
 def _split(targets: FloatArray, most: float, apart: float) -> Iterator[FloatArray]:

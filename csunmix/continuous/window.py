@@ -166,9 +166,8 @@ class Setting:
         # Half way between the bounds, or the one that there is.
         first, last = np.where(np.isfinite(low), low, high), np.where(np.isfinite(high), high, low)
         signal = 0.5 * np.where(valid, first, 0.0) + 0.5 * np.where(valid, last, 0.0)
-        per_light = 0.0 if self.sensor.gain is None else 1.0 / self.sensor.gain
         dark2 = noise2 + self._rounding_variance
-        recorded2 = dark2[:, None, None] + per_light * np.maximum(signal, 0.0)
+        recorded2 = dark2[:, None, None] + self._per_light * np.maximum(signal, 0.0)
         lit = signal > _LIT * np.sqrt(recorded2)
         light, brightest = np.where(lit, signal, 0.0), signal.max(axis=(1, 2))
         # The same in all pixels: to grow with each one's own light would take the weight off the
@@ -213,9 +212,8 @@ class Setting:
             0.0,  # depends on the number of targets
             np.array([0.0, max(noise, 1e-3 * abs(level))]),
         )
-        low, high = (np.ascontiguousarray(each[rows, columns]) for each in (low, high))
-        per_light = 0.0 if self.sensor.gain is None else 1.0 / self.sensor.gain
-        pixels = Pixels(low, high, noise2, per_light)
+        low, high = low[rows, columns].copy(), high[rows, columns].copy()
+        pixels = Pixels(low, high, noise2, self._per_light)
         return Window((rows.start, columns.start), pixels, box, self.background == "fit")
 
     def levels(self, images: FloatArray) -> FloatArray:
@@ -223,6 +221,11 @@ class Setting:
         if isinstance(self.background, str):
             return border_level(images) - self.sensor.offset
         return np.full(len(images), float(self.background))
+
+    @property
+    def _per_light(self) -> float:
+        """Variance of the noise per DN of light, DN."""
+        return 0.0 if self.sensor.gain is None else 1.0 / self.sensor.gain
 
     @property
     def _rounding_variance(self) -> float:
