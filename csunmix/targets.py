@@ -166,7 +166,7 @@ def _assemble(given: Mapping[str, npt.ArrayLike], n_frames: int | None) -> pd.Da
                 f"table: column {name!r} must be {wanted}, row {k} has {float(values[k])}"
             )
         data[name] = values.astype(np.int64) if name in _WHOLE else values
-    table = pd.DataFrame(data)
+    table = pd.DataFrame(data, copy=False)  # the columns are its own, and stay apart
     last = int(table["frame"].max()) if len(table) else -1
     n_frames = last + 1 if n_frames is None else as_integer(n_frames, "n_frames", minimum=0)
     if n_frames <= last:
