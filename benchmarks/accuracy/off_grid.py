@@ -21,10 +21,11 @@ missing there.
 
 "Refined" is `grid_unmixer(refine=True)`: the exact l1 optimum on a grid of 1/7 px, made the start
 of joint fits, and the means and errors of the normal distributions around the optima that they end
-in. Its errors are too small, pulls of places 1.2 to 1.8, where several targets stand close together
-or no narrow flux range is told; targets without a flag, a fifth on the main protocol and fewer with
-more noise (a handful with 5 DN), have pulls of 0.94 to 1.12 where one is told. How it splits,
-merges and turns what the grid has was chosen on images of seeds 3 to 5.
+in. Its errors are a little too small, pulls of places 1.0 to 1.3, where several targets stand close
+together or no narrow flux range is told; targets without a flag, a fifth on the main protocol and
+fewer with more noise (a handful with 5 DN), have pulls of 0.94 to 1.03 where one is told. How it
+splits and merges what the grid has, and what shapes fits begin in, was chosen on images of seeds 3
+to 5.
 
 RMSE / bound compares the position errors of targets whose image was given the right count with
 their Cramer-Rao bounds (flux range included by van Trees' inequality), for targets whose bound is
