@@ -82,8 +82,8 @@ class GridUnmixer:
         has them, keep the bounds of this prior (not its count). There are as many as the grid says,
         unless the prior's fluxes and separation allow none of these to explain the image: then the
         brightest are split where the light is too much for so many, or else close ones merged. A
-        scene that is one cluster begins anew, turned about its middle by eighths, and up to 12
-        targets in a cell that is likely. Positions, fluxes and their errors are means and standard
+        scene that is one cluster begins anew, turned about its middle by eighths and, of 3 to 13
+        targets, as regular figures; up to 12 begin in a cell that is likely, too. Positions, fluxes and their errors are means and standard
         deviations of the normal distributions around all optima found, cut off by the prior's
         bounds (which a mean of several may leave): nearly those of `ContinuousUnmixer`, whose draws
         follow what is not normal, and which weighs several counts. A score is the probability that
