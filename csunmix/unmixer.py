@@ -83,14 +83,14 @@ class GridUnmixer:
         unless the prior's fluxes and separation allow none of these to explain the image: then the
         brightest are split where the light is too much for so many, or else close ones merged. A
         scene that is one cluster begins anew, turned about its middle by eighths and, of 3 to 13
-        targets, as regular figures; up to 12 begin in a cell that is likely, too. Positions, fluxes and their errors are means and standard
-        deviations of the normal distributions around all optima found, cut off by the prior's
-        bounds (which a mean of several may leave): nearly those of `ContinuousUnmixer`, whose draws
-        follow what is not normal, and which weighs several counts. A score is the probability that
-        the target lies within 0.1 px, were the count right. Flags `AT_BOUND`, `FLAT` and `MISFIT`
-        are as there. An image keeps the answer of the grid, without errors and with
-        `NOT_CONVERGED`, where nothing that the prior allows explains it, or better than that, or a
-        target lies far from its light.
+        targets, as regular figures; up to 12 begin in a cell that is likely, too. Positions, fluxes
+        and their errors are means and standard deviations of the normal distributions around all
+        optima found, cut off by the prior's bounds (which a mean of several may leave): nearly
+        those of `ContinuousUnmixer`, whose draws follow what is not normal, and which weighs
+        several counts. A score is the probability that the target lies within 0.1 px, were the
+        count right. Flags `AT_BOUND`, `FLAT` and `MISFIT` are as there. An image keeps the answer
+        of the grid, without errors and with `NOT_CONVERGED`, where nothing that the prior allows
+        explains it, or better than that, or a target lies far from its light.
     n_jobs : int
         Threads that work on the images; the answer is the same with any number. A solver and a
         peak rule of your own must bear to be called by several at once.
