@@ -350,6 +350,21 @@ def test_form_of_the_table() -> None:
     np.testing.assert_allclose(single["y"], table["y"], atol=2e-3)
 
 
+def test_few_windows_are_made_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = cu.simulate(PRESET.psf, PRESET.sensor, PRESET.scene, shape=SHAPE, n=7, rng=14)
+    whole, sizes = unmixer()(made.images), []
+    windows = Setting.windows
+
+    def counted(setting: Setting, images: Any) -> Any:
+        sizes.append(len(images))
+        return windows(setting, images)
+
+    monkeypatch.setattr(Setting, "windows", counted)
+    monkeypatch.setattr("csunmix.continuous.refine._PIXELS", 2 * SHAPE[0] * SHAPE[1])
+    pd.testing.assert_frame_equal(unmixer()(made.images), whole)
+    assert sizes == [2, 2, 2, 1]
+
+
 def test_flags_are_of_where_targets_are() -> None:
     """The fit moves a target of the outermost ring into it; the grid's own flags stay."""
     target = [[0.45, 5.0, 240.0]]
