@@ -287,9 +287,10 @@ def with_cells(
     good = values[0] + NEGLIGIBLE
     sure = model._replace(box=sure_cell(model.box))
     room = new_room(model.optics, model.n_targets, thetas.shape[1], *model.pixels.low.shape)
-    inside = thetas[values <= good]
+    starts = thetas[values <= good]
+    inside = starts.copy()
     found = np.array([descend(sure, theta, ITERATIONS[1], room) for theta in inside])
-    moved = np.abs(inside - thetas[values <= good]).max(axis=1) > _MOVED
+    moved = np.abs(inside - starts).max(axis=1) > _MOVED
     new = moved & (found <= good)
     thetas, values = np.vstack([thetas, inside[new]]), np.append(values, found[new])
     order = np.argsort(values, kind="stable")
