@@ -20,6 +20,9 @@ kernel = partial(
 """Compile a function, kept on disk for the next process, that lets other threads run.
 
 Division by zero gives an infinity or NaN, as NumPy has it.
+
+numba compiles a function once more for an argument that is a literal or left to its default, so
+that kernels call each other with variables, and say what a default would.
 """
 
 leaf = partial(kernel, _nrt=False)
