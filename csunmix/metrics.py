@@ -226,9 +226,10 @@ def match(
     """
     max_distance = as_number(max_distance, "max_distance", above=0)
     _check_choice(method, "method", ("optimal", "nearest"))
-    found, true = _numbered(_points(detections, "detections"), _points(truth, "truth"))
+    found, ranks = _ranked(detections, "flux", "detections")
+    found, true = _numbered(found, _points(truth, "truth"))
     if method == "nearest":
-        order = _descending(_ranks(detections, "flux", "detections"), found.frame)
+        order = _descending(ranks, found.frame)
         by_frame = _by_frame(true)
         nearest, distance = _nearest(found, true.take(by_frame))
         (hit,) = _first_claims(order, nearest, distance, np.array([max_distance]), len(truth))
@@ -511,8 +512,7 @@ def _summary(
 
 def _check_run(table: pd.DataFrame, truth: pd.DataFrame, rank_by: RankBy, name: str) -> None:
     """Refuse a table that cannot be ranked or speaks of frames that the truth does not know."""
-    frame = _points(table, name).frame
-    _ranks(table, rank_by, name)
+    frame = _ranked(table, rank_by, name)[0].frame
     known = n_frames(truth)
     beyond = np.unique(frame[frame >= known])
     if beyond.size:
@@ -556,8 +556,9 @@ def _hits(
     _check_choice(rank_by, "rank_by", ("flux", "score"))
     _check_choice(matching, "matching", ("nearest", "optimal"))
     _check_choice(precision, "precision", ("float32", "float64"))
-    found, true = _numbered(_points(detections, "detections"), _points(truth, "truth"))
-    order = _descending(_ranks(detections, rank_by, "detections"), found.frame)
+    found, ranks = _ranked(detections, rank_by, "detections")
+    found, true = _numbered(found, _points(truth, "truth"))
+    order = _descending(ranks, found.frame)
     found, true = found.astype(np.float32), true.astype(np.float32)
     limits = limits.astype(precision)
 
@@ -591,7 +592,7 @@ def _average_precision(hit: BoolArray, n_truth: int, largest: FloatArray) -> flo
 
     # Recall rises by 1/n_truth at each hit, and nowhere else does precision have a peak.
     n = envelope(hit, largest)
-    return float(largest[1 : n + 1].sum() / n_truth)
+    return float(largest[:n].sum() / n_truth)
 
 
 # Points: the frames and positions of a table as arrays
@@ -617,7 +618,28 @@ class _Points:
 
 
 def _points(table: pd.DataFrame, name: str) -> _Points:
-    columns = checked_columns(table, name, REQUIRED)
+    return _to_points(table, checked_columns(table, name, REQUIRED))
+
+
+def _ranked(table: pd.DataFrame, rank_by: RankBy, name: str) -> tuple[_Points, FloatArray]:
+    """The points, and what ranks each."""
+    columns = checked_columns(table, name, tuple(dict.fromkeys((*REQUIRED, rank_by))))
+    points = _to_points(table, columns)
+    if rank_by not in columns:
+        raise ValueError(
+            f"{name} has no column {rank_by!r}: this method reports no scores, use rank_by='flux'"
+        )
+    ranks = columns[rank_by].astype(np.float64, copy=False)
+    missing = np.flatnonzero(np.isnan(ranks))
+    if missing.size:
+        raise ValueError(
+            f"{name}: column {rank_by!r} is NaN in {missing.size} row(s), the first is row "
+            f"{missing[0]}: this method reports no scores, use rank_by='flux'"
+        )
+    return points, ranks
+
+
+def _to_points(table: pd.DataFrame, columns: Mapping[str, npt.NDArray[Any]]) -> _Points:
     frame = np.ascontiguousarray(columns["frame"], np.int64)
     y, x = (np.ascontiguousarray(columns[axis], np.float64) for axis in ("y", "x"))
     return _Points(frame, y, x, n_frames_of(table, frame))
@@ -635,22 +657,6 @@ def _numbered(found: _Points, true: _Points) -> tuple[_Points, _Points]:
         for frame, points in zip(parts, (found, true), strict=True)
     )
     return one, other
-
-
-def _ranks(detections: pd.DataFrame, rank_by: RankBy, name: str) -> FloatArray:
-    ranks = checked_columns(detections, name, (rank_by,)).get(rank_by)
-    if ranks is None:
-        raise ValueError(
-            f"{name} has no column {rank_by!r}: this method reports no scores, use rank_by='flux'"
-        )
-    ranks = ranks.astype(np.float64, copy=False)
-    missing = np.flatnonzero(np.isnan(ranks))
-    if missing.size:
-        raise ValueError(
-            f"{name}: column {rank_by!r} is NaN in {missing.size} row(s), the first is row "
-            f"{missing[0]}: this method reports no scores, use rank_by='flux'"
-        )
-    return ranks
 
 
 def _descending(ranks: FloatArray, frame: npt.NDArray[np.int64]) -> IntArray:
@@ -700,7 +706,7 @@ def _nearest(found: _Points, true: _Points) -> tuple[IntArray, FloatArray]:
     """
     from csunmix._kernels.claims import find_nearest
 
-    in_frame = _counts(found, true)[0]
+    in_frame = np.bincount(true.frame, minlength=max(found.n_frames, true.n_frames))
     first = np.concatenate([[0], np.cumsum(in_frame)])
     nearest = np.empty(len(found), dtype=np.intp)
     distance = np.empty(len(found), dtype=found.x.dtype)

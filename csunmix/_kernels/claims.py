@@ -63,16 +63,16 @@ def claim(
 def envelope(hit: BoolArray, largest: FloatArray) -> int:
     """Largest precision from each hit on; how many hits there are.
 
-    The first hit's is ``largest[1]``; `largest` has one entry more than there are detections.
+    The first hit's is ``largest[0]``; `largest` has one entry more than there are detections.
     """
-    tp = 0
+    n = 0
     for rank in range(hit.size):
-        tp += hit[rank]
-    n, best = tp, 0.0
-    for rank in range(hit.size, 0, -1):
-        one = int(hit[rank - 1])
-        precision = tp * one / rank
-        best = precision if precision > best else best
-        largest[tp] = best  # of a miss, until that of the hit before is known
-        tp -= one
+        largest[n] = rank + 1  # of a miss, until that of the next hit is known
+        n += hit[rank]
+    for k in range(n):
+        largest[k] = (k + 1) / largest[k]
+    best = 0.0
+    for k in range(n - 1, -1, -1):
+        best = largest[k] if largest[k] > best else best
+        largest[k] = best
     return n
