@@ -155,10 +155,10 @@ def _assemble(given: Mapping[str, npt.ArrayLike], n_frames: int | None) -> pd.Da
     data: dict[str, FloatArray | IntArray] = {}
     for name in COLUMNS:
         default = 0.0 if name == "flags" else np.nan
-        column = arrays.get(name, np.array(default)).astype(np.float64)
+        column = arrays.get(name, np.array(default))
         if column.shape not in ((), shape) or len(shape) != 1:
             raise ValueError(f"{name} must have shape ({shape[0]},), got {column.shape}")
-        values = np.broadcast_to(column, shape).copy()
+        values = np.broadcast_to(column, shape).astype(np.float64)
         wanted, good = _rule(name, values)
         if not good.all():
             k = int(np.argmin(good))

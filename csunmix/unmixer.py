@@ -45,6 +45,9 @@ Background = float | Literal["border"]
 
 logger = logging.getLogger("csunmix")
 
+_BATCH = 1000  # images a thread works on at a time, if their maps have no more than
+_CELLS = 4_000_000  # together, which bounds the memory
+
 
 class _Answer(NamedTuple):
     """What is found in some images, frames from 0 on, and flags of each of them."""
@@ -151,7 +154,7 @@ class GridUnmixer:
             as_instance(self.refine, Prior, "refine")
 
     def __call__(
-        self, images: npt.ArrayLike, *, progress: bool = False, batch_size: int = 1000
+        self, images: npt.ArrayLike, *, progress: bool = False, batch_size: int | None = None
     ) -> pd.DataFrame:
         """Unmix images.
 
@@ -161,9 +164,9 @@ class GridUnmixer:
             One image or any number of them, DN; ``frame`` counts them in row-major order.
         progress : bool
             Show a progress bar.
-        batch_size : int
-            Images worked on at a time, by all threads together. It bounds the memory: a stack of
-            integers, or one that is memory-mapped, is never copied whole.
+        batch_size : int, optional
+            Images that each thread works on at a time, by default `batch_size`. It bounds the
+            memory: a stack of integers, or one that is memory-mapped, is never copied whole.
 
         Returns
         -------
@@ -180,11 +183,10 @@ class GridUnmixer:
             If the images have another shape than the dictionary's, are empty, or none is finite.
         """
         as_bool(progress, "progress")
-        batch_size = as_integer(batch_size, "batch_size", minimum=1)
+        most = self.batch_size if batch_size is None else batch_size
+        most = as_integer(most, "batch_size", minimum=1)
         stack = self._stack(images)
-        # A thread has a part of the batch.
-        size = max(1, min(batch_size, len(stack)) // self.n_jobs)
-        parts = [slice(i, min(i + size, len(stack))) for i in range(0, len(stack), size)]
+        parts = _parts(len(stack), most, self.n_jobs)
         with _one_blas_thread():
             answers = list(self._answers(lambda part: self._answer(stack[part]), parts, progress))
         flags = np.concatenate([answer.flags for answer in answers])
@@ -205,6 +207,7 @@ class GridUnmixer:
         marks = border | np.concatenate([answer.marks for answer in answers])
         target_flags = flags[every.frame] | marks
         np.bitwise_or.at(flags, every.frame, marks)
+        flagged = np.flatnonzero(flags)
         return make_table(
             *every,
             y_err=y_err,
@@ -213,9 +216,14 @@ class GridUnmixer:
             score=score,
             flags=target_flags,
             n_frames=len(stack),
-            frame_flags={int(i): int(flags[i]) for i in np.flatnonzero(flags)},
+            frame_flags=dict(zip(flagged.tolist(), flags[flagged].tolist(), strict=True)),
             attrs={"method": repr(self), "image_shape": self.dictionary.image_shape},
         )
+
+    @property
+    def batch_size(self) -> int:
+        """Images a thread works on at a time: 1000, or as many as have 4 million cells."""
+        return max(1, min(_BATCH, _CELLS // self.dictionary.shape[1]))
 
     def solve(self, images: npt.ArrayLike) -> SolveResult:
         """Coefficient maps of `images` (..., n_y, n_x), background taken off; see `Solver`."""
@@ -255,8 +263,9 @@ class GridUnmixer:
         if not finite.any():
             nothing = Candidates(np.empty(0, np.int64), *np.empty((3, 0)))
             return _Answer(nothing, np.empty((0, 4)), np.empty(0, np.int64), flags)
-        candidates, flags[finite] = self._unmix(images[finite])
-        (index, y, x, flux), claims, marks = self._refine(images[finite], candidates)
+        images = images if finite.all() else images[finite]
+        candidates, flags[finite] = self._unmix(images)
+        (index, y, x, flux), claims, marks = self._refine(images, candidates)
         return _Answer(Candidates(np.flatnonzero(finite)[index], y, x, flux), claims, marks, flags)
 
     def _stack(self, images: npt.ArrayLike) -> Array:
@@ -332,6 +341,13 @@ class GridUnmixer:
 
         prior, shape = replace(self.refine, count=None), self.dictionary.image_shape
         return Setting(self.psf, self.sensor or Sensor(), prior, shape, self.background)
+
+
+def _parts(n: int, most: int, n_jobs: int) -> list[slice]:
+    """Parts of `n` images, of `most` at most, alike and as many for every thread."""
+    rounds = -(-n // (most * n_jobs))
+    size = -(-n // (rounds * n_jobs))
+    return [slice(i, min(i + size, n)) for i in range(0, n, size)]
 
 
 def at_border(y: FloatArray, x: FloatArray, shape: tuple[int, int]) -> IntArray:

@@ -649,7 +649,7 @@ def test_any_number_of_threads_gives_the_same_to_the_bit(solver: Any, refine: An
         assert table.attrs == one.attrs
 
 
-def test_threads_share_the_batch() -> None:
+def test_threads_get_parts_alike() -> None:
     given: list[tuple[int, int]] = []
 
     @dataclasses.dataclass(frozen=True)
@@ -659,9 +659,15 @@ def test_threads_share_the_batch() -> None:
             time.sleep(0.02)
             return cu.ActiveSet(lam=0.5).solve(dictionary, images, **given_too)
 
-    unmixer(solver=Watching(), n_jobs=2)(simulated().images, batch_size=4)
-    assert [n for n, _ in given] == [2] * 6
+    unmixer(solver=Watching(), n_jobs=2)(simulated().images, batch_size=5)
+    assert [n for n, _ in given] == [3] * 4  # not five, five, two
     assert len({thread for _, thread in given}) == 2
+
+
+@pytest.mark.parametrize(("shape", "size"), [((11, 11), 1000), ((128, 100), 34), ((800, 800), 1)])
+def test_images_at_a_time_bound_the_memory(shape: tuple[int, int], size: int) -> None:
+    grid = dataclasses.replace(unmixer(), dictionary=cu.Dictionary(PRESET.psf, shape, 3))
+    assert grid.batch_size == size
 
 
 @pytest.mark.parametrize(("value", "error"), [(0, ValueError), (1.5, TypeError)])

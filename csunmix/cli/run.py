@@ -12,7 +12,6 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from itertools import chain
 from pathlib import Path
 from time import perf_counter
@@ -43,7 +42,6 @@ MAX_BATCH = 100  # images; later batches are larger, as long as they take less t
 SECONDS = 1.0  # which is about what a killed run loses
 _LARGEST = 64  # first batches
 _OFF_GRID_BATCH = 20
-_MAX_CELLS = 4_000_000  # of a batch's maps, bounds the memory
 _LISTED = 10  # frames by number
 
 
@@ -108,12 +106,9 @@ class Run:
         self.stack, self.out = stack, out
         self.part = out.with_name(f"{out.name}.part")
         self.state_file = out.with_name(f"{out.name}.state.json")
-        self.batch, self.unmix = _OFF_GRID_BATCH, partial(unmixer)
+        self.unmixer, self.batch = unmixer, _OFF_GRID_BATCH
         if isinstance(unmixer, GridUnmixer):
-            cells = unmixer.dictionary.shape[1]
-            self.batch = max(1, min(MAX_BATCH, _MAX_CELLS // cells))
-            # A thread has as many images as the first batch, of larger ones too.
-            self.unmix = partial(unmixer, batch_size=unmixer.n_jobs * self.batch)
+            self.batch = min(MAX_BATCH, unmixer.batch_size)
         attrs = {"n_frames": len(stack), "method": repr(unmixer)}
         self.table = table_for(out, attrs)
         self.state = State(settings=_settings(unmixer), images=_fingerprint(stack))
@@ -171,11 +166,11 @@ class Run:
         start, n, size = self.state.frames, len(self.stack), self.batch
         if client is not None:
             size *= 10  # to each task
-            yield from tables(client, self.unmix, self.stack, batch_size=size, start=start)
+            yield from tables(client, self.unmixer, self.stack, batch_size=size, start=start)
             return
         while start < n:
             begin = perf_counter()
-            yield unmix_part(self.unmix, self.stack.part(start, start + size))
+            yield unmix_part(self.unmixer, self.stack.part(start, start + size))
             start, took = start + size, perf_counter() - begin
             size = _next_size(size, self.batch, took)
 

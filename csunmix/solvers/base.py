@@ -301,11 +301,10 @@ class Problem:
     def sparse(self, x: csr_array) -> coo_array:
         """Coefficients (b, k l), sorted, in the shape and precision of the caller's images."""
         x.sort_indices()  # in place; peak rules read them in row-major order
-        flat, shape = x.tocoo(), (*self.batch_shape, *self.map_shape)
-        image, cell = flat.coords
-        place = image.astype(np.int64) * x.shape[1] + cell
+        image = np.repeat(np.arange(len(self)), np.diff(x.indptr))
+        shape, place = (*self.batch_shape, *self.map_shape), image * x.shape[1] + x.indices
         coords: Any = np.unravel_index(place, shape)  # which scipy-stubs has for two axes at most
-        return coo_array((flat.data.astype(self.dtype, copy=False), coords), shape=shape)
+        return coo_array((x.data.astype(self.dtype, copy=False), coords), shape=shape)
 
     def evaluate(self, x: FloatArray) -> tuple[FloatArray, FloatArray]:
         r"""Objective and relative duality gap, shape (b,).
