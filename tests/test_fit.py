@@ -549,7 +549,7 @@ def test_a_bounded_step_is_that_of_the_quadratic() -> None:
         root = rng.normal(size=(5, 5))
         hessian, gradient = root @ root.T + 0.5 * np.eye(5), rng.normal(size=5)
         theta, step = np.zeros(5), np.empty(5)
-        space = kernel.Space(*np.zeros((2, 5, 5)), np.empty(5), np.empty(5), np.empty(5, np.int64))
+        space = kernel.Space(*np.zeros((2, 5, 5)), *np.empty((3, 5)), np.empty(5, np.int64))
         wide, narrow = np.full(5, 1e6), np.full(5, 0.1)
         lower = np.tril(hessian)
         assert kernel.bounded_step(lower, gradient, 0.0, theta, -wide, wide, space, step)

@@ -101,11 +101,11 @@ def weigh(
         for c in range(3):
             space.theta[3 * k + c] = theta[3 * order[k] + c]
     illuminate(model.optics, space.theta, space.room)
-    fisher(model.pixels, extra, space.theta, space.room, model.precision, gram)
+    fisher(model.pixels, extra, space.theta, space.room, gram)
     for a in range(d):
         for b in range(a):
             gram[b, a] = gram[a, b]
-        gram[a, a] *= 1.0 + 1e-9
+        gram[a, a] = (gram[a, a] + model.precision[a]) * (1.0 + 1e-9)
 
 
 @kernel()

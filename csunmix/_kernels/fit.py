@@ -9,7 +9,7 @@ import numpy as np
 
 from csunmix._kernels.billiards import force
 from csunmix._kernels.jit import kernel, leaf
-from csunmix._kernels.linalg import cholesky, cholesky_solve, copy, inner
+from csunmix._kernels.linalg import DEPENDENT, copy, inner
 from csunmix._kernels.model import Model
 from csunmix._kernels.prior import extremes, limits
 from csunmix._kernels.scene import (
@@ -25,6 +25,7 @@ from csunmix._validation import FloatArray, IntArray
 
 _STIFFNESS = 1.0 / 0.003**2  # 1/px^2, of the limits to how targets lie to one another
 _DAMPING = (1e-9, 1e-3, 1e9)  # least, first and largest
+_LEAST = 1e-12  # precision of a parameter that nothing is known of
 _FLAT = 1e-6  # decrease of the objective that ends a fit
 
 
@@ -32,10 +33,11 @@ class Space(NamedTuple):
     """Arrays that `bounded_step` works in."""
 
     damped: FloatArray  # (d, d)
-    factor: FloatArray  # (d, d)
-    reduced: FloatArray  # (d)
+    factor: FloatArray  # (d, d), Cholesky factor of that, below the diagonal
+    scale: FloatArray  # (d), one over its diagonal
+    reduced: FloatArray  # (d), the gradient, without what the steps of others take of it
     solution: FloatArray  # (d)
-    free: IntArray  # (d)
+    free: IntArray  # (d), which parameters all this is of
 
 
 @kernel()
@@ -47,7 +49,12 @@ def descend(model: Model, theta: FloatArray, max_iter: int, room: Room) -> float
     clip(theta, lower, upper)
     gradient, hessian, step, trial = np.empty(d), np.zeros((d, d)), np.empty(d), np.empty(d)
     space = Space(
-        np.empty((d, d)), np.zeros((d, d)), np.empty(d), np.empty(d), np.empty(d, np.int64)
+        np.empty((d, d)),
+        np.zeros((d, d)),
+        np.empty(d),
+        np.empty(d),
+        np.empty(d),
+        np.empty(d, np.int64),
     )
     value = objective(model, theta, room)
     damping = _DAMPING[1]
@@ -88,38 +95,27 @@ def bounded_step(
 
     What is left solves for the rest, again and again until nothing leaves.
     """
-    d = theta.size
-    n_free = _hold(gradient, theta, lower, upper, space.free, step)
+    n_free, sound = _hold(gradient, theta, lower, upper, space.free, step), 0
+    for i in range(n_free):
+        space.reduced[i] = gradient[space.free[i]]
+        _write_row(hessian, damping, i, space)
     while n_free > 0:
-        for i in range(n_free):
-            a = space.free[i]
-            space.reduced[i] = gradient[a]
-            for b in range(d):
-                if step[b] != 0.0:
-                    space.reduced[i] -= hessian[max(a, b), min(a, b)] * step[b]
-            for j in range(i + 1):
-                space.damped[i, j] = hessian[a, space.free[j]]
-            space.damped[i, i] *= 1.0 + damping
-        if cholesky(space.damped, n_free, space.factor) < n_free:
+        if not _factor(space, sound, n_free):
             return False
-        cholesky_solve(space.factor, n_free, space.reduced, space.solution)
-        kept = 0
+        _solve(space, n_free)
+        sound = n_free
         for i in range(n_free):
             a = space.free[i]
-            room_down, room_up = lower[a] - theta[a], upper[a] - theta[a]
-            if space.solution[i] < room_down:
-                step[a] = room_down
-            elif space.solution[i] > room_up:
-                step[a] = room_up
-            else:
-                space.solution[kept] = space.solution[i]
-                space.free[kept] = a
-                kept += 1
-        if kept == n_free:
-            for i in range(n_free):
-                step[space.free[i]] = space.solution[i]
+            step[a] = space.solution[i]
+            if step[a] < lower[a] - theta[a]:
+                step[a] = lower[a] - theta[a]
+            elif step[a] > upper[a] - theta[a]:
+                step[a] = upper[a] - theta[a]
+            if step[a] != space.solution[i]:
+                sound = min(sound, i)
+        if sound == n_free:
             return True
-        n_free = kept
+        n_free = _let_go(hessian, damping, step, sound, n_free, space)
     return True
 
 
@@ -132,9 +128,15 @@ def _hold(
     free: IntArray,
     step: FloatArray,
 ) -> int:
-    """Begin a step: number of parameters that do not lie at a bound and lean on it; and which."""
-    n_free = 0
-    for a in range(theta.size):
+    """Begin a step: number of parameters that do not lie at a bound and lean on it; and which.
+
+    Fluxes come last: they leave their bounds most often, and what is before them is kept then.
+    """
+    n_free, count = 0, theta.size // 3
+    for i in range(theta.size):
+        a = i + i // 2 if i < 2 * count else i
+        if 2 * count <= i < 3 * count:
+            a = 3 * (i - 2 * count) + 2
         step[a] = 0.0
         held = theta[a] <= lower[a] and gradient[a] < 0.0
         held = held or (theta[a] >= upper[a] and gradient[a] > 0.0)
@@ -142,6 +144,68 @@ def _hold(
             free[n_free] = a
             n_free += 1
     return n_free
+
+
+@leaf()
+def _let_go(
+    hessian: FloatArray, damping: float, step: FloatArray, sound: int, n_free: int, space: Space
+) -> int:
+    """Go on without the parameters that left, the first at `sound`; how many are left."""
+    free, reduced, kept = space.free, space.reduced, sound
+    for i in range(sound, n_free):
+        a = free[i]
+        if step[a] != space.solution[i]:
+            for j in range(n_free):
+                reduced[j] -= hessian[max(a, free[j]), min(a, free[j])] * step[a]
+    for i in range(sound, n_free):
+        if step[free[i]] == space.solution[i]:
+            free[kept], reduced[kept] = free[i], reduced[i]
+            _write_row(hessian, damping, kept, space)
+            kept += 1
+    return kept
+
+
+@leaf()
+def _write_row(hessian: FloatArray, damping: float, i: int, space: Space) -> None:
+    """Row i of the damped Hessian of the free parameters."""
+    a = space.free[i]
+    for j in range(i):
+        b = space.free[j]
+        space.damped[i, j] = hessian[max(a, b), min(a, b)]
+    space.damped[i, i] = hessian[a, a] * (1.0 + damping)
+
+
+@leaf()
+def _factor(space: Space, sound: int, n: int) -> bool:
+    """Rows of the Cholesky factor from `sound` to `n`; False if one depends on those before it."""
+    gram, lower, scale = space.damped, space.factor, space.scale
+    for i in range(sound, n):
+        pivot = gram[i, i]
+        for j in range(i):
+            s = gram[i, j]
+            for m in range(j):
+                s -= lower[i, m] * lower[j, m]
+            lower[i, j] = s * scale[j]
+            pivot -= lower[i, j] * lower[i, j]
+        if not pivot > DEPENDENT * gram[i, i]:  # or it is NaN
+            return False
+        scale[i] = 1.0 / math.sqrt(pivot)
+    return True
+
+
+@leaf()
+def _solve(space: Space, n: int) -> None:
+    """Solve for the first `n` free parameters."""
+    lower, scale, out = space.factor, space.scale, space.solution
+    for i in range(n):
+        s = space.reduced[i]
+        for m in range(i):
+            s -= lower[i, m] * out[m]
+        out[i] = s * scale[i]
+    for i in range(n - 1, -1, -1):
+        out[i] *= scale[i]
+        for m in range(i):
+            out[m] -= out[i] * lower[i, m]
 
 
 @leaf()
@@ -162,10 +226,9 @@ def objective(model: Model, theta: FloatArray, room: Room) -> float:
     box, count = model.box, model.n_targets
     for k in range(count):
         for m in range(k):
-            gap = box.separation - math.hypot(
-                theta[3 * k] - theta[3 * m], theta[3 * k + 1] - theta[3 * m + 1]
-            )
-            if gap > 0.0:
+            dy, dx = theta[3 * k] - theta[3 * m], theta[3 * k + 1] - theta[3 * m + 1]
+            if dy * dy + dx * dx < box.separation * box.separation:
+                gap = box.separation - math.sqrt(dy * dy + dx * dx)
                 value += 0.5 * _STIFFNESS * gap * gap
     for axis in range(2):
         first, last = extremes(theta, axis, count)
@@ -198,19 +261,21 @@ def misfit(model: Model, theta: FloatArray) -> float:
     return total
 
 
-@kernel()
+@leaf()
 def slope(
     model: Model, theta: FloatArray, room: Room, gradient: FloatArray, hessian: FloatArray
 ) -> None:
     """Downhill gradient and Gauss-Newton Hessian (lower triangle) of `objective`."""
-    fisher(model.pixels, 0.0, theta, room, np.full(theta.size, 1e-12), hessian)
+    fisher(model.pixels, 0.0, theta, room, hessian)
     force(model, 0.0, theta, room, gradient)
+    for a in range(theta.size):
+        hessian[a, a] += _LEAST
     box, count = model.box, model.n_targets
     for k in range(count):
         for m in range(k):
             dy, dx = theta[3 * k] - theta[3 * m], theta[3 * k + 1] - theta[3 * m + 1]
-            distance = max(math.hypot(dy, dx), 1e-9)
-            if distance < box.separation:
+            if dy * dy + dx * dx < box.separation * box.separation:
+                distance = max(math.sqrt(dy * dy + dx * dx), 1e-9)
                 push = _STIFFNESS * (box.separation - distance)
                 u = (dy / distance, dx / distance)
                 for a in range(2):

@@ -9,7 +9,8 @@ import numpy as np
 from csunmix._kernels.jit import kernel, leaf
 from csunmix._validation import FloatArray
 
-_DEPENDENT = 1e-13  # a pivot below this share of its diagonal counts as linear dependence
+DEPENDENT = 1e-13
+"""A pivot below this share of its diagonal counts as linear dependence."""
 
 
 @leaf()
@@ -135,7 +136,7 @@ def cholesky_append(gram: FloatArray, i: int, lower: FloatArray) -> bool:
             s += lower[i, n] * lower[j, n]
         lower[i, j] = (gram[i, j] - s) / lower[j, j]
         pivot -= lower[i, j] * lower[i, j]
-    if not pivot > _DEPENDENT * gram[i, i]:  # or it is NaN
+    if not pivot > DEPENDENT * gram[i, i]:  # or it is NaN
         return False
     lower[i, i] = np.sqrt(pivot)
     return True

@@ -370,15 +370,8 @@ def log_scales(pixels: Pixels, extra: float) -> float:
 
 
 @leaf()
-def fisher(
-    pixels: Pixels,
-    extra: float,
-    theta: FloatArray,
-    room: Room,
-    precision: FloatArray,
-    out: FloatArray,
-) -> None:
-    """``J^T W J + diag(precision)`` of the scene in the room, into the lower triangle of `out`.
+def fisher(pixels: Pixels, extra: float, theta: FloatArray, room: Room, out: FloatArray) -> None:
+    """``J^T W J`` of the scene in the room, into the lower triangle of `out`.
 
     With a PSF that is one product, and pixels that weigh the same but for a few, inner products
     along the axes make it: ``<a_k b_k, a_l b_l> = <a_k, a_l> <b_k, b_l>``.
@@ -393,8 +386,6 @@ def fisher(
     else:
         differentiate(theta, room)
         _weighted_gram(room, out)
-    for a in range(theta.size):
-        out[a, a] += precision[a]
 
 
 @leaf()
