@@ -82,18 +82,20 @@ class GridUnmixer:
         median of the image's outermost ring of pixels instead of both.
     refine : Prior, optional
         Take the targets of each image off the grid: joint fits of all of them, begun where the grid
-        has them, keep the bounds of this prior (not its count). There are as many as the grid says,
-        unless the prior's fluxes and separation allow none of these to explain the image: then the
-        brightest are split where the light is too much for so many, or else close ones merged. A
-        scene that is one cluster begins anew, turned about its middle by eighths and, of 3 to 13
-        targets, as regular figures; up to 12 begin in a cell that is likely, too. Positions, fluxes
-        and their errors are means and standard deviations of the normal distributions around all
-        optima found, cut off by the prior's bounds (which a mean of several may leave): nearly
-        those of `ContinuousUnmixer`, whose draws follow what is not normal, and which weighs
-        several counts. A score is the probability that the target lies within 0.1 px, were the
-        count right. Flags `AT_BOUND`, `FLAT` and `MISFIT` are as there. An image keeps the answer
-        of the grid, without errors and with `NOT_CONVERGED`, where nothing that the prior allows
-        explains it, or better than that, or a target lies far from its light.
+        has them, keep the bounds of this prior. There are as many as the grid says, unless the
+        prior's fluxes and separation allow none of these to explain the image: then the brightest
+        are split where the light is too much for so many, or else close ones merged. Where its
+        fluxes and count (1 to 6 without one) leave it open whether there is one more or fewer, and
+        on from there, the number is taken that is likeliest by the volumes of the normal
+        distributions below. A scene that is one cluster begins anew, turned about its middle by
+        eighths and, of 3 to 13 targets, as regular figures; up to 12 begin in a cell that is
+        likely, too. Positions, fluxes and their errors are means and standard deviations of the
+        normal distributions around all optima found, cut off by the prior's bounds (which a mean of
+        several may leave): nearly those of `ContinuousUnmixer`, whose draws follow what is not
+        normal. Scores and the flags `COUNT_AMBIGUOUS`, `AT_BOUND`, `FLAT` and `MISFIT` are as
+        there. An image keeps the answer of the grid, without errors and with `NOT_CONVERGED`, where
+        nothing that the prior allows explains it, or better than that, or a target lies far from
+        its light.
     n_jobs : int
         Threads that work on the images; the answer is the same with any number. A solver and a
         peak rule of your own must bear to be called by several at once.
@@ -152,6 +154,8 @@ class GridUnmixer:
             as_number(self.background, "background")
         if self.refine is not None:
             as_instance(self.refine, Prior, "refine")
+            if self.refine.count is not None and self.refine.count[1] < 1:
+                raise ValueError(f"refine.count must allow a target, got {self.refine.count}")
 
     def __call__(
         self, images: npt.ArrayLike, *, progress: bool = False, batch_size: int | None = None
@@ -339,8 +343,8 @@ class GridUnmixer:
             return None
         from csunmix.continuous.window import Setting
 
-        prior, shape = replace(self.refine, count=None), self.dictionary.image_shape
-        return Setting(self.psf, self.sensor or Sensor(), prior, shape, self.background)
+        sensor, shape = self.sensor or Sensor(), self.dictionary.image_shape
+        return Setting(self.psf, sensor, self.refine, shape, self.background)
 
 
 def _parts(n: int, most: int, n_jobs: int) -> list[slice]:

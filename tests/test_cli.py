@@ -614,7 +614,7 @@ def test_options_override_the_preset(asked):
         ("--offset 3 --background border", "--offset"),
         ("--gain 2 --offset 3 --background border --refine", ""),
         ("--method omp --gain 1 --offset 3 --background border", "--gain, --offset"),
-        ("--psf-error 0.01 --refine --extent 2 --count 1 3", "--count, --psf-error"),
+        ("--psf-error 0.01 --refine --extent 2 --count 1 3", "--psf-error"),
         ("--n-effective 50", "--n-effective"),
         ("--lam 0 --threshold 40 --min-share 0 --flux 1 300 --read-noise 0 --refine", ""),
         ("--threshold 40 --min-share 0 --flux 100 300", "--flux"),

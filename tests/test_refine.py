@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 import csunmix as cu
-from csunmix.continuous.fit import fit
+from csunmix.continuous.fit import Fit, fit
 from csunmix.continuous.refine import _reshaped, fit_from, refine
 from csunmix.continuous.window import Setting
 from csunmix.peaks import Candidates
@@ -45,6 +45,13 @@ def unmixer(method: str = "active-set", **given: Any) -> cu.GridUnmixer:
     return cu.grid_unmixer(method, **(settings | given))
 
 
+def fitted(setting: Setting, window: Any, targets: Any) -> Fit:
+    """The fit that these targets lead to."""
+    found = fit_from(setting, window, targets)
+    assert found is not None
+    return found[0]
+
+
 # --- the fit ------------------------------------------------------------------------------------
 
 
@@ -53,9 +60,8 @@ def test_the_descent_ends_where_a_search_does(prior: cu.Prior) -> None:
     setting, image = setting_for(prior), PRESET.sensor.expose(light_of(PAIR), rng=0)
     window = setting.window(image)
     assert window is not None
-    best, found = fit(setting, window, 2, seed=0), fit_from(setting, window, NEAR)
+    best, found = fit(setting, window, 2, seed=0), fitted(setting, window, NEAR)
     assert best is not None
-    assert found is not None
     assert found.objective == pytest.approx(best.objective, abs=1e-6)
     order = found.theta.reshape(-1, 3)[:, 1].argsort()
     np.testing.assert_allclose(
@@ -70,7 +76,7 @@ def test_errors_are_those_of_the_fit() -> None:
     truth = start + rng.uniform([-0.2, -0.2, -50.0], [0.2, 0.2, 50.0], (200, 2, 3))
     images = np.array([sensor.expose(light_of(each), rng=rng) for each in truth])
     found = Candidates(np.repeat(np.arange(200), 2), *np.tile(start, (200, 1)).T)
-    refined, claims, _ = refine(setting_for(cu.Prior(), sensor), images, found)
+    refined, claims, _ = refine(setting_for(cu.Prior(count=(2, 2)), sensor), images, found)
     pulls = (np.column_stack(refined[1:]) - truth.reshape(-1, 3)) / claims[:, :3]
     np.testing.assert_allclose(pulls.std(axis=0), 1.0, atol=0.12)
 
@@ -159,6 +165,56 @@ def test_no_target_is_split_where_no_fluxes_are_told() -> None:
     assert refined.frame.tolist() == [0]
 
 
+OPEN = cu.Prior(count=(1, 5), flux=(50.0, 500.0), min_separation=0.494, extent=1.2)
+
+
+def test_counts_are_those_of_the_evidence() -> None:
+    """Where the grid has one target more or fewer, and fluxes of a wide range leave that open."""
+    sensor = cu.Sensor(rounding=True)
+    setting = setting_for(OPEN, sensor)
+    several = replace(OPEN, count=(2, 4))
+    made = cu.simulate(PRESET.psf, sensor, several, shape=SHAPE, n=60, rng=14)
+    right, ambiguous = [], []
+    for frame, truth in made.truth.groupby("frame"):
+        scene = truth[["y", "x", "flux"]].to_numpy()
+        more = np.vstack([scene, scene[-1] + [0.2, 0.1, 0.0]])
+        for start in (scene, scene[1:] * [1.0, 1.0, len(scene) / (len(scene) - 1)], more):
+            refined, _, flags = refine(
+                setting, made.images[[frame]], Candidates(np.zeros(len(start), int), *start.T)
+            )
+            right.append(len(refined.flux) == len(scene))
+            ambiguous.append(bool(flags[0] & Flag.COUNT_AMBIGUOUS))
+    sure = ~np.array(ambiguous)
+    assert np.mean(right) > 0.9
+    assert np.array(right)[sure].mean() > 0.95
+    assert 0.0 < np.mean(ambiguous) < 0.3
+
+
+@pytest.mark.parametrize(("count", "found"), [((1, 1), 1), ((2, 2), 2), ((1, 2), 2), (None, 2)])
+def test_no_count_is_chosen_beyond_the_prior(count: Any, found: int) -> None:
+    sensor = cu.Sensor(rounding=True)
+    image, one = sensor.expose(light_of(PAIR), rng=0), Candidates([0], [5.1], [5.0], [470.0])
+    setting = setting_for(replace(OPEN, count=count), sensor)
+    assert len(refine(setting, image[None], one)[0].flux) == found
+
+
+def test_a_score_is_the_less_the_less_sure_the_count_is() -> None:
+    """Two targets of which the image hardly tells whether they are one."""
+    sensor = cu.Sensor(read_noise=2.0)
+    close = [[5.0, 4.75, 80.0], [5.0, 5.25, 80.0]]
+    image, one = sensor.expose(light_of(close), rng=0), Candidates([0], [5.0], [5.0], [160.0])
+    open_, closed = (
+        refine(setting_for(replace(OPEN, count=count), sensor), image[None], one)
+        for count in ((1, 2), (2, 2))
+    )
+    assert len(open_[0].flux) == len(closed[0].flux) == 2
+    share = open_[1][:, 3] / closed[1][:, 3]
+    assert 0.3 < share[0] < 0.9
+    assert share == pytest.approx(share[0], rel=1e-6)
+    assert (open_[2] & Flag.COUNT_AMBIGUOUS).all()
+    assert not (closed[2] & Flag.COUNT_AMBIGUOUS).any()
+
+
 def test_a_cluster_that_begins_turned_ends_in_the_best_fit() -> None:
     setting = setting_for(cu.Prior(flux=(220.0, 250.0), min_separation=0.494, extent=1.2))
     several = replace(PRESET.scene, count=(3, 5))
@@ -171,9 +227,8 @@ def test_a_cluster_that_begins_turned_ends_in_the_best_fit() -> None:
         scene[:, :2] = middle + (scene[:, :2] - middle) @ turn
         window = setting.window(made.images[frame])
         assert window is not None
-        best, found = fit(setting, window, len(scene), 0), fit_from(setting, window, scene)
+        best, found = fit(setting, window, len(scene), 0), fitted(setting, window, scene)
         assert best is not None
-        assert found is not None
         same.append(found.objective < best.objective + 0.01)
     assert np.mean(same) > 0.9
 
@@ -188,9 +243,8 @@ def test_a_cluster_that_begins_in_a_line_ends_in_the_best_fit() -> None:
         scene[:, :2] = scene[:, :2].mean(axis=0) + np.outer(np.arange(-2, 3), [0.1, 0.2])
         window = setting.window(made.images[frame])
         assert window is not None
-        best, found = fit(setting, window, 5, 0), fit_from(setting, window, scene)
+        best, found = fit(setting, window, 5, 0), fitted(setting, window, scene)
         assert best is not None
-        assert found is not None
         same.append(found.objective < best.objective + 0.01)
     assert np.mean(same) > 0.95
 
@@ -221,10 +275,7 @@ def test_scenes_in_a_likely_cell_are_among_the_optima() -> None:
         window, of_cell = (each.window(made.images[frame]) for each in (likely, sure))
         assert window is not None
         assert of_cell is not None
-        fit = fit_from(likely, window, scene)
-        inside = fit_from(sure, of_cell, scene)
-        assert fit is not None
-        assert inside is not None
+        fit, inside = fitted(likely, window, scene), fitted(sure, of_cell, scene)
         if inside.objective > fit.objective + 0.01:
             found.append(np.abs(fit.objectives - inside.objective).min() < 0.01)
     assert len(found) > 4
@@ -346,8 +397,10 @@ def test_form_of_the_table() -> None:
     kept = (table["flags"] & Flag.NOT_CONVERGED) != 0
     assert kept.equals(table["x_err"].isna())
     pd.testing.assert_frame_equal(unmixer()(images, batch_size=5), table)
-    single = unmixer()(images.astype(np.float32))
-    np.testing.assert_allclose(single["y"], table["y"], atol=2e-3)
+    single, double = (
+        t.sort_values(["frame", "y"]) for t in (unmixer()(images.astype("f4")), table)
+    )
+    np.testing.assert_allclose(single["y"], double["y"], atol=2e-3)
 
 
 def test_few_windows_are_made_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -377,18 +430,13 @@ def test_flags_are_of_where_targets_are() -> None:
     assert grid["flags"].item() & Flag.SATURATED
 
 
-def test_the_count_of_the_prior_does_not_matter() -> None:
+def test_a_count_that_is_not_the_grids_is_not_forced() -> None:
     image = PRESET.sensor.expose(light_of(PAIR), rng=0)
-    dictionary = cu.Dictionary(PRESET.psf, SHAPE, 5)
-    parts: dict[str, Any] = {"solver": cu.ActiveSet(lam=0.1), "sensor": PRESET.sensor}
-    parts["peaks"] = cu.MassMerging(threshold=40.0, radius=0.35)
-    tables = [
-        cu.GridUnmixer(dictionary, refine=cu.Prior(count=count), **parts)(image)
-        for count in (None, (0, 0), (1, 1), (5, 9))
-    ]
-    assert len(tables[0]) == 2
-    for table in tables[1:]:
-        pd.testing.assert_frame_equal(table, tables[0])
+    for count in (None, (1, 1), (5, 9)):
+        table = unmixer(prior=cu.Prior(count=count, flux=(50.0, 500.0)))(image)
+        assert len(table) == 2
+    with pytest.raises(ValueError, match=r"^refine.count must allow a target, got \(0, 0\)$"):
+        unmixer(prior=cu.Prior(count=(0, 0)))
 
 
 def test_bounds_of_the_prior_hold() -> None:

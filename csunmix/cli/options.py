@@ -509,8 +509,8 @@ def unused(options: argparse.Namespace) -> list[str]:
             idle |= {"read_noise"}
     if options.method != "omp" and {"threshold", "min_share"} <= given:
         idle |= {"flux"}
-    if "refine" in given:  # uses the detector and all of the prior but its count
-        idle -= {"read_noise", "gain", "flux", "min_separation", "extent", "cell"}
+    if "refine" in given:  # uses the detector and all of the prior
+        idle -= {"read_noise", "gain", "flux", "min_separation", "extent", "cell", "count"}
     return _options(idle & given)
 
 

@@ -233,10 +233,15 @@ def answer_for(
     """The answer for the most probable count: its probability in the scores, all flags added."""
     targets[:, 6] *= p.max()
     flags |= image_flags(setting, image)
-    flags |= int(Flag.COUNT_AMBIGUOUS) * bool(p.max() < _SURE)
+    flags |= count_flag(p.max())
     flags |= 0 if best.explains else int(Flag.MISFIT)
     border = border_flags(setting, targets[:, 0], targets[:, 1])
     return Answer(targets, flags | border | prior_flags(best.window, targets), p)
+
+
+def count_flag(probability: float) -> int:
+    """`Flag.COUNT_AMBIGUOUS` where a count is not sure."""
+    return int(Flag.COUNT_AMBIGUOUS) if probability < _SURE else 0
 
 
 def prior_flags(window: Window, targets: FloatArray) -> IntArray:

@@ -13,7 +13,7 @@ from csunmix._kernels.fit import misfit
 from csunmix._kernels.model import Model
 from csunmix._kernels.search import explore
 from csunmix._validation import FloatArray, IntArray
-from csunmix.continuous.base import prior_flags
+from csunmix.continuous.base import count_flag, prior_flags, probabilities
 from csunmix.continuous.fit import ITERATIONS, Fit, with_cells
 from csunmix.continuous.sampling import SCORED, approximate
 from csunmix.continuous.window import Setting, Window
@@ -25,6 +25,7 @@ ComplexArray = npt.NDArray[np.complex128]
 _NEIGHBOURS = 2.0  # PSF widths, within which two targets may be one, and all are one cluster
 _SPLIT = 0.5  # PSF widths between the halves of a target that is split, at least
 _MOST = 30  # targets of an image that may be merged: a descent takes as long as their cube
+_BEST = 4  # scenes of one target more or fewer that are fitted
 _FEW = 12  # targets of a likely cell, of a regular figure, and that light may be split into
 _UNSURE = 0.97, 1.03  # of the light that the grid has, less and more
 _LEAST = np.finfo(float).tiny  # weight, of targets without flux
@@ -41,7 +42,7 @@ def refine(
     Parameters
     ----------
     setting : Setting
-        Optics, detector, background, and the prior whose bounds hold; its count does not matter.
+        Optics, detector, background, and the prior whose bounds hold.
     images : ndarray, shape (n, n_y, n_x)
         Finite images, DN.
     found : Candidates
@@ -53,11 +54,11 @@ def refine(
         The mean of the posterior around the fit and others, see `Fit.mixture`; as found in an image
         without one, see `fit_from`.
     claims : ndarray, shape (n_targets, 4)
-        Standard deviations of y, x (px) and flux (DN), and the probability that the target lies
-        within 0.1 px of its mean; NaN in such an image.
+        Standard deviations of y, x (px) and flux (DN), and the probability that the count is right
+        and the target lies within 0.1 px of its mean; NaN in such an image.
     flags : ndarray of int, shape (n_targets,)
         `Flag.NOT_CONVERGED` in such an image, `Flag.MISFIT` in one that the fit does not explain
-        either, and `Flag.AT_BOUND` and `Flag.FLAT` of targets.
+        either, `Flag.COUNT_AMBIGUOUS`, and `Flag.AT_BOUND` and `Flag.FLAT` of targets.
     """
     order = np.argsort(found.frame, kind="stable")
     every = np.column_stack(found[1:]).astype(np.float64)[order]
@@ -85,22 +86,26 @@ def _refined(
     setting: Setting, window: Window | None, targets: FloatArray
 ) -> tuple[FloatArray, IntArray]:
     """Targets (K, 7) of an image with what is claimed of them, and flags (K,)."""
-    fit = None if window is None else fit_from(setting, window, targets)
-    if fit is None:
+    found = None if window is None else fit_from(setting, window, targets)
+    if found is None:
         unknown = np.full((len(targets), 4), np.nan)
         return np.hstack([targets, unknown]), np.full(len(targets), int(Flag.NOT_CONVERGED))
+    fit, probability = found
     refined = approximate(fit, SCORED)
-    flags = prior_flags(fit.window, refined)
+    flags = prior_flags(fit.window, refined) | count_flag(probability)
+    refined[:, 6] *= probability
     return refined, flags | (0 if fit.explains else int(Flag.MISFIT))
 
 
-def fit_from(setting: Setting, window: Window, targets: FloatArray) -> Fit | None:
+def fit_from(setting: Setting, window: Window, targets: FloatArray) -> tuple[Fit, float] | None:
     """The best fit that descents from `targets` (K, 3), rows ``y, x, flux``, end in.
 
     Where their light is too much for so many within the prior's bounds, the brightest become two.
     Where a fit does not explain the image, so many may be too many: then the closest two of 30 at
-    most become one, again and again, until it does, or none stand close. The best goes down again
-    from other shapes, and in a cell that is likely; the fit has what they end in as its other
+    most become one, again and again, until it does, or none stand close. Where the prior's fluxes
+    and count allow one target more or fewer, these are fitted too, and on from there, as long as
+    that is more likely: the second value is the probability of the best among those. It goes down
+    again from other shapes, and in a cell that is likely; the fit has what they end in as its other
     optima. None where a target lies outside of the window, there are more unknowns than pixels, or
     no scene within the bounds is found that explains the image or leaves less of it than the
     targets as they are.
@@ -116,13 +121,16 @@ def fit_from(setting: Setting, window: Window, targets: FloatArray) -> Fit | Non
     most = np.inf if setting.prior.flux is None else setting.prior.flux[1]
     apart = max(window.box.separation, _SPLIT * setting.width)
     for scenes in chain(_split(start, most, apart), _merge(start, reach)):
-        fit = descents.fit(scenes.reshape(len(scenes), -1))
+        fit = descents.fit(_flat(scenes))
         better = fit.objective < (np.inf if best is None else best.objective)
         if better and (fit.explains or fit.misfit < before):
             best = fit
         if best is not None and best.explains:
             break
-    return best if best is None else _with_others(descents, best, reach)
+    if best is None:
+        return None
+    best, probability = _likeliest(descents, best, reach, apart)
+    return _with_others(descents, best, reach), probability
 
 
 class _Descents:
@@ -137,12 +145,75 @@ class _Descents:
         model = self.model(scenes.shape[1] // 3)
         return Fit(self.window, model, *explore(model, scenes, *ITERATIONS))
 
+    def fit_best(self, scenes: FloatArray) -> Fit:
+        """What those of scenes (n, d) lead to that leave least of the image."""
+        model = self.model(scenes.shape[1] // 3)
+        left = [misfit(model, scene) for scene in scenes]
+        return self.fit(scenes[np.argsort(left, kind="stable")[:_BEST]])
+
     def model(self, count: int) -> Model:
         """The posterior of so many targets, rounding as a normal error."""
         if count not in self._models:
             model = self.window.model(self.setting.optics, count, weighs_cell=False)
             self._models[count] = model._replace(pixels=self.window.smooth)
         return self._models[count]
+
+
+def _flat(scenes: FloatArray) -> FloatArray:
+    return scenes.reshape(len(scenes), -1)
+
+
+def _likeliest(descents: _Descents, fit: Fit, reach: float, apart: float) -> tuple[Fit, float]:
+    """A fit, or one of more targets or fewer if that is more likely, and its probability.
+
+    There is one more, or fewer, at a time, until that is less likely, or does not explain the
+    image. The probability is among those that do.
+    """
+    best, log = fit, fit.likely_evidence if fit.count in descents.setting.counts else -np.inf
+    logs = [log]
+    for step in (1, -1):
+        while step * (best.count - fit.count) >= 0:
+            if not _allowed(descents, best, best.count + step):
+                break
+            targets = best.theta.reshape(-1, 3)
+            scenes = _more(targets, apart) if step > 0 else _fewer(targets, reach)
+            if not len(scenes):
+                break
+            other = descents.fit_best(_flat(scenes))
+            if not other.explains:
+                break
+            logs.append(other.likely_evidence)
+            if not other.likely_evidence > log:
+                break
+            best, log = other, other.likely_evidence
+    return best, float(probabilities(np.array(logs)).max()) if len(logs) > 1 else 1.0
+
+
+def _allowed(descents: _Descents, fit: Fit, count: int) -> bool:
+    """Whether the prior allows so many, and by its fluxes the light that is there.
+
+    Without fluxes, not where a target has all that the window shows, and may have more.
+    """
+    prior, flux = descents.setting.prior, fit.theta[2::3]
+    least, most = fit.model.box.flux
+    if prior.flux is None and flux.max() >= most:
+        return False
+    lit = count * most >= _UNSURE[0] * flux.sum() and count * least <= _UNSURE[1] * flux.sum()
+    return bool(lit and count in descents.setting.counts)
+
+
+def _more(targets: FloatArray, apart: float) -> FloatArray:
+    """Scenes (n, K + 1, 3), each of the targets in two."""
+    scenes = targets[None]
+    return np.concatenate([_in_two(scenes, k, _away(apart)) for k in range(len(targets))])
+
+
+def _fewer(targets: FloatArray, reach: float) -> FloatArray:
+    """Scenes (n, K - 1, 3), two of the targets that stand close as one."""
+    first, second = np.triu_indices(len(targets), 1)
+    near = pdist(targets[:, :2]) <= reach
+    pairs = zip(first[near].tolist(), second[near].tolist(), strict=True)
+    return np.array([_as_one(targets, a, b) for a, b in pairs])
 
 
 def _with_others(descents: _Descents, fit: Fit, reach: float) -> Fit:
@@ -194,19 +265,24 @@ def _split(targets: FloatArray, most: float, apart: float) -> Iterator[FloatArra
     limit = max(2 * len(targets), _FEW)
     for number in sorted({float(np.ceil(share * light)) for share in _UNSURE}):
         if len(targets) < number <= limit:
-            line = np.stack([np.sin(_LINES), np.cos(_LINES), np.zeros_like(_LINES)], axis=1)
-            yield _halved(targets, number, 0.5 * apart * line)
+            scenes = targets[None]
+            while scenes.shape[1] < number:
+                scenes = _in_two(scenes, int(scenes[0, :, 2].argmax()), _away(apart))
+            yield scenes
 
 
-def _halved(targets: FloatArray, number: float, away: FloatArray) -> FloatArray:
-    """So many targets (n, K, 3), the brightest in two again and again, `away` (n, 3) both ways."""
-    scenes = np.repeat(targets[None], len(away), axis=0)
-    while scenes.shape[1] < number:
-        k = int(scenes[0, :, 2].argmax())
-        scenes[..., k, 2] *= 0.5
-        scenes = np.concatenate([scenes, (scenes[:, k] + away)[:, None]], axis=1)
-        scenes[:, k] -= away
-    return scenes
+def _away(apart: float) -> FloatArray:
+    """From the middle of two targets `apart` along a line to one of them (n, 3), for each line."""
+    return 0.5 * apart * np.stack([np.sin(_LINES), np.cos(_LINES), np.zeros_like(_LINES)], axis=1)
+
+
+def _in_two(scenes: FloatArray, k: int, away: FloatArray) -> FloatArray:
+    """Scenes (n, K + 1, 3), or of one its kind, target k in two, `away` (n, 3) both ways."""
+    scenes = np.repeat(scenes, len(away) // len(scenes), axis=0)
+    scenes[:, k, 2] *= 0.5
+    other = scenes[:, k] + away
+    scenes[:, k] -= away
+    return np.concatenate([scenes, other[:, None]], axis=1)
 
 
 def _merge(targets: FloatArray, reach: float) -> Iterator[FloatArray]:
@@ -220,7 +296,13 @@ def _merge(targets: FloatArray, reach: float) -> Iterator[FloatArray]:
         if distance[closest] > reach:
             return
         a, b = (int(index[closest]) for index in np.triu_indices(len(targets), 1))
-        pair = targets[[a, b]]
-        place = np.average(pair[:, :2], axis=0, weights=np.maximum(pair[:, 2], _LEAST))
-        targets = np.delete(targets, b, axis=0)
-        targets[a] = *place, pair[:, 2].sum()
+        targets = _as_one(targets, a, b)
+
+
+def _as_one(targets: FloatArray, a: int, b: int) -> FloatArray:
+    """The targets (K - 1, 3) with a and b as one between them, of all their light."""
+    pair = targets[[a, b]]
+    place = np.average(pair[:, :2], axis=0, weights=np.maximum(pair[:, 2], _LEAST))
+    out = np.delete(targets, b, axis=0)
+    out[a] = *place, pair[:, 2].sum()
+    return out
