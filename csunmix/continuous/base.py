@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import KW_ONLY, dataclass, field
 from typing import TYPE_CHECKING
@@ -236,7 +236,7 @@ def answer_for(
     flags |= count_flag(p.max())
     flags |= 0 if best.explains else int(Flag.MISFIT)
     border = border_flags(setting, targets[:, 0], targets[:, 1])
-    return Answer(targets, flags | border | prior_flags(best.window, targets), p)
+    return Answer(targets, flags | border | prior_flags([best.window], targets[None])[0], p)
 
 
 def count_flag(probability: float) -> int:
@@ -244,38 +244,44 @@ def count_flag(probability: float) -> int:
     return int(Flag.COUNT_AMBIGUOUS) if probability < _SURE else 0
 
 
-def prior_flags(window: Window, targets: FloatArray) -> IntArray:
-    """Flags of targets (n, 7) of which the prior says more than the image does."""
-    box = window.box
-    ends = np.vstack([box.area + np.array(window.origin)[:, None], box.flux])
-    value, error = targets[:, :3], targets[:, 3:6]
-    room = np.minimum(value - ends[:, 0], ends[:, 1] - value)
-    if box.cell > 0.0 and len(value) > 1:
-        room[:, :2] = np.minimum(room[:, :2], _room_in_cell(value[:, :2], error[:, :2]))
-    spread = np.append(window.size, ends[2, 1] - ends[2, 0]) / np.sqrt(12.0)
-    leaning = (room < _LEANING * error).any(axis=1) | _held(box, value[:, :2], error[:, :2])
-    flat = (error > _FLAT * spread).any(axis=1)
+def prior_flags(windows: Sequence[Window], targets: FloatArray) -> IntArray:
+    """Flags (n, K) of targets (n, K, 7) in windows (n) of which the prior says more than the image.
+
+    The windows are those of one setting.
+    """
+    box = windows[0].box
+    ends = np.array([np.vstack([w.box.area + np.array([w.origin]).T, w.box.flux]) for w in windows])
+    low, high = ends[:, None, :, 0], ends[:, None, :, 1]
+    value, error = targets[..., :3], targets[..., 3:6]
+    place, of_place = value[..., :2], error[..., :2]
+    room = np.minimum(value - low, high - value)
+    if box.cell > 0.0 and targets.shape[1] > 1:
+        room[..., :2] = np.minimum(room[..., :2], _room_in_cell(place, of_place))
+    spread = (high - low) / np.sqrt(12.0)
+    spread[:, 0, :2] = np.array([w.size for w in windows]) / np.sqrt(12.0)
+    leaning = (room < _LEANING * error).any(axis=2) | _held(box, place, of_place)
+    flat = (error > _FLAT * spread).any(axis=2)
     return np.asarray(leaning * int(Flag.AT_BOUND) | flat * int(Flag.FLAT), dtype=np.int64)
 
 
 def _room_in_cell(place: FloatArray, error: FloatArray) -> FloatArray:
-    """Distances (n, 2) to the nearest wall of the cell that targets share; inf if they do not."""
-    room = 0.5 - np.abs(place - np.floor(place.mean(axis=0) + 0.5))
-    shared = (room > -_LEANING * error).all()
-    return np.asarray(np.abs(room)) if shared else np.full_like(room, np.inf)
+    """Distances (n, K, 2) to the nearest wall of the cell that all share; inf if they do not."""
+    room = 0.5 - np.abs(place - np.floor(place.mean(axis=1, keepdims=True) + 0.5))
+    shared = (room > -_LEANING * error).all(axis=(1, 2), keepdims=True)
+    return np.where(shared, np.abs(room), np.inf)
 
 
 def _held(box: Box, place: FloatArray, error: FloatArray) -> BoolArray:
-    """Targets that the smallest separation keeps from another, or the extent near it."""
-    away = place[:, None] - place
+    """Targets (n, K) that the smallest separation keeps from another, or the extent near it."""
+    away = place[:, :, None] - place[:, None]
     distance = np.maximum(np.hypot(away[..., 0], away[..., 1]), 1e-9)
-    errors = np.hypot(error[:, None], error)
-    along = np.sqrt(((away * errors) ** 2).sum(axis=2)) / distance
+    errors = np.hypot(error[:, :, None], error[:, None])
+    along = np.sqrt(((away * errors) ** 2).sum(axis=3)) / distance
     held = distance - box.separation < _LEANING * along
     held &= box.separation > 0.0
-    held |= (box.extent - np.abs(away) < _LEANING * errors).any(axis=2)
-    np.fill_diagonal(held, False)
-    return np.asarray(held.any(axis=1))
+    held |= (box.extent - np.abs(away) < _LEANING * errors).any(axis=3)
+    held &= ~np.eye(place.shape[1], dtype=bool)
+    return np.asarray(held.any(axis=2))
 
 
 def image_flags(setting: Setting, image: FloatArray) -> int:

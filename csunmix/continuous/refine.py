@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from functools import cache
 from itertools import chain
 
 import numpy as np
@@ -31,7 +33,7 @@ _UNSURE = 0.97, 1.03  # of the light that the grid has, less and more
 _LEAST = np.finfo(float).tiny  # weight, of targets without flux
 _PIXELS = 2**18  # of images whose windows are made at a time
 _LINES = np.pi * np.arange(4) / 4  # along which a target is split
-_TURNS = 2.0 * np.pi * np.arange(1, 8) / 8  # of a cluster
+_TURNS = np.exp(2j * np.pi * np.arange(1, 8) / 8)  # of a cluster
 
 
 def refine(
@@ -63,38 +65,41 @@ def refine(
     order = np.argsort(found.frame, kind="stable")
     every = np.column_stack(found[1:]).astype(np.float64)[order]
     frames, rows = np.unique(np.asarray(found.frame, np.int64)[order], return_index=True)
-    answers = [
-        _refined(setting, window, targets)
-        for window, targets in zip(
-            _windows(setting, images, frames), np.split(every, rows)[1:], strict=True
-        )
-    ]
+    starts = np.split(every, rows)[1:]
+    size = max(1, _PIXELS // (setting.shape[0] * setting.shape[1]))
+    answers: list[tuple[FloatArray, IntArray]] = []
+    for first in range(0, len(frames), size):
+        part = slice(first, first + size)
+        answers += _refined(setting, images[frames[part]].astype(np.float64), starts[part])
     frame = np.repeat(frames, [len(targets) for targets, _ in answers])
     values = np.concatenate([np.empty((0, 7)), *(targets for targets, _ in answers)])
     flags = np.concatenate([np.empty(0, np.int64), *(flags for _, flags in answers)])
     return Candidates(frame, *values[:, :3].T), values[:, 3:], flags
 
 
-def _windows(setting: Setting, images: FloatArray, frames: IntArray) -> Iterator[Window | None]:
-    """The windows of some frames, so many at a time that memory is bounded."""
-    size = max(1, _PIXELS // (setting.shape[0] * setting.shape[1]))
-    for start in range(0, len(frames), size):
-        yield from setting.windows(images[frames[start : start + size]].astype(np.float64))
-
-
 def _refined(
-    setting: Setting, window: Window | None, targets: FloatArray
-) -> tuple[FloatArray, IntArray]:
-    """Targets (K, 7) of an image with what is claimed of them, and flags (K,)."""
-    found = None if window is None else fit_from(setting, window, targets)
-    if found is None:
-        unknown = np.full((len(targets), 4), np.nan)
-        return np.hstack([targets, unknown]), np.full(len(targets), int(Flag.NOT_CONVERGED))
-    fit, probability = found
-    refined = approximate(fit, SCORED)
-    flags = prior_flags(fit.window, refined) | count_flag(probability)
-    refined[:, 6] *= probability
-    return refined, flags | (0 if fit.explains else int(Flag.MISFIT))
+    setting: Setting, images: FloatArray, starts: Sequence[FloatArray]
+) -> list[tuple[FloatArray, IntArray]]:
+    """Targets (K, 7) of each image with what is claimed of them, and flags (K,)."""
+    answers, windows, alike = [], setting.windows(images), defaultdict(list)
+    for n, (window, targets) in enumerate(zip(windows, starts, strict=True)):
+        found = None if window is None else fit_from(setting, window, targets)
+        if found is None:
+            targets = np.hstack([targets, np.full((len(targets), 4), np.nan)])
+            flags = int(Flag.NOT_CONVERGED)
+        else:
+            fit, probability = found
+            targets = approximate(fit, SCORED)
+            targets[:, 6] *= probability
+            flags = count_flag(probability) | (0 if fit.explains else int(Flag.MISFIT))
+            alike[fit.count].append(n)
+        answers.append((targets, np.full(len(targets), flags)))
+    for rows in alike.values():  # of one number of targets, as arrays
+        of = [window for n in rows if (window := windows[n]) is not None]
+        marks = prior_flags(of, np.array([answers[n][0] for n in rows]))
+        for n, mark in zip(rows, marks, strict=True):
+            np.bitwise_or(answers[n][1], mark, out=answers[n][1])
+    return answers
 
 
 def fit_from(setting: Setting, window: Window, targets: FloatArray) -> tuple[Fit, float] | None:
@@ -237,22 +242,23 @@ def _reshaped(theta: FloatArray, reach: float) -> FloatArray:
     away = place - place.mean()
     if away.size == 1 or np.abs(away).max() > reach:
         return np.empty((0, theta.size))
-    shapes = [away * np.exp(1j * angle) for angle in _TURNS]
-    for inner in (0, 1):
-        if 3 <= away.size - inner <= _FEW:
-            shapes += [_ring(away, inner, phase) for phase in (0.0, 0.5)]
-    scenes = np.repeat(theta[None], len(shapes), axis=0)
-    places = place.mean() + np.array(shapes)
+    spread = np.sqrt((np.abs(away) ** 2).sum())
+    places = place.mean() + np.vstack([_TURNS[:, None] * away, spread * _figures(away.size)])
+    scenes = np.repeat(theta[None], len(places), axis=0)
     scenes[:, ::3], scenes[:, 1::3] = places.real, places.imag
     return scenes
 
 
-def _ring(away: ComplexArray, inner: int, phase: float) -> ComplexArray:
-    """Places at equal angles, but for `inner` in the middle, their mean square that of `away`."""
-    n = away.size - inner
-    radius = np.sqrt((np.abs(away) ** 2).sum() / n)
-    ring = radius * np.exp(2j * np.pi * (np.arange(n) + phase) / n)
-    return np.append(ring, np.zeros(inner))
+@cache
+def _figures(count: int) -> ComplexArray:
+    """Places (n, count) at equal angles, of one in the middle too, their squares summing to 1."""
+    figures = [np.empty((0, count), complex)]
+    for n in (count, count - 1):
+        if 3 <= n <= _FEW:
+            angles = 2.0 * np.pi * (np.arange(n) + np.array([[0.0], [0.5]])) / n
+            ring = np.exp(1j * angles) / np.sqrt(n)
+            figures.append(np.pad(ring, [(0, 0), (0, count - n)]))
+    return np.vstack(figures)
 
 
 def _split(targets: FloatArray, most: float, apart: float) -> Iterator[FloatArray]:
