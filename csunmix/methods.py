@@ -66,7 +66,8 @@ def grid_unmixer(
         The detector.
     prior : Prior, optional
         Its largest count limits pursuits; its flux range bounds the coefficients of "omp" and
-        sets the default threshold. Separation, extent and cell are used by `refine` alone.
+        sets the default threshold. Separation, extent, cell and the least count are used by
+        `refine` alone.
     factor : int, optional
         Cells per pixel; by default about 3.8 per width of the PSF, 2 at least.
     lam : float or "auto", optional

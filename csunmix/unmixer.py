@@ -84,15 +84,17 @@ class GridUnmixer:
         Take the targets of each image off the grid: joint fits of all of them, begun where the grid
         has them, keep the bounds of this prior. There are as many as the grid says, unless the
         prior's fluxes and separation allow none of these to explain the image: then the brightest
-        are split where the light is too much for so many, or else close ones merged. Where its
-        fluxes and count (1 to 6 without one) leave it open whether there is one more or fewer, and
-        on from there, the number is taken that is likeliest by the volumes of the normal
-        distributions below. A scene that is one cluster begins anew, turned about its middle by
+        are split where the light is too much for so many, or else close ones merged. Where the
+        prior has a count, the number is brought into it, and then is the likeliest of those that
+        steps of one target lead to, by the volumes of the normal distributions below: rough, and
+        too sure where targets lie closer than half a PSF width; a PSF wider than the one told
+        makes two of one. A scene that is one cluster begins anew, turned about its middle by
         eighths and, of 3 to 13 targets, as regular figures; up to 12 begin in a cell that is
         likely, too. Positions, fluxes and their errors are means and standard deviations of the
-        normal distributions around all optima found, cut off by the prior's bounds (which a mean of
-        several may leave): nearly those of `ContinuousUnmixer`, whose draws follow what is not
-        normal. Scores and the flags `COUNT_AMBIGUOUS`, `AT_BOUND`, `FLAT` and `MISFIT` are as
+        normal distributions around all optima found, cut off by the prior's bounds (which a mean
+        of several may leave): nearly those of `ContinuousUnmixer`, whose draws follow what is not
+        normal. A score is the probability that the count is right among the numbers looked at, and
+        the target within 0.1 px. Flags `COUNT_AMBIGUOUS`, `AT_BOUND`, `FLAT` and `MISFIT` are as
         there. An image keeps the answer of the grid, without errors and with `NOT_CONVERGED`, where
         nothing that the prior allows explains it, or better than that, or a target lies far from
         its light.
@@ -155,7 +157,7 @@ class GridUnmixer:
         if self.refine is not None:
             as_instance(self.refine, Prior, "refine")
             if self.refine.count is not None and self.refine.count[1] < 1:
-                raise ValueError(f"refine.count must allow a target, got {self.refine.count}")
+                raise ValueError(f"refine must allow a target, got {self.refine}")
 
     def __call__(
         self, images: npt.ArrayLike, *, progress: bool = False, batch_size: int | None = None
@@ -348,7 +350,7 @@ class GridUnmixer:
 
 
 def _parts(n: int, most: int, n_jobs: int) -> list[slice]:
-    """Parts of `n` images, of `most` at most, alike and as many for every thread."""
+    """Parts of `n` images, of `most` at most: alike, so that threads end together."""
     rounds = -(-n // (most * n_jobs))
     size = -(-n // (rounds * n_jobs))
     return [slice(i, min(i + size, n)) for i in range(0, n, size)]

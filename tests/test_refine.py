@@ -13,7 +13,7 @@ import pytest
 
 import csunmix as cu
 from csunmix.continuous.fit import Fit, fit
-from csunmix.continuous.refine import _reshaped, fit_from, refine
+from csunmix.continuous.refine import _Descents, _reshaped, fit_from, refine
 from csunmix.continuous.window import Setting
 from csunmix.peaks import Candidates
 from csunmix.targets import Flag, make_table
@@ -160,9 +160,10 @@ def test_no_target_is_split_where_no_fluxes_are_told() -> None:
     sensor = cu.Sensor(rounding=True, saturation=255.0)
     star = [[5.1, 4.8, 10_000.0]]
     image = sensor.expose(light_of(star, cu.GaussianPSF(1.0)), rng=0)
-    setting = Setting(cu.GaussianPSF(1.0), sensor, cu.Prior(), SHAPE, 0.0)
-    refined, _, _ = refine(setting, image[None], Candidates([0], [5.0], [5.0], [9_000.0]))
-    assert refined.frame.tolist() == [0]
+    for prior in (cu.Prior(), cu.Prior(count=(1, 3))):
+        setting = Setting(cu.GaussianPSF(1.0), sensor, prior, SHAPE, 0.0)
+        refined, _, _ = refine(setting, image[None], Candidates([0], [5.0], [5.0], [9_000.0]))
+        assert refined.frame.tolist() == [0]
 
 
 OPEN = cu.Prior(count=(1, 5), flux=(50.0, 500.0), min_separation=0.494, extent=1.2)
@@ -190,12 +191,98 @@ def test_counts_are_those_of_the_evidence() -> None:
     assert 0.0 < np.mean(ambiguous) < 0.3
 
 
-@pytest.mark.parametrize(("count", "found"), [((1, 1), 1), ((2, 2), 2), ((1, 2), 2), (None, 2)])
-def test_no_count_is_chosen_beyond_the_prior(count: Any, found: int) -> None:
+@pytest.mark.parametrize(
+    ("count", "found"), [((1, 1), 1), ((2, 2), 2), ((1, 2), 2), ((3, 5), 3), (None, 1)]
+)
+def test_the_count_is_one_of_the_prior(count: Any, found: int) -> None:
+    """Without one it is the grid's."""
     sensor = cu.Sensor(rounding=True)
     image, one = sensor.expose(light_of(PAIR), rng=0), Candidates([0], [5.1], [5.0], [470.0])
-    setting = setting_for(replace(OPEN, count=count), sensor)
-    assert len(refine(setting, image[None], one)[0].flux) == found
+    refined, _, flags = refine(
+        setting_for(replace(OPEN, count=count, min_separation=0.2), sensor), image[None], one
+    )
+    assert len(refined.flux) == found
+    assert ((flags & Flag.MISFIT) != 0).all() == (found == 1)
+
+
+def test_targets_apart_are_not_merged_to_fit_the_count() -> None:
+    sensor, far = cu.Sensor(rounding=True), [[2.0, 2.0, 240.0], [8.0, 8.0, 230.0]]
+    image, two = sensor.expose(light_of(far), rng=0), Candidates([0, 0], *np.transpose(far))
+    refined, claims, flags = refine(setting_for(cu.Prior(count=(1, 1)), sensor), image[None], two)
+    assert refined.flux.tolist() == [240.0, 230.0]
+    assert np.isnan(claims).all()
+    assert (flags == Flag.NOT_CONVERGED).all()
+
+
+@pytest.mark.parametrize("start", [[0], [0, 0, 1, 2], [0, 1, 1, 2, 2]], ids=str)
+def test_counts_are_reached_by_several_steps(start: list[int]) -> None:
+    """Three stars in a row, of which one alone is two, from one of them up or from more down."""
+    sensor = cu.Sensor(read_noise=1.0)
+    scene = np.array([[5.0, 3.6, 230.0], [5.0, 5.0, 230.0], [5.0, 6.4, 230.0]])
+    image = sensor.expose(light_of(scene), rng=0)
+    found = scene[start] + 0.1 * np.arange(3 * len(start)).reshape(-1, 3) % [0.3, 0.4, 1.0]
+    prior = cu.Prior(count=(1, 6), flux=(50.0, 1000.0))
+    refined, _, flags = refine(
+        setting_for(prior, sensor), image[None], Candidates(np.zeros(len(start), int), *found.T)
+    )
+    assert len(refined.flux) == 3
+    assert not (flags & (Flag.MISFIT | Flag.NOT_CONVERGED)).any()
+
+
+def test_where_the_light_tells_the_count_no_other_is_fitted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two targets of 400 to 800 DN in all may be three of 50 to 500 DN, not of 220 to 250."""
+    image, counts = PRESET.sensor.expose(light_of(PAIR), rng=0)[None], []
+
+    def count(_: Any, fit: Fit, step: int, *__: Any) -> None:
+        counts.append(fit.count + step)
+
+    monkeypatch.setattr(_Descents, "neighbour", count)
+    found = Candidates([0, 0], *NEAR.T)
+    refine(setting_for(PRESET.prior), image, found)
+    assert counts == []
+    refine(setting_for(OPEN), image, found)
+    assert counts == [3, 1]
+
+
+@pytest.mark.parametrize("double", [0, 1])
+def test_any_target_may_be_two(double: int) -> None:
+    sensor, single = cu.Sensor(read_noise=1.0), [[4.4, 4.2, 240.0], [5.8, 6.0, 240.0]]
+    y, x, flux = single[double]
+    scene = [single[1 - double], [y - 0.3, x, 0.5 * flux], [y + 0.3, x, 0.5 * flux]]
+    image, found = sensor.expose(light_of(scene), rng=0), Candidates([0, 0], *np.transpose(single))
+    prior = cu.Prior(count=(1, 5), flux=(20.0, 500.0))
+    assert len(refine(setting_for(prior, sensor), image[None], found)[0].flux) == 3
+
+
+def test_where_no_count_explains_an_image_it_is_the_grids() -> None:
+    sensor = cu.Sensor(read_noise=1.0)
+    wide = sensor.expose(light_of([[5.0, 5.0, 9000.0]], cu.GaussianPSF(0.8)), rng=0)
+    found, prior = Candidates([0], [5.0], [5.0], [9000.0]), cu.Prior(count=(1, 3))
+    refined, claims, flags = refine(setting_for(prior, sensor), wide[None], found)
+    assert len(refined.flux) == 1
+    assert claims[0, 3] <= 1.0
+    assert flags[0] & Flag.MISFIT
+
+
+def test_a_single_star_is_one_and_surely_so() -> None:
+    """Where a second would lie on the first, it is not counted by the volume that it has there."""
+    rng, sensor = np.random.default_rng(6), cu.Sensor(read_noise=1.0)
+    stars = [[[*rng.uniform(4.5, 5.5, 2), 300.0]] for _ in range(40)]
+    images = np.array([sensor.expose(light_of(star), rng=rng) for star in stars])
+    found = Candidates(np.arange(40), *np.concatenate(stars).T)
+    prior = cu.Prior(count=(1, 5), flux=(20.0, 500.0))
+    refined, _, flags = refine(setting_for(prior, sensor), images, found)
+    assert len(refined.flux) == 40
+    assert np.mean((flags & Flag.COUNT_AMBIGUOUS) != 0) < 0.05
+
+
+def test_there_are_no_more_unknowns_than_pixels() -> None:
+    setting = Setting(PRESET.psf, cu.Sensor(), cu.Prior(count=(1, 5)), (3, 3), 0.0)
+    image = np.full((1, 3, 3), 200.0)
+    found = Candidates([0, 0, 0], [0.0, 1.0, 2.0], [0.0, 1.0, 2.0], [300.0] * 3)
+    assert len(refine(setting, image, found)[0].flux) <= 3
 
 
 def test_a_score_is_the_less_the_less_sure_the_count_is() -> None:
@@ -430,12 +517,8 @@ def test_flags_are_of_where_targets_are() -> None:
     assert grid["flags"].item() & Flag.SATURATED
 
 
-def test_a_count_that_is_not_the_grids_is_not_forced() -> None:
-    image = PRESET.sensor.expose(light_of(PAIR), rng=0)
-    for count in (None, (1, 1), (5, 9)):
-        table = unmixer(prior=cu.Prior(count=count, flux=(50.0, 500.0)))(image)
-        assert len(table) == 2
-    with pytest.raises(ValueError, match=r"^refine.count must allow a target, got \(0, 0\)$"):
+def test_a_prior_without_targets_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^refine must allow a target, got Prior\(count=\(0, 0\)"):
         unmixer(prior=cu.Prior(count=(0, 0)))
 
 

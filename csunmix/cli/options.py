@@ -198,7 +198,7 @@ def _unmix_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         metavar=("MIN", "MAX"),
         default=_ABSENT,
-        help="number of targets; grid methods use MAX, as the limit of a pursuit",
+        help="number of targets; without --refine, grid methods use MAX, as the limit of a pursuit",
     )
     flux = prior.add_mutually_exclusive_group()
     flux.add_argument(

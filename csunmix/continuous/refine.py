@@ -27,7 +27,8 @@ ComplexArray = npt.NDArray[np.complex128]
 _NEIGHBOURS = 2.0  # PSF widths, within which two targets may be one, and all are one cluster
 _SPLIT = 0.5  # PSF widths between the halves of a target that is split, at least
 _MOST = 30  # targets of an image that may be merged: a descent takes as long as their cube
-_BEST = 4  # scenes of one target more or fewer that are fitted
+_STARTS = 4  # scenes of one target more or fewer that are fitted
+_GAIN = 2.0  # of the objective by one target more, below which two that are close are one
 _FEW = 12  # targets of a likely cell, of a regular figure, and that light may be split into
 _UNSURE = 0.97, 1.03  # of the light that the grid has, less and more
 _LEAST = np.finfo(float).tiny  # weight, of targets without flux
@@ -126,16 +127,17 @@ def fit_from(setting: Setting, window: Window, targets: FloatArray) -> tuple[Fit
     most = np.inf if setting.prior.flux is None else setting.prior.flux[1]
     apart = max(window.box.separation, _SPLIT * setting.width)
     for scenes in chain(_split(start, most, apart), _merge(start, reach)):
-        fit = descents.fit(_flat(scenes))
+        fit = descents.fit(scenes.reshape(len(scenes), -1))
         better = fit.objective < (np.inf if best is None else best.objective)
         if better and (fit.explains or fit.misfit < before):
             best = fit
         if best is not None and best.explains:
             break
-    if best is None:
+    likeliest = None if best is None else _likeliest(descents, best, reach, apart)
+    if likeliest is None:
         return None
-    best, probability = _likeliest(descents, best, reach, apart)
-    return _with_others(descents, best, reach), probability
+    fit, probability = likeliest
+    return _with_others(descents, fit, reach), probability
 
 
 class _Descents:
@@ -150,11 +152,19 @@ class _Descents:
         model = self.model(scenes.shape[1] // 3)
         return Fit(self.window, model, *explore(model, scenes, *ITERATIONS))
 
-    def fit_best(self, scenes: FloatArray) -> Fit:
-        """What those of scenes (n, d) lead to that leave least of the image."""
-        model = self.model(scenes.shape[1] // 3)
+    def neighbour(self, fit: Fit, step: int, reach: float, apart: float) -> Fit | None:
+        """The fit of one target more (`step` 1) or fewer (-1); None where there are no starts.
+
+        Of all scenes with one of the targets in two, or two as one, those are starts that leave
+        least of the image.
+        """
+        targets = fit.theta.reshape(-1, 3)
+        scenes = _more(targets, apart) if step > 0 else _fewer(targets, reach)
+        if not 0 < scenes[:1].size <= self.window.pixels.low.size:
+            return None
+        scenes, model = scenes.reshape(len(scenes), -1), self.model(fit.count + step)
         left = [misfit(model, scene) for scene in scenes]
-        return self.fit(scenes[np.argsort(left, kind="stable")[:_BEST]])
+        return self.fit(scenes[np.argsort(left, kind="stable")[:_STARTS]])
 
     def model(self, count: int) -> Model:
         """The posterior of so many targets, rounding as a normal error."""
@@ -164,34 +174,53 @@ class _Descents:
         return self._models[count]
 
 
-def _flat(scenes: FloatArray) -> FloatArray:
-    return scenes.reshape(len(scenes), -1)
+def _likeliest(
+    descents: _Descents, fit: Fit, reach: float, apart: float
+) -> tuple[Fit, float] | None:
+    """The likeliest of a fit and of some of more or fewer targets, and its probability among these.
 
-
-def _likeliest(descents: _Descents, fit: Fit, reach: float, apart: float) -> tuple[Fit, float]:
-    """A fit, or one of more targets or fewer if that is more likely, and its probability.
-
-    There is one more, or fewer, at a time, until that is less likely, or does not explain the
-    image. The probability is among those that do.
+    The number is taken as it is where the prior has no count. Else it first becomes one of these,
+    and goes on by one at a time as long as that is likelier; the likeliest that explains the image
+    is taken, if one does. None where it can not become one of these.
     """
-    best, log = fit, fit.likely_evidence if fit.count in descents.setting.counts else -np.inf
-    logs = [log]
+    if descents.setting.prior.count is None:
+        return fit, 1.0
+    low, high = descents.setting.prior.count
+    while not low <= fit.count <= high:
+        other = descents.neighbour(fit, 1 if fit.count < low else -1, reach, apart)
+        if other is None:
+            return None
+        fit = other
+    fits = [each for each in _climb(descents, fit, reach, apart) if each.explains]
+    if not fits:
+        return fit, 1.0
+    evidence = np.array([each.likely_evidence for each in fits])
+    return fits[int(evidence.argmax())], float(probabilities(evidence).max())
+
+
+def _climb(descents: _Descents, fit: Fit, reach: float, apart: float) -> list[Fit]:
+    """A fit, then those of more targets, or of fewer, up to the first that is less likely.
+
+    A fit that owes next to nothing to one of its targets, which lies on another, is left out: the
+    volume that these have says nothing.
+    """
+    fits, best = [fit], fit
     for step in (1, -1):
-        while step * (best.count - fit.count) >= 0:
-            if not _allowed(descents, best, best.count + step):
+        while step * (best.count - fit.count) >= 0 and _allowed(descents, best, best.count + step):
+            other = descents.neighbour(best, step, reach, apart)
+            if other is None:
                 break
-            targets = best.theta.reshape(-1, 3)
-            scenes = _more(targets, apart) if step > 0 else _fewer(targets, reach)
-            if not len(scenes):
+            more, fewer = (other, best) if step > 0 else (best, other)
+            if fewer.objective - more.objective < _GAIN and _closest(more) < 0.999 * apart:
+                fits, best = [each for each in (*fits, other) if each is not more], fewer
+                if more is other:
+                    break
+                continue
+            fits.append(other)
+            if other.likely_evidence < best.likely_evidence:
                 break
-            other = descents.fit_best(_flat(scenes))
-            if not other.explains:
-                break
-            logs.append(other.likely_evidence)
-            if not other.likely_evidence > log:
-                break
-            best, log = other, other.likely_evidence
-    return best, float(probabilities(np.array(logs)).max()) if len(logs) > 1 else 1.0
+            best = other
+    return fits
 
 
 def _allowed(descents: _Descents, fit: Fit, count: int) -> bool:
@@ -205,6 +234,11 @@ def _allowed(descents: _Descents, fit: Fit, count: int) -> bool:
         return False
     lit = count * most >= _UNSURE[0] * flux.sum() and count * least <= _UNSURE[1] * flux.sum()
     return bool(lit and count in descents.setting.counts)
+
+
+def _closest(fit: Fit) -> float:
+    """Distance of the closest two targets, px."""
+    return float(pdist(fit.theta.reshape(-1, 3)[:, :2]).min())
 
 
 def _more(targets: FloatArray, apart: float) -> FloatArray:
@@ -283,7 +317,7 @@ def _away(apart: float) -> FloatArray:
 
 
 def _in_two(scenes: FloatArray, k: int, away: FloatArray) -> FloatArray:
-    """Scenes (n, K + 1, 3), or of one its kind, target k in two, `away` (n, 3) both ways."""
+    """Scenes (n, K + 1, 3) of n scenes, or of one, target k in two, `away` (n, 3) both ways."""
     scenes = np.repeat(scenes, len(away) // len(scenes), axis=0)
     scenes[:, k, 2] *= 0.5
     other = scenes[:, k] + away
