@@ -232,7 +232,7 @@ def test_misfit_counts_residuals_and_bounds(name: str) -> None:
     best = fit(setting, window, 3, 0)
     assert best is not None
     assert best.explains
-    assert not replace(best, thetas=best.thetas[:1] + 0.3).explains
+    assert not replace(best, thetas=best.thetas[:1] + 0.3, objectives=np.array([np.inf])).explains
 
 
 CLOSE = [4.9, 5.0, 225.0, 5.1, 5.2, 240.0, 5.0, 5.1, 231.0]  # nearer than the prior allows
@@ -567,7 +567,7 @@ def test_a_bounded_step_is_that_of_the_quadratic() -> None:
 
 
 @pytest.mark.parametrize("count", [2, 3, 4, 5])
-@pytest.mark.parametrize("size", [(1.2, 1.2), (0.8, 1.6)], ids=str)
+@pytest.mark.parametrize("size", [(1.2, 1.2), (0.8, 1.6), (2.2, 3.1), (6.0, 9.0)], ids=str)
 def test_room_for_targets_against_rejection(size: tuple[float, float], count: int) -> None:
     rng, trials = np.random.default_rng(1), 300_000
     place = rng.uniform(size=(trials, count, 2)) * size

@@ -9,7 +9,7 @@ of its own with everything in it, Python, data and answer. Factor: simulated CSI
 lam = 1 DN; ActiveSet to its optimum, FISTA to a relative gap of 1e-3, OMP with 5 atoms.
 Targets: `ContinuousUnmixer` told how many there are, K in a box of 1.2 sqrt(K) px with noise of
 1 DN, with draws and without (``n_effective=0``). Threads: whole calls of the unmixers on 10,000
-images (FISTA 1,000, ContinuousUnmixer 200), with the same answer to the bit.
+images (FISTA and refined targets 1,000, ContinuousUnmixer 200), with the same answer to the bit.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Hashable, Iterable, Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -166,28 +169,30 @@ def by_targets(n: int, repeats: int) -> pd.DataFrame:
     return pd.DataFrame(rows.values())
 
 
+def unmixers() -> dict[str, tuple[Any, int]]:
+    """Unmixers by name, and the share of the images that each is given: one in so many."""
+    dictionary = cu.Dictionary(SETUP.psf, SETUP.shape, 3)
+    on_grid = {
+        name: (cu.GridUnmixer(dictionary, solver=solver, peaks=cu.MassMerging()), share)
+        for name, (solver, share) in solvers().items()
+    }
+    refined = cu.grid_unmixer(
+        psf=SETUP.psf, shape=SETUP.shape, sensor=SETUP.sensor, prior=SETUP.prior, refine=True
+    )
+    continuous = cu.ContinuousUnmixer(SETUP.psf, SETUP.sensor, SETUP.prior)
+    return {**on_grid, "refined targets": (refined, 10), "ContinuousUnmixer": (continuous, 50)}
+
+
 def by_threads(repeats: int, n: int = N_THREADED) -> pd.DataFrame:
     """Milliseconds an image against threads, and how much faster the last is than the first."""
     images = csist(n)
     rows = []
-    for name, (solver, share) in solvers().items():
+    for name, (unmix, share) in unmixers().items():
         part = images[: max(10, n // share)]
-        runs: dict[Hashable, Callable[[], object]] = {}
-        for n_jobs in THREADS:
-            unmix = cu.GridUnmixer(
-                cu.Dictionary(SETUP.psf, SETUP.shape, 3),
-                solver=solver,
-                peaks=cu.MassMerging(),
-                n_jobs=n_jobs,
-            )
-            runs[n_jobs] = lambda unmix=unmix, y=part: unmix(y)
+        runs: dict[Hashable, Callable[[], object]] = {
+            n_jobs: partial(replace(unmix, n_jobs=n_jobs), part) for n_jobs in THREADS
+        }
         rows.append(speedup(name, len(part), seconds(runs, repeats)))
-    part = images[: max(10, n // 50)]
-    runs = {}
-    for n_jobs in THREADS:
-        fit = cu.ContinuousUnmixer(SETUP.psf, SETUP.sensor, SETUP.prior, n_jobs=n_jobs)
-        runs[n_jobs] = lambda fit=fit, y=part: fit(y)
-    rows.append(speedup("ContinuousUnmixer", len(part), seconds(runs, repeats)))
     return pd.DataFrame(rows)
 
 

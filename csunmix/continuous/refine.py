@@ -108,13 +108,13 @@ def fit_from(setting: Setting, window: Window, targets: FloatArray) -> tuple[Fit
 
     Where their light is too much for so many within the prior's bounds, the brightest become two.
     Where a fit does not explain the image, so many may be too many: then the closest two of 30 at
-    most become one, again and again, until it does, or none stand close. Where the prior's fluxes
-    and count allow one target more or fewer, these are fitted too, and on from there, as long as
-    that is more likely: the second value is the probability of the best among those. It goes down
-    again from other shapes, and in a cell that is likely; the fit has what they end in as its other
-    optima. None where a target lies outside of the window, there are more unknowns than pixels, or
-    no scene within the bounds is found that explains the image or leaves less of it than the
-    targets as they are.
+    most become one, again and again, until it does, or none stand close. Where the prior has a
+    count, the likeliest of one target more or fewer at a time follows, see `_likeliest`; its
+    probability is the second value. It goes down again from other shapes, and in a cell that is
+    likely; the fit has what they end in as its other optima. None where a target lies outside of
+    the window, there are more unknowns than pixels, no scene within the bounds is found that
+    explains the image or leaves less of it than the targets as they are, or none has as many
+    targets as the prior says.
     """
     if targets.size > window.pixels.low.size:
         return None
@@ -122,14 +122,13 @@ def fit_from(setting: Setting, window: Window, targets: FloatArray) -> tuple[Fit
     inside = (start[:, :2] >= -0.5) & (start[:, :2] <= np.array(window.pixels.low.shape) - 0.5)
     if not inside.all():
         return None
-    descents, reach = _Descents(setting, window), _NEIGHBOURS * setting.width
-    before, best = misfit(descents.model(len(start)), start.ravel()), None
+    descents, reach, best = _Descents(setting, window), _NEIGHBOURS * setting.width, None
     most = np.inf if setting.prior.flux is None else setting.prior.flux[1]
     apart = max(window.box.separation, _SPLIT * setting.width)
     for scenes in chain(_split(start, most, apart), _merge(start, reach)):
         fit = descents.fit(scenes.reshape(len(scenes), -1))
         better = fit.objective < (np.inf if best is None else best.objective)
-        if better and (fit.explains or fit.misfit < before):
+        if better and (fit.explains or fit.misfit < descents.misfit(start)):
             best = fit
         if best is not None and best.explains:
             break
@@ -162,9 +161,13 @@ class _Descents:
         scenes = _more(targets, apart) if step > 0 else _fewer(targets, reach)
         if not 0 < scenes[:1].size <= self.window.pixels.low.size:
             return None
-        scenes, model = scenes.reshape(len(scenes), -1), self.model(fit.count + step)
-        left = [misfit(model, scene) for scene in scenes]
-        return self.fit(scenes[np.argsort(left, kind="stable")[:_STARTS]])
+        left = [self.misfit(scene) for scene in scenes]
+        best = scenes[np.argsort(left, kind="stable")[:_STARTS]]
+        return self.fit(best.reshape(len(best), -1))
+
+    def misfit(self, targets: FloatArray) -> float:
+        """What targets (K, 3) leave of the image."""
+        return float(misfit(self.model(len(targets)), targets.ravel()))
 
     def model(self, count: int) -> Model:
         """The posterior of so many targets, rounding as a normal error."""
@@ -187,7 +190,8 @@ def _likeliest(
         return fit, 1.0
     low, high = descents.setting.prior.count
     while not low <= fit.count <= high:
-        other = descents.neighbour(fit, 1 if fit.count < low else -1, reach, apart)
+        step = 1 if fit.count < low else -1
+        other = None if fit.count > _MOST else descents.neighbour(fit, step, reach, apart)
         if other is None:
             return None
         fit = other

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from math import ceil, exp, floor, log, sqrt
+from math import ceil, exp, floor, log, log1p, pi, sqrt
 from typing import Literal
 
 import numpy as np
@@ -29,6 +29,7 @@ _LIT = 3.0  # times the noise, from where a pixel counts as lit
 _SLACK = 0.3  # px, error allowed to the centroid of the light
 _TAIL = 0.02  # times the noise, light that a pixel outside of the window may get
 _FEW_ELECTRONS = 0.375  # electron^2, least variance of a count of them (Anscombe 1948)
+_RARELY = 0.3  # probability that the last of some points is too close to another
 _MOST_FLUX = 1.5  # times what the image shows, of a target without a flux prior
 
 
@@ -311,8 +312,19 @@ def _ends(lit: BoolArray) -> tuple[IntArray, IntArray]:
 
 
 def log_room(size: FloatArray, separation: float, count: int) -> float:
-    """Log probability that `count` points uniform in a box (2,) keep their distances."""
+    """Log probability that `count` points uniform in a box (2,) keep their distances.
+
+    Two points in a box of a by b are closer with a probability
+    ``p = (pi s^2 a b - 4/3 s^3 (a + b) + s^4/2) / (a b)^2``. Where that is small, each further one
+    finds room beside k others with ``1 - k p``, which tells the log to 0.05; else points are drawn.
+    """
     size_y, size_x = size.tolist()
+    if separation < min(size_y, size_x):
+        area, around = size_y * size_x, size_y + size_x
+        pair = pi * separation**2 * area - 4.0 / 3.0 * separation**3 * around + 0.5 * separation**4
+        pair /= area**2
+        if (count - 1) * pair < _RARELY:
+            return sum(log1p(-k * pair) for k in range(1, count))
     return _log_room((size_y, size_x), separation, count)
 
 
