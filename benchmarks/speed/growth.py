@@ -1,15 +1,14 @@
-"""How cost grows: with the size of an image, the factor of the grid, targets and threads.
+"""How cost grows: with the size of an image, the factor of the grid and the targets.
 
     python -m benchmarks.speed.growth --n 1000
 
-Medians of interleaved repeats; sigma = 0.5 px, one thread where nothing else is said. Size: one
-frame with a target for every 200 pixels and noise of 1 DN, c = 3; ``A^T A x`` of a map that is
-nowhere 0, and 50 iterations of FISTA at lam = 5 DN, gaps included. Peak memory is that of a process
-of its own with everything in it, Python, data and answer. Factor: simulated CSIST-100K images,
-lam = 1 DN; ActiveSet to its optimum, FISTA to a relative gap of 1e-3, OMP with 5 atoms.
-Targets: `ContinuousUnmixer` told how many there are, K in a box of 1.2 sqrt(K) px with noise of
-1 DN, with draws and without (``n_effective=0``). Threads: whole calls of the unmixers on 10,000
-images (FISTA and refined targets 1,000, ContinuousUnmixer 200), with the same answer to the bit.
+Medians of interleaved repeats; sigma = 0.5 px, one thread. Size: one frame with a target for every
+200 pixels and noise of 1 DN, c = 3; ``A^T A x`` of a map that is nowhere 0, and 50 iterations of
+FISTA at lam = 5 DN, gaps included. Peak memory is that of a process of its own with everything in
+it, Python, data and answer. Factor: simulated CSIST-100K images, lam = 1 DN; ActiveSet to its
+optimum, FISTA to a relative gap of 1e-3, OMP with 5 atoms. Targets: `ContinuousUnmixer` told how
+many there are, K in a box of 1.2 sqrt(K) px with noise of 1 DN, with draws and without
+(``n_effective=0``).
 """
 
 from __future__ import annotations
@@ -19,10 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Hashable, Iterable, Mapping
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -36,8 +32,6 @@ from csunmix.solvers import Solver
 SIZES = (11, 32, 64, 128, 256, 512, 1024, 2048)
 FACTORS = (3, 5, 7, 9, 11, 13, 15)
 COUNTS = tuple(range(1, 13))
-THREADS = (1, 2)
-N_THREADED = 10_000  # images for threads to share, so that what is serial does not count
 N_ITER = 50
 MEMORY = 4.0  # GiB
 SETUP = cu.presets.csist_100k()
@@ -169,39 +163,6 @@ def by_targets(n: int, repeats: int) -> pd.DataFrame:
     return pd.DataFrame(rows.values())
 
 
-def unmixers() -> dict[str, tuple[Any, int]]:
-    """Unmixers by name, and the share of the images that each is given: one in so many."""
-    dictionary = cu.Dictionary(SETUP.psf, SETUP.shape, 3)
-    on_grid = {
-        name: (cu.GridUnmixer(dictionary, solver=solver, peaks=cu.MassMerging()), share)
-        for name, (solver, share) in solvers().items()
-    }
-    refined = cu.grid_unmixer(
-        psf=SETUP.psf, shape=SETUP.shape, sensor=SETUP.sensor, prior=SETUP.prior, refine=True
-    )
-    continuous = cu.ContinuousUnmixer(SETUP.psf, SETUP.sensor, SETUP.prior)
-    return {**on_grid, "refined targets": (refined, 10), "ContinuousUnmixer": (continuous, 50)}
-
-
-def by_threads(repeats: int, n: int = N_THREADED) -> pd.DataFrame:
-    """Milliseconds an image against threads, and how much faster the last is than the first."""
-    images = csist(n)
-    rows = []
-    for name, (unmix, share) in unmixers().items():
-        part = images[: max(10, n // share)]
-        runs: dict[Hashable, Callable[[], object]] = {
-            n_jobs: partial(replace(unmix, n_jobs=n_jobs), part) for n_jobs in THREADS
-        }
-        rows.append(speedup(name, len(part), seconds(runs, repeats)))
-    return pd.DataFrame(rows)
-
-
-def speedup(name: str, n: int, took: Mapping[Hashable, float]) -> dict[str, object]:
-    """A row of times by threads, and how much faster the last is than the first."""
-    each = {f"{n_jobs} thread(s), ms/image": 1e3 * s / n for n_jobs, s in took.items()}
-    return {"method": name, **each, "times faster": took[THREADS[0]] / took[THREADS[-1]]}
-
-
 def draw(size: pd.DataFrame, factor: pd.DataFrame, targets: pd.DataFrame, path: Path) -> None:
     """All curves, on logarithmic axes."""
     import matplotlib.pyplot as plt
@@ -244,13 +205,12 @@ def main() -> None:
     size = by_size(options.repeats)
     factor = by_factor(options.n, options.repeats)
     targets = by_targets(max(2, options.n // 50), options.repeats)
-    threads = by_threads(options.repeats)
     picture = options.out.with_suffix(".png")
     draw(size, factor, targets, picture)
     more = [
         largest_frame(size),
         "",
-        *sections([("Factor", factor), ("Targets", targets), ("Threads", threads)]),
+        *sections([("Factor", factor), ("Targets", targets)]),
         f"![Time against size, factor and targets]({picture.name})",
         "",
     ]
