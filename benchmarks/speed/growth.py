@@ -2,13 +2,13 @@
 
     python -m benchmarks.speed.growth --n 1000
 
-Medians of repeats (FISTA once from 1024 px on); sigma = 0.5 px, one thread. Size: one frame with a target for every
-200 pixels and noise of 1 DN, c = 3; ``A^T A x`` of a map that is nowhere 0, and 50 iterations of
-FISTA at lam = 5 DN, gaps included. Peak memory is that of a process of its own with everything in
-it, Python, data and answer. Factor: simulated CSIST-100K images, lam = 1 DN; ActiveSet to its
-optimum, FISTA to a relative gap of 1e-3, OMP with 5 atoms. Targets: `ContinuousUnmixer` told how
-many there are, K in a box of 1.2 sqrt(K) px with noise of 1 DN, with draws and without
-(``n_effective=0``).
+Medians of repeats (FISTA once from 1024 px on); sigma = 0.5 px, one thread. Size: one frame with a
+target for every 200 pixels and noise of 1 DN, c = 3; ``A^T A x`` of a map that is nowhere 0, and 50
+iterations of FISTA at lam = 5 DN, gaps included. Peak memory is that of a process of its own with
+everything in it, Python, data and answer. Factor: simulated CSIST-100K images, lam = 1 DN;
+ActiveSet to its optimum, FISTA to a relative gap of 1e-3, OMP with 5 atoms. Targets:
+`ContinuousUnmixer` told how many there are, K in a box of 1.2 sqrt(K) px with noise of 1 DN, with
+draws and without (``n_effective=0``).
 """
 
 from __future__ import annotations
