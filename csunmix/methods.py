@@ -66,8 +66,7 @@ def grid_unmixer(
         The detector.
     prior : Prior, optional
         Its largest count limits pursuits; its flux range bounds the coefficients of "omp" and
-        sets the default threshold. Separation, extent, cell and the least count are used by
-        `refine` alone.
+        sets the default threshold. `refine` uses all of it.
     factor : int, optional
         Cells per pixel; by default about 3.8 per width of the PSF, 2 at least.
     lam : float or "auto", optional

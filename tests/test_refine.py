@@ -214,6 +214,32 @@ def test_targets_apart_are_not_merged_to_fit_the_count() -> None:
     assert (flags == Flag.NOT_CONVERGED).all()
 
 
+@pytest.mark.parametrize("count", [(4, 4), (1, 4)], ids=str)
+def test_a_count_without_room_is_no_answer(count: tuple[int, int]) -> None:
+    """Four targets can not lie 0.494 px apart in a box of 0.4 px: three can, nearly."""
+    prior = cu.Prior(count=count, min_separation=0.494, extent=0.4)
+    square = [[y, x, 230.0] for y in (4.8, 5.3) for x in (4.8, 5.3)]
+    sensor = cu.Sensor(read_noise=1.0)
+    image, found = (
+        sensor.expose(light_of(square), rng=0),
+        Candidates([0] * 4, *np.transpose(square)),
+    )
+    refined, claims, flags = refine(setting_for(prior, sensor), image[None], found)
+    assert refined.flux.tolist() == [230.0] * 4
+    assert np.isnan(claims).all()
+    assert (flags == Flag.NOT_CONVERGED).all()
+
+
+@pytest.mark.parametrize("count", [(1, 1), (1, 3)], ids=str)
+def test_a_false_target_far_from_others_is_left_out(count: tuple[int, int]) -> None:
+    sensor = cu.Sensor(read_noise=1.0)
+    image = sensor.expose(light_of([[5.0, 5.0, 300.0]]), rng=0)
+    found = Candidates([0, 0], [5.0, 8.0], [5.0, 7.0], [298.0, 4.0])
+    refined, _, flags = refine(setting_for(cu.Prior(count=count), sensor), image[None], found)
+    assert len(refined.flux) == 1
+    assert not (flags & (Flag.NOT_CONVERGED | Flag.MISFIT)).any()
+
+
 @pytest.mark.parametrize("start", [[0], [0, 0, 1, 2], [0, 1, 1, 2, 2]], ids=str)
 def test_counts_are_reached_by_several_steps(start: list[int]) -> None:
     """Three stars in a row, of which one alone is two, from one of them up or from more down."""

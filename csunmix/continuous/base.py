@@ -241,7 +241,7 @@ def answer_for(
 
 def count_flag(probability: float) -> int:
     """`Flag.COUNT_AMBIGUOUS` where a count is not sure."""
-    return int(Flag.COUNT_AMBIGUOUS) if probability < _SURE else 0
+    return 0 if probability >= _SURE else int(Flag.COUNT_AMBIGUOUS)
 
 
 def prior_flags(windows: Sequence[Window], targets: FloatArray) -> IntArray:

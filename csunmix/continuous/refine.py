@@ -18,7 +18,7 @@ from csunmix._validation import FloatArray, IntArray
 from csunmix.continuous.base import count_flag, prior_flags, probabilities
 from csunmix.continuous.fit import ITERATIONS, Fit, with_cells
 from csunmix.continuous.sampling import SCORED, approximate
-from csunmix.continuous.window import Setting, Window
+from csunmix.continuous.window import Setting, Window, log_room
 from csunmix.peaks import Candidates
 from csunmix.targets import Flag
 
@@ -26,9 +26,10 @@ ComplexArray = npt.NDArray[np.complex128]
 
 _NEIGHBOURS = 2.0  # PSF widths, within which two targets may be one, and all are one cluster
 _SPLIT = 0.5  # PSF widths between the halves of a target that is split, at least
-_MOST = 30  # targets of an image that may be merged: a descent takes as long as their cube
+_MOST = 30  # targets from where none are merged or left out: a descent takes as long as their cube
 _STARTS = 4  # scenes of one target more or fewer that are fitted
 _GAIN = 2.0  # of the objective by one target more, below which two that are close are one
+_SLACK = 0.02  # px, of distances that the prior bounds
 _FEW = 12  # targets of a likely cell, of a regular figure, and that light may be split into
 _UNSURE = 0.97, 1.03  # of the light that the grid has, less and more
 _LEAST = np.finfo(float).tiny  # weight, of targets without flux
@@ -113,8 +114,8 @@ def fit_from(setting: Setting, window: Window, targets: FloatArray) -> tuple[Fit
     probability is the second value. It goes down again from other shapes, and in a cell that is
     likely; the fit has what they end in as its other optima. None where a target lies outside of
     the window, there are more unknowns than pixels, no scene within the bounds is found that
-    explains the image or leaves less of it than the targets as they are, or none has as many
-    targets as the prior says.
+    explains the image or leaves less of it than the targets as they are, or none has a count of the
+    prior.
     """
     if targets.size > window.pixels.low.size:
         return None
@@ -122,21 +123,20 @@ def fit_from(setting: Setting, window: Window, targets: FloatArray) -> tuple[Fit
     inside = (start[:, :2] >= -0.5) & (start[:, :2] <= np.array(window.pixels.low.shape) - 0.5)
     if not inside.all():
         return None
-    descents, reach, best = _Descents(setting, window), _NEIGHBOURS * setting.width, None
+    descents, best = _Descents(setting, window), None
     most = np.inf if setting.prior.flux is None else setting.prior.flux[1]
-    apart = max(window.box.separation, _SPLIT * setting.width)
-    for scenes in chain(_split(start, most, apart), _merge(start, reach)):
+    for scenes in chain(_split(start, most, descents.apart), _merge(start, descents.reach)):
         fit = descents.fit(scenes.reshape(len(scenes), -1))
         better = fit.objective < (np.inf if best is None else best.objective)
         if better and (fit.explains or fit.misfit < descents.misfit(start)):
             best = fit
         if best is not None and best.explains:
             break
-    likeliest = None if best is None else _likeliest(descents, best, reach, apart)
+    likeliest = None if best is None else _likeliest(descents, best)
     if likeliest is None:
         return None
     fit, probability = likeliest
-    return _with_others(descents, fit, reach), probability
+    return _with_others(descents, fit), probability
 
 
 class _Descents:
@@ -144,6 +144,8 @@ class _Descents:
 
     def __init__(self, setting: Setting, window: Window) -> None:
         self.setting, self.window = setting, window
+        self.reach = _NEIGHBOURS * setting.width
+        self.apart = max(window.box.separation, _SPLIT * setting.width)
         self._models: dict[int, Model] = {}
 
     def fit(self, scenes: FloatArray) -> Fit:
@@ -151,19 +153,26 @@ class _Descents:
         model = self.model(scenes.shape[1] // 3)
         return Fit(self.window, model, *explore(model, scenes, *ITERATIONS))
 
-    def neighbour(self, fit: Fit, step: int, reach: float, apart: float) -> Fit | None:
-        """The fit of one target more (`step` 1) or fewer (-1); None where there are no starts.
+    def neighbour(self, fit: Fit, step: int) -> Fit | None:
+        """The fit of one target more (`step` 1) or fewer (-1); None where so many find no room.
 
-        Of all scenes with one of the targets in two, or two as one, those are starts that leave
-        least of the image.
+        Of all scenes with one of the targets in two, or one left out, or two as one, those are
+        starts that leave least of the image.
         """
-        targets = fit.theta.reshape(-1, 3)
-        scenes = _more(targets, apart) if step > 0 else _fewer(targets, reach)
-        if not 0 < scenes[:1].size <= self.window.pixels.low.size:
+        targets, count = fit.theta.reshape(-1, 3), fit.count + step
+        if not (0 < 3 * count <= self.window.pixels.low.size and self.has_room(count)):
             return None
+        scenes = _more(targets, self.apart) if step > 0 else _fewer(targets, self.reach)
         left = [self.misfit(scene) for scene in scenes]
         best = scenes[np.argsort(left, kind="stable")[:_STARTS]]
         return self.fit(best.reshape(len(best), -1))
+
+    def has_room(self, count: int) -> bool:
+        """Whether so many targets can keep the prior's distances."""
+        apart, size = self.window.box.separation, self.window.size
+        if (count - 1) * np.pi * apart**2 < size.prod():  # others are too few to fill it
+            return True
+        return log_room(size, apart, count) > -np.inf
 
     def misfit(self, targets: FloatArray) -> float:
         """What targets (K, 3) leave of the image."""
@@ -177,32 +186,30 @@ class _Descents:
         return self._models[count]
 
 
-def _likeliest(
-    descents: _Descents, fit: Fit, reach: float, apart: float
-) -> tuple[Fit, float] | None:
+def _likeliest(descents: _Descents, fit: Fit) -> tuple[Fit, float] | None:
     """The likeliest of a fit and of some of more or fewer targets, and its probability among these.
 
     The number is taken as it is where the prior has no count. Else it first becomes one of these,
     and goes on by one at a time as long as that is likelier; the likeliest that explains the image
-    is taken, if one does. None where it can not become one of these.
+    is taken, if one does. None where it can not become one of these, or explains the image no more.
     """
     if descents.setting.prior.count is None:
         return fit, 1.0
-    low, high = descents.setting.prior.count
-    while not low <= fit.count <= high:
+    first, (low, high) = fit, descents.setting.prior.count
+    while not (low <= fit.count <= high and descents.has_room(fit.count)):
         step = 1 if fit.count < low else -1
-        other = None if fit.count > _MOST else descents.neighbour(fit, step, reach, apart)
+        other = descents.neighbour(fit, step) if step > 0 or fit.count <= _MOST else None
         if other is None:
             return None
         fit = other
-    fits = [each for each in _climb(descents, fit, reach, apart) if each.explains]
+    fits = [each for each in _climb(descents, fit) if each.explains and _keeps_distance(each)]
     if not fits:
-        return fit, 1.0
+        return (fit, 1.0) if fit is first else None
     evidence = np.array([each.likely_evidence for each in fits])
     return fits[int(evidence.argmax())], float(probabilities(evidence).max())
 
 
-def _climb(descents: _Descents, fit: Fit, reach: float, apart: float) -> list[Fit]:
+def _climb(descents: _Descents, fit: Fit) -> list[Fit]:
     """A fit, then those of more targets, or of fewer, up to the first that is less likely.
 
     A fit that owes next to nothing to one of its targets, which lies on another, is left out: the
@@ -211,11 +218,12 @@ def _climb(descents: _Descents, fit: Fit, reach: float, apart: float) -> list[Fi
     fits, best = [fit], fit
     for step in (1, -1):
         while step * (best.count - fit.count) >= 0 and _allowed(descents, best, best.count + step):
-            other = descents.neighbour(best, step, reach, apart)
+            other = descents.neighbour(best, step)
             if other is None:
                 break
             more, fewer = (other, best) if step > 0 else (best, other)
-            if fewer.objective - more.objective < _GAIN and _closest(more) < 0.999 * apart:
+            gain = fewer.objective - more.objective
+            if gain < _GAIN and _distances(more).min() < 0.999 * descents.apart:
                 fits, best = [each for each in (*fits, other) if each is not more], fewer
                 if more is other:
                     break
@@ -240,9 +248,16 @@ def _allowed(descents: _Descents, fit: Fit, count: int) -> bool:
     return bool(lit and count in descents.setting.counts)
 
 
-def _closest(fit: Fit) -> float:
-    """Distance of the closest two targets, px."""
-    return float(pdist(fit.theta.reshape(-1, 3)[:, :2]).min())
+def _keeps_distance(fit: Fit) -> bool:
+    """Whether the targets lie as far apart and as close together as the prior says, or nearly."""
+    box, places = fit.model.box, fit.theta.reshape(-1, 3)[:, :2]
+    apart = _distances(fit).min(initial=np.inf) > box.separation - _SLACK
+    return bool(apart and np.ptp(places, axis=0).max() < box.extent + _SLACK)
+
+
+def _distances(fit: Fit) -> FloatArray:
+    """Distances between the targets, px."""
+    return np.asarray(pdist(fit.theta.reshape(-1, 3)[:, :2]))
 
 
 def _more(targets: FloatArray, apart: float) -> FloatArray:
@@ -252,16 +267,17 @@ def _more(targets: FloatArray, apart: float) -> FloatArray:
 
 
 def _fewer(targets: FloatArray, reach: float) -> FloatArray:
-    """Scenes (n, K - 1, 3), two of the targets that stand close as one."""
+    """Scenes (n, K - 1, 3), one of the targets left out, or two that stand close as one."""
     first, second = np.triu_indices(len(targets), 1)
     near = pdist(targets[:, :2]) <= reach
     pairs = zip(first[near].tolist(), second[near].tolist(), strict=True)
-    return np.array([_as_one(targets, a, b) for a, b in pairs])
+    without = [np.delete(targets, k, axis=0) for k in range(len(targets))]
+    return np.array(without + [_as_one(targets, a, b) for a, b in pairs])
 
 
-def _with_others(descents: _Descents, fit: Fit, reach: float) -> Fit:
+def _with_others(descents: _Descents, fit: Fit) -> Fit:
     """The best of a fit, of what it becomes reshaped, and of both in a cell; others beside it."""
-    fit = descents.fit(np.vstack([fit.theta, _reshaped(fit.theta, reach)]))
+    fit = descents.fit(np.vstack([fit.theta, _reshaped(fit.theta, descents.reach)]))
     if not (0.0 < fit.model.box.cell < 1.0 and fit.count <= _FEW):
         return fit
     density = fit.window.cell_density(fit.count)

@@ -29,7 +29,7 @@ _LIT = 3.0  # times the noise, from where a pixel counts as lit
 _SLACK = 0.3  # px, error allowed to the centroid of the light
 _TAIL = 0.02  # times the noise, light that a pixel outside of the window may get
 _FEW_ELECTRONS = 0.375  # electron^2, least variance of a count of them (Anscombe 1948)
-_RARELY = 0.3  # probability that the last of some points is too close to another
+_RARELY = 0.3  # probability that the last of some points is too close to one of the others
 _MOST_FLUX = 1.5  # times what the image shows, of a target without a flux prior
 
 
@@ -316,7 +316,8 @@ def log_room(size: FloatArray, separation: float, count: int) -> float:
 
     Two points in a box of a by b are closer with a probability
     ``p = (pi s^2 a b - 4/3 s^3 (a + b) + s^4/2) / (a b)^2``. Where that is small, each further one
-    finds room beside k others with ``1 - k p``, which tells the log to 0.05; else points are drawn.
+    finds room beside k others with ``1 - k p``: the log is too low by 0.04 for 5 points, by 5 % for
+    30. Else points are drawn.
     """
     size_y, size_x = size.tolist()
     if separation < min(size_y, size_x):
