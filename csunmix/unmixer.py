@@ -108,7 +108,7 @@ class GridUnmixer:
         If a part is of the wrong type or lacks the method it is needed for.
     ValueError
         If `background` is neither a number nor "border", the sensor's bad pixels have another
-        shape than the dictionary's images, or `n_jobs` is not positive.
+        shape than the dictionary's images, `refine` allows no target, or `n_jobs` is not positive.
 
     Examples
     --------

@@ -83,8 +83,8 @@ def _refined(
     setting: Setting, images: FloatArray, starts: Sequence[FloatArray]
 ) -> list[tuple[FloatArray, IntArray]]:
     """Targets (K, 7) of each image with what is claimed of them, and flags (K,)."""
-    answers, windows, alike = [], setting.windows(images), defaultdict(list)
-    for n, (window, targets) in enumerate(zip(windows, starts, strict=True)):
+    answers, alike = [], defaultdict(list)
+    for n, (window, targets) in enumerate(zip(setting.windows(images), starts, strict=True)):
         found = None if window is None else fit_from(setting, window, targets)
         if found is None:
             targets = np.hstack([targets, np.full((len(targets), 4), np.nan)])
@@ -94,10 +94,10 @@ def _refined(
             targets = approximate(fit, SCORED)
             targets[:, 6] *= probability
             flags = count_flag(probability) | (0 if fit.explains else int(Flag.MISFIT))
-            alike[fit.count].append(n)
+            alike[fit.count].append((n, fit.window))
         answers.append((targets, np.full(len(targets), flags)))
-    for rows in alike.values():  # of one number of targets, as arrays
-        of = [window for n in rows if (window := windows[n]) is not None]
+    for each in alike.values():  # of one number of targets, as arrays
+        rows, of = zip(*each, strict=True)
         marks = prior_flags(of, np.array([answers[n][0] for n in rows]))
         for n, mark in zip(rows, marks, strict=True):
             np.bitwise_or(answers[n][1], mark, out=answers[n][1])
