@@ -30,7 +30,7 @@ from csunmix._kernels.atoms import (
     write_atom,
     write_coefficients,
 )
-from csunmix._kernels.jit import kernel, leaf
+from csunmix._kernels.jit import kernel, leaf, part
 from csunmix._kernels.linalg import cholesky_append, cholesky_drop, cholesky_solve, inner
 from csunmix._validation import BoolArray, FloatArray, IntArray
 
@@ -150,12 +150,12 @@ def active_set(
     return answer
 
 
-@kernel()
+@part()
 def _new_coefficients(first: IntArray, room: int) -> Coefficients:
     return Coefficients(first, np.empty(room, np.int64), np.empty(room))
 
 
-@kernel()
+@part()
 def _append(to: Coefficients, b: int, x: FloatArray) -> Coefficients:
     """Append the coefficients of image b, in longer arrays if need be."""
     n, n_more = to.first[b], _n_positive(x)
@@ -171,7 +171,7 @@ def _append(to: Coefficients, b: int, x: FloatArray) -> Coefficients:
     return to
 
 
-@kernel()
+@part()
 def _objective(
     view: View,
     y: FloatArray,
@@ -349,7 +349,7 @@ def _most_exceeded(
     return best
 
 
-@kernel()
+@part()
 def _new_near(a_y: FloatArray, a_x: FloatArray, capacity: int) -> _Near:
     """Room for the products of `capacity` atoms with the largest box."""
     n_atoms = a_y.shape[1] * a_x.shape[1] + a_y.shape[0] * a_x.shape[0]

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from csunmix._kernels.jit import kernel, leaf
+from csunmix._kernels.jit import leaf, part
 from csunmix._validation import FloatArray, IntArray
 
 _LARGE_BOX = 1024  # cells; what is known of a box should stay in the cache
@@ -52,7 +52,7 @@ class Chosen(NamedTuple):
     lower: FloatArray  # room for the Cholesky factor of gram
 
 
-@kernel()
+@part()
 def new_view(a_y: FloatArray, a_x: FloatArray, y: FloatArray, weights: FloatArray) -> View:
     """See an image through its weights."""
     room = y.shape[0] * a_x.shape[1] + a_y.shape[1]
@@ -60,7 +60,7 @@ def new_view(a_y: FloatArray, a_x: FloatArray, y: FloatArray, weights: FloatArra
     return look(View(a_y, a_x, *new), y, weights)
 
 
-@kernel()
+@part()
 def look(view: View, y: FloatArray, weights: FloatArray) -> View:
     """See another image, in the memory of a view."""
     a_y, a_x, root, target, _, weighted, along_x = view
@@ -73,7 +73,7 @@ def look(view: View, y: FloatArray, weights: FloatArray) -> View:
     return View(a_y, a_x, root, target, even, weighted, along_x)
 
 
-@kernel()
+@part()
 def new_chosen(capacity: int, n_pixels: int) -> Chosen:
     """Room for `capacity` atoms."""
     return Chosen(

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from csunmix._kernels.jit import kernel, leaf
+from csunmix._kernels.jit import leaf, part
 from csunmix._kernels.linalg import add_up, cholesky, copy, invert
 from csunmix._kernels.model import Model
 from csunmix._kernels.prior import Box, densities, extremes, limits, log_level, log_prior
@@ -58,7 +58,7 @@ class Mass(NamedTuple):
     inverse: FloatArray
 
 
-@kernel()
+@part()
 def new_chain(model: Model) -> Chain:
     """Space for one scene."""
     d = model.precision.size
@@ -108,7 +108,7 @@ def weigh(
         gram[a, a] = (gram[a, a] + model.precision[a]) * (1.0 + 1e-9)
 
 
-@kernel()
+@part()
 def to_mass(gram: FloatArray, mass: Mass) -> None:
     """Make a matrix the mass, or its diagonal where it is not positive definite."""
     d = gram.shape[0]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from csunmix._kernels.jit import leaf
+from csunmix._kernels.jit import kernel
 from csunmix._validation import BoolArray, FloatArray, IntArray
 
 
-@leaf()
+@kernel(_nrt=False)
 def find_nearest(
     frame: IntArray,
     y: FloatArray,
@@ -35,7 +35,7 @@ def find_nearest(
         nearest[i], distance[i] = best, least
 
 
-@leaf()
+@kernel(_nrt=False)
 def claim(
     order: IntArray,
     nearest: IntArray,
@@ -59,7 +59,7 @@ def claim(
         closest[j] = d if d < before else before
 
 
-@leaf()
+@kernel(_nrt=False)
 def envelope(hit: BoolArray, largest: FloatArray) -> int:
     """Largest precision from each hit on; how many hits there are.
 

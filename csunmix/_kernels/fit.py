@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from csunmix._kernels.billiards import force
-from csunmix._kernels.jit import kernel, leaf
+from csunmix._kernels.jit import kernel, leaf, part
 from csunmix._kernels.linalg import DEPENDENT, copy, inner
 from csunmix._kernels.model import Model
 from csunmix._kernels.prior import extremes, limits
@@ -40,7 +40,7 @@ class Space(NamedTuple):
     free: IntArray  # (d), which parameters all this is of
 
 
-@kernel()
+@part()
 def descend(model: Model, theta: FloatArray, max_iter: int, room: Room) -> float:
     """Fit from `theta`, in place; returns the objective, see `objective`."""
     d = theta.size

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from csunmix._kernels.jit import kernel, leaf
+from csunmix._kernels.jit import kernel, leaf, part
 from csunmix._kernels.linalg import cholesky, cholesky_solve, inner
 from csunmix._kernels.scene import (
     Optics,
@@ -65,7 +65,7 @@ def new_task(
     return Task(optics, image, weights, censored, lam, grid_y, grid_x)
 
 
-@kernel()
+@part()
 def _grid_factors(table: FloatArray, change: FloatArray, n: int) -> FloatArray:
     """Factors (m, rank, n) at equal steps from -0.5 to n - 0.5."""
     rank, n_phases = table.shape[0], table.shape[1] - 1
@@ -98,7 +98,7 @@ def frank_wolfe(
     return theta, value, gap, n_iter
 
 
-@kernel()
+@part()
 def _room(task: Task, theta: FloatArray) -> Room:
     return new_room(task.optics, theta.size // 3, theta.size, *task.image.shape)
 
@@ -140,7 +140,7 @@ def _weigh(task: Task, room: Room, out: FloatArray) -> None:
             out[i, j] = room.weight[i * n_x + j] * r
 
 
-@kernel()
+@part()
 def correlate(optics: Optics, pull: FloatArray, y: float, x: float) -> Slope:
     """Inner product of `pull` (n_y, n_x) with the atom at a position, and its derivatives."""
     y0, y1, y2 = _bent(optics.value_y, optics.slope_y, y, pull.shape[0])
@@ -158,7 +158,7 @@ def correlate(optics: Optics, pull: FloatArray, y: float, x: float) -> Slope:
     return Slope(value, by_y, by_x, by_yy, by_yx, by_xx)
 
 
-@kernel()
+@part()
 def _bent(
     table: FloatArray, change: FloatArray, position: float, n: int
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
@@ -195,7 +195,7 @@ def summit(task: Task, pull: FloatArray) -> tuple[float, float, float]:
     return best
 
 
-@kernel()
+@part()
 def search(task: Task, pull: FloatArray) -> FloatArray:
     """Correlation of `pull` with the atoms of the grid, (m_y, m_x)."""
     m_y, rank, n_y = task.grid_y.shape
@@ -211,7 +211,7 @@ def search(task: Task, pull: FloatArray) -> FloatArray:
     return out
 
 
-@kernel()
+@part()
 def climb(optics: Optics, pull: FloatArray, y: float, x: float) -> tuple[float, float, float]:
     """Nearest maximum of the correlation by Newton's method, damped until it is an ascent."""
     here = correlate(optics, pull, y, x)
@@ -273,13 +273,13 @@ def relative_gap(task: Task, pull: FloatArray, highest: float, value: float) -> 
     return max(value - scale * product + 0.5 * scale**2 * energy, 0.0) / value
 
 
-@kernel()
+@part()
 def _lit(theta: FloatArray) -> FloatArray:
     """The atoms that have a flux."""
     return theta.reshape(-1, 3)[theta[2::3] > 0.0].ravel()
 
 
-@kernel()
+@part()
 def merge(task: Task, theta: FloatArray, value: float) -> tuple[FloatArray, float]:
     """Make the closest two atoms one, as often as that does not raise the objective."""
     closest = _PHASES_APART / (task.optics.value_y.shape[1] - 1)
@@ -303,7 +303,7 @@ def merge(task: Task, theta: FloatArray, value: float) -> tuple[FloatArray, floa
     return theta, value
 
 
-@kernel()
+@part()
 def slide(task: Task, theta: FloatArray, moving: bool) -> tuple[FloatArray, float]:
     """Nearest minimum by damped Newton steps, without atoms of flux 0; positions if `moving`."""
     d = theta.size
@@ -350,7 +350,7 @@ def slide(task: Task, theta: FloatArray, moving: bool) -> tuple[FloatArray, floa
     return _lit(theta), value
 
 
-@kernel()
+@part()
 def derive(
     task: Task,
     theta: FloatArray,

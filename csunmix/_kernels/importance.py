@@ -122,7 +122,7 @@ def _square(
             distance2[i] += first[i] * first[i]
 
 
-@leaf()
+@kernel(_nrt=False)
 def log_level(inverse: FloatArray, number: float) -> float:
     """Log density of a t distribution at its mean, times `number`, in ``(2 pi)^(-d/2)``."""
     d = inverse.shape[0]

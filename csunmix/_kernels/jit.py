@@ -1,22 +1,35 @@
-"""How kernels are compiled."""
+"""How kernels are compiled.
+
+numba makes machine code of every function by itself, with all that this calls, and wraps it for
+Python: of one that is called by others at five levels, five times. Here only a `kernel` is, which
+Python calls; what it is made of, each `part` and `leaf`, goes into it as it is. That halves the
+wait for the first call on a machine.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any, TypeVar, cast
 
 import numba
 
-kernel = partial(
-    numba.njit,
-    cache=True,
-    nogil=True,
-    no_cfunc_wrapper=True,
-    error_model="numpy",
+from csunmix._kernels.compiler import Part
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_OPTIONS = {
+    "nopython": True,
+    "nogil": True,
+    "no_cfunc_wrapper": True,
+    "error_model": "numpy",
     # Said although they are the defaults: a function that does not say takes them from whichever
     # caller is compiled first, and results would depend on the order of calls in the last digit.
-    fastmath=False,
-    _nrt=True,
-)
+    "fastmath": False,
+    "_nrt": True,
+}
+
+kernel = partial(numba.jit, cache=True, **_OPTIONS)
 """Compile a function, kept on disk for the next process, that lets other threads run.
 
 Division by zero gives an infinity or NaN, as NumPy has it.
@@ -25,9 +38,20 @@ numba compiles a function once more for an argument that is a literal or left to
 that kernels call each other with variables, and say what a default would.
 """
 
-leaf = partial(kernel, _nrt=False)
-"""Compile a function that neither makes arrays nor returns one, and calls leaves alone.
 
-It need not count references to those it is given: with named tuples of them, numba would do so at
-every call, which costs more than what a short function has to do, and longer to compile.
-"""
+def part(**options: Any) -> Callable[[F], F]:
+    """Make a function a part of the kernels that call it."""
+
+    def decorate(function: F) -> F:
+        return cast(F, Part(function, _OPTIONS | options))
+
+    return decorate
+
+
+def leaf(**options: Any) -> Callable[[F], F]:
+    """Make a part of a function that neither makes arrays nor returns one, and calls leaves alone.
+
+    It need not count references to those it is given: with named tuples of them, numba would do so
+    at every call, which costs more than what a short function has to do, and longer to compile.
+    """
+    return part(_nrt=False, **options)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from csunmix._kernels.jit import kernel, leaf
+from csunmix._kernels.jit import kernel, leaf, part
 from csunmix._kernels.linalg import add_up, copy
 from csunmix._validation import FloatArray, IntArray
 
@@ -69,7 +69,7 @@ def describe(scenes: FloatArray, weight: FloatArray, radius: float) -> FloatArra
     return out
 
 
-@kernel()
+@part()
 def assign(scene: FloatArray, mean: FloatArray, cost: FloatArray, order: IntArray) -> float:
     """Target ``order[k]`` of a scene (K, 3) for every place (K, 2), and the squared distance."""
     count = mean.shape[0]
@@ -91,7 +91,7 @@ def assign(scene: FloatArray, mean: FloatArray, cost: FloatArray, order: IntArra
     return distance2
 
 
-@kernel()
+@part()
 def hungarian(cost: FloatArray, order: IntArray) -> None:
     """Column ``order[k]`` of every row of a square matrix, the sum of these being least.
 
@@ -139,13 +139,13 @@ class Pairs(NamedTuple):
     least: FloatArray  # (K,), of those that remain
 
 
-@kernel()
+@part()
 def new_pairs(count: int) -> Pairs:
     """Space for scenes of so many targets."""
     return Pairs(np.zeros(count, np.int64), np.empty((count, count)), np.empty(count))
 
 
-@kernel()
+@part()
 def nearest(theta: FloatArray, like: FloatArray, count: int) -> IntArray:
     """Targets of `theta` that lie next to those of `like`, the closest pairs first."""
     pairs = new_pairs(count)

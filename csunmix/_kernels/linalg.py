@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from csunmix._kernels.jit import kernel, leaf
+from csunmix._kernels.jit import leaf, part
 from csunmix._validation import FloatArray
 
 DEPENDENT = 1e-13
@@ -111,7 +111,7 @@ def inner_gram(lower: FloatArray, out: FloatArray) -> None:
             out[a, b] = out[b, a] = s
 
 
-@kernel()
+@part()
 def invert(gram: FloatArray, out: FloatArray) -> bool:
     """Inverse of a positive definite matrix, or of its diagonal, and False, where it is none."""
     d = gram.shape[0]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from csunmix._kernels.jit import kernel, leaf
+from csunmix._kernels.jit import kernel, leaf, part
 from csunmix._validation import FloatArray, IntArray
 
 _TIE = 1e-9  # squared distances this close, relatively, count as equal
 
 
-@leaf()
+@kernel(_nrt=False)
 def count_cells(maps: FloatArray, least: float, count: IntArray) -> bool:
     """Cells of at least `least` in each of the maps (n, cells); False if any is not finite."""
     finite = True
@@ -25,7 +25,7 @@ def count_cells(maps: FloatArray, least: float, count: IntArray) -> bool:
     return finite
 
 
-@leaf()
+@kernel(_nrt=False)
 def list_cells(maps: FloatArray, least: float, count: IntArray, cells: IntArray) -> None:
     """Write the cells of at least `least`, ``count[b]`` of map b."""
     k, end = 0, 0
@@ -96,7 +96,7 @@ def _sooner(mass: FloatArray, m: int, n: int, new2: float, partner: int, gap2: f
     return new < old or (new == old and n < partner)
 
 
-@kernel()
+@part()
 def _soonest(mass: FloatArray, partner: IntArray, gap2: FloatArray, first: int, last: int) -> int:
     """Row that merges with its partner before all others do."""
     limit = gap2[first:last].min() * (1.0 + _TIE)

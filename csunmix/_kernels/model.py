@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from csunmix._kernels.jit import part
 from csunmix._kernels.prior import Box
 from csunmix._kernels.scene import Optics, Pixels
 from csunmix._validation import FloatArray
@@ -17,3 +18,9 @@ class Model(NamedTuple):
     box: Box
     precision: FloatArray  # (d,), rough inverse variance of the prior
     n_targets: int
+
+
+@part()
+def within(model: Model, box: Box) -> Model:
+    """The posterior with another prior."""
+    return Model(model.optics, model.pixels, box, model.precision, model.n_targets)

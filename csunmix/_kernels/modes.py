@@ -8,10 +8,10 @@ from typing import NamedTuple
 import numpy as np
 
 from csunmix._kernels.fit import slope
-from csunmix._kernels.jit import kernel, leaf
+from csunmix._kernels.jit import kernel, leaf, part
 from csunmix._kernels.labels import nearest
 from csunmix._kernels.linalg import cholesky, copy, inner, invert, invert_lower, to_shares
-from csunmix._kernels.model import Model
+from csunmix._kernels.model import Model, within
 from csunmix._kernels.prior import Box, densities, extremes, limits, sure_cell
 from csunmix._kernels.scene import Pixels, Room, differentiate, illuminate, new_room, varying
 from csunmix._kernels.truncated import expectation_propagation
@@ -56,11 +56,11 @@ def approximate(
     factor, inverse = np.zeros((most, d, d)), np.zeros((most, d, d))
     logs = np.empty(most)
     box = model.box
-    in_cell = _within(model, sure_cell(box))
+    in_cell = within(model, sure_cell(box))
     in_box = in_cell
     if box.cell < 1.0:
         area = Box(box.area, box.flux, box.separation, box.extent, 0.0, 0.0, box.background)
-        in_box = _within(model, area)
+        in_box = within(model, area)
     room = new_room(model.optics, model.n_targets, d, *model.pixels.low.shape)
     at, m, bounded = np.empty(d), 0, sharp(model.pixels)
     for s in range(n):
@@ -106,27 +106,21 @@ def approximate(
     return Modes(theta[:m], mean[:m], factor[:m], inverse[:m]), share, mass
 
 
-@kernel()
-def _within(model: Model, box: Box) -> Model:
-    """The posterior with another prior."""
-    return Model(model.optics, model.pixels, box, model.precision, model.n_targets)
-
-
-@kernel()
+@part()
 def curvature(model: Model, theta: FloatArray, room: Room) -> tuple[FloatArray, FloatArray]:
     """Gradient (d,) and minus second derivatives (d, d) of the log likelihood of a scene."""
     box = model.box
     free = Box(box.area, box.flux, 0.0, np.inf, box.cell, box.cell_density, box.background)
     gradient, hessian = np.empty(theta.size), np.zeros((theta.size, theta.size))
     illuminate(model.optics, theta, room)
-    slope(_within(model, free), theta, room, gradient, hessian)
+    slope(within(model, free), theta, room, gradient, hessian)
     for a in range(theta.size):
         for b in range(a):
             hessian[b, a] = hessian[a, b]
     return gradient, hessian
 
 
-@kernel()
+@part()
 def moments(
     model: Model, theta: FloatArray, gradient: FloatArray, hessian: FloatArray
 ) -> tuple[FloatArray, FloatArray]:
@@ -151,7 +145,7 @@ def moments(
     return mean, covariance
 
 
-@kernel()
+@part()
 def sharp(pixels: Pixels) -> bool:
     """Whether pixels are intervals with hardly any noise: bounds of their light, and no more.
 
@@ -168,7 +162,7 @@ def sharp(pixels: Pixels) -> bool:
     return widest > 0.0 and not varying(pixels)
 
 
-@kernel()
+@part()
 def sharpen(
     model: Model, theta: FloatArray, room: Room, mean: FloatArray, covariance: FloatArray
 ) -> None:
@@ -192,7 +186,7 @@ def sharpen(
             copy(around[a], covariance[a])
 
 
-@kernel()
+@part()
 def intervals(
     model: Model, theta: FloatArray, room: Room, covariance: FloatArray
 ) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
@@ -234,7 +228,7 @@ def _variance(covariance: FloatArray, row: FloatArray) -> float:
     return total
 
 
-@kernel()
+@part()
 def with_prior(model: Model, hessian: FloatArray) -> FloatArray:
     """Precision of the posterior, the prior's own of the targets counted; never singular."""
     d = hessian.shape[0]
@@ -247,7 +241,7 @@ def with_prior(model: Model, hessian: FloatArray) -> FloatArray:
     return total
 
 
-@kernel()
+@part()
 def bounds(
     model: Model, theta: FloatArray
 ) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
@@ -298,6 +292,23 @@ def log_density(box: Box, theta: FloatArray, count: int) -> float:
 
 
 @kernel()
+def log_volume(model: Model, theta: FloatArray) -> float:
+    """Log volume of the posterior around an optimum by Laplace's method, in ``(2 pi)^(d/2)``.
+
+    The bounds of the prior cut nothing off; -inf where there is none, as of a curvature of NaN.
+    """
+    d = theta.size
+    room = new_room(model.optics, model.n_targets, d, *model.pixels.low.shape)
+    factor = np.zeros((d, d))
+    if cholesky(with_prior(model, curvature(model, theta, room)[1]), d, factor) < d:
+        return -np.inf
+    total = log_density(model.box, theta, model.n_targets)
+    for a in range(d):
+        total -= math.log(factor[a, a])
+    return total
+
+
+@part()
 def _regular(mean: FloatArray, covariance: FloatArray) -> bool:
     """Whether moments are finite and those of a distribution."""
     d = mean.size

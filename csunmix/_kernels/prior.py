@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from csunmix._kernels.jit import kernel, leaf
+from csunmix._kernels.jit import leaf, part
 from csunmix._validation import FloatArray
 
 _TRIES = 50  # places tried for one target before the whole set is drawn anew
@@ -66,7 +66,7 @@ def densities(box: Box, theta: FloatArray, count: int) -> tuple[float, float]:
     return in_box, in_cell
 
 
-@kernel()
+@part()
 def sure_cell(box: Box) -> Box:
     """What is known of a scene of which it is also known that it lies in a cell."""
     return Box(box.area, box.flux, box.separation, np.inf, 1.0, 0.0, box.background)
@@ -128,7 +128,7 @@ def extremes(theta: FloatArray, axis: int, count: int) -> tuple[int, int]:
     return first, last
 
 
-@kernel()
+@part()
 def draw_scene(box: Box, count: int, theta: FloatArray) -> bool:
     """Draw a scene target by target; False if they find no room.
 

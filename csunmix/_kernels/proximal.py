@@ -15,7 +15,7 @@ from csunmix._kernels.banded import (
     inner,
     spread,
 )
-from csunmix._kernels.jit import kernel, leaf
+from csunmix._kernels.jit import kernel, leaf, part
 from csunmix._validation import BoolArray, FloatArray, IntArray
 from csunmix.band import Band
 
@@ -350,7 +350,7 @@ def _weigh(y: FloatArray, weights: FloatArray, censored: BoolArray, r: FloatArra
     return energy
 
 
-@kernel(fastmath=REORDER)
+@part(fastmath=REORDER)
 def _distance2(a: FloatArray, b: FloatArray) -> float:
     """``||a - b||^2``."""
     s = 0.0

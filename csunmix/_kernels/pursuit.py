@@ -29,7 +29,7 @@ from csunmix._kernels.atoms import (
     write_atom,
     write_rays,
 )
-from csunmix._kernels.jit import kernel, leaf
+from csunmix._kernels.jit import kernel, leaf, part
 from csunmix._kernels.linalg import add, cholesky_append, cholesky_solve, inner
 from csunmix._validation import FloatArray, IntArray
 
@@ -189,7 +189,7 @@ def matching_pursuit(
         picks.number[b] = number
 
 
-@kernel()
+@part()
 def _new_room(a_y: FloatArray, a_x: FloatArray, most: int, n_pixels: int) -> _Room:
     """Room for `most` chosen atoms."""
     height, width = a_y.shape[1], a_x.shape[1]
@@ -474,7 +474,7 @@ def _descend(rules: Rules, chosen: Chosen) -> None:
             return
 
 
-@kernel()
+@part()
 def _improve(view: View, rules: Rules, chosen: Chosen) -> None:
     """Move atoms to better cells, one by one and then in pairs, until all stay."""
     r, scratch = np.empty(view.target.size), np.empty((18, view.target.size))
@@ -523,7 +523,7 @@ def _move_one(
     return bool(best != here)
 
 
-@kernel()
+@part()
 def _move_two(
     view: View,
     rules: Rules,

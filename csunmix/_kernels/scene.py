@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from csunmix._kernels.jit import kernel, leaf
+from csunmix._kernels.jit import kernel, leaf, part
 from csunmix._kernels.linalg import add_up
 from csunmix._validation import FloatArray
 
@@ -128,7 +128,7 @@ class Room(NamedTuple):
     column: FloatArray  # (d)
 
 
-@kernel()
+@part()
 def new_room(optics: Optics, count: int, d: int, n_y: int, n_x: int) -> Room:
     """Space for scenes of `count` targets and `d` parameters."""
     rank = optics.value_y.shape[0]
@@ -151,6 +151,14 @@ def illuminate(optics: Optics, theta: FloatArray, room: Room) -> None:
     for k in range(room.y.shape[0]):
         place(optics, theta, k, room)
     shine(theta, room)
+
+
+@kernel()
+def render(optics: Optics, theta: FloatArray, count: int, n_y: int, n_x: int) -> FloatArray:
+    """Image (n_y, n_x) of a scene of `count` targets."""
+    room = new_room(optics, count, theta.size, n_y, n_x)
+    illuminate(optics, theta, room)
+    return room.light
 
 
 @leaf()
@@ -356,7 +364,7 @@ def log_likelihood(
     return total
 
 
-@leaf()
+@kernel(_nrt=False)
 def log_scales(pixels: Pixels, extra: float) -> float:
     """What `log_likelihood` leaves out: the part that is the same for all scenes."""
     total = 0.0

@@ -8,11 +8,11 @@ from typing import NamedTuple
 import numpy as np
 
 from csunmix._kernels.fit import descend, objective
-from csunmix._kernels.jit import kernel, leaf
+from csunmix._kernels.jit import kernel, leaf, part
 from csunmix._kernels.labels import nearest
 from csunmix._kernels.linalg import copy
-from csunmix._kernels.model import Model
-from csunmix._kernels.prior import Box, crowded, densities, draw_scene
+from csunmix._kernels.model import Model, within
+from csunmix._kernels.prior import Box, crowded, densities, draw_scene, sure_cell
 from csunmix._kernels.scene import Pixels, Room, axis_factor, glow, new_room, noise_variance
 from csunmix._validation import FloatArray, IntArray
 
@@ -99,6 +99,17 @@ def explore(
 
 
 @kernel()
+def settle_in_cells(model: Model, scenes: FloatArray, max_iter: int) -> FloatArray:
+    """Fit scenes (n, d), in place, where all targets have to lie in a cell; their objectives."""
+    n, d = scenes.shape
+    sure = within(model, sure_cell(model.box))
+    room, values = new_room(model.optics, model.n_targets, d, *model.pixels.low.shape), np.empty(n)
+    for s in range(n):
+        values[s] = descend(sure, scenes[s], max_iter, room)
+    return values
+
+
+@part()
 def _follow(
     model: Model, theta: FloatArray, rough_iter: int, max_iter: int, known: Optima, room: Room
 ) -> tuple[bool, float]:
@@ -121,7 +132,7 @@ def _follow(
     return new, value
 
 
-@kernel()
+@part()
 def _sorted(known: Optima) -> tuple[FloatArray, FloatArray]:
     """What is known, the best first."""
     found = max(known.n[0], 1)
@@ -137,7 +148,7 @@ def _sorted(known: Optima) -> tuple[FloatArray, FloatArray]:
     return optima, objectives
 
 
-@kernel()
+@part()
 def _grow(model: Model, theta: FloatArray, room: Room) -> bool:
     """Place targets one by one; False if one finds no room."""
     count = model.n_targets
@@ -151,7 +162,7 @@ def _grow(model: Model, theta: FloatArray, room: Room) -> bool:
     return placed
 
 
-@kernel()
+@part()
 def _move(model: Model, k: int, theta: FloatArray, room: Room) -> bool:
     """Take target k away and place it anew, as the last; False if it stays where it was."""
     last = model.n_targets - 1
@@ -164,7 +175,7 @@ def _move(model: Model, k: int, theta: FloatArray, room: Room) -> bool:
     return math.hypot(theta[3 * last] - y, theta[3 * last + 1] - x) > _STEP
 
 
-@kernel()
+@part()
 def _place_best(model: Model, k: int, theta: FloatArray, room: Room) -> bool:
     """Put target k, the last, where it explains most of what those before it leave.
 
@@ -295,7 +306,7 @@ def _width(factor: FloatArray) -> float:
     return 0.5 * total / largest
 
 
-@kernel()
+@part()
 def _draw(model: Model, theta: FloatArray, room: Room) -> bool:
     """Put the best of some random scenes into `theta`; False if none was drawn."""
     trial, best = np.empty_like(theta), np.inf
@@ -309,7 +320,7 @@ def _draw(model: Model, theta: FloatArray, room: Room) -> bool:
     return best < np.inf
 
 
-@kernel()
+@part()
 def _known(count: int, thetas: FloatArray, theta: FloatArray) -> int:
     """Which of `thetas` has its targets where those of `theta` are, or -1."""
     for s in range(thetas.shape[0]):

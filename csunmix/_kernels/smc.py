@@ -20,7 +20,7 @@ from csunmix._kernels.billiards import (
     travel,
     weigh,
 )
-from csunmix._kernels.jit import kernel
+from csunmix._kernels.jit import kernel, part
 from csunmix._kernels.labels import nearest
 from csunmix._kernels.linalg import effective
 from csunmix._kernels.model import Model
@@ -119,7 +119,7 @@ def explore(model: Model, start: FloatArray, n_blocks: int, n_steps: int, seed: 
     return states
 
 
-@kernel()
+@part()
 def _move(
     model: Model,
     extra: float,
@@ -164,7 +164,7 @@ def _move(
     return leap, mixed / max(taken, 1.0)
 
 
-@kernel()
+@part()
 def level(gram: FloatArray, count: int) -> None:
     """Average a matrix over all orders of the targets, in place."""
     n = 3 * count
@@ -184,7 +184,7 @@ def level(gram: FloatArray, count: int) -> None:
             gram[3 * k : 3 * k + 3, 3 * m : 3 * m + 3] = alone if k == m else pair
 
 
-@kernel()
+@part()
 def _cool(
     pixels: Pixels, particles: Particles, keep: float, log_extra: float, coldest: float
 ) -> float:
@@ -209,13 +209,13 @@ def _cool(
     return high
 
 
-@kernel()
+@part()
 def _log_mean(logs: FloatArray) -> float:
     top = logs.max()
     return float(top + math.log(np.exp(logs - top).mean()))
 
 
-@kernel()
+@part()
 def _resample(logs: FloatArray, n: int) -> IntArray:
     """Systematic resampling: `n` indices with weights ``exp(logs)``."""
     weights = np.exp(logs - logs.max())

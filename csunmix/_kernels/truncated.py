@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from csunmix._kernels.jit import kernel, leaf
+from csunmix._kernels.jit import leaf, part
 from csunmix._kernels.linalg import copy, invert
 from csunmix._validation import FloatArray
 
@@ -52,7 +52,7 @@ def truncated_normal_above(a: float, b: float) -> tuple[float, float]:
     return mean, max(variance, 1e-12)
 
 
-@kernel()
+@part()
 def expectation_propagation(
     precision: FloatArray,
     shift: FloatArray,

@@ -9,8 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from csunmix._kernels.fit import objective
-from csunmix._kernels.scene import illuminate, new_room
+from csunmix._kernels.scene import render
 from csunmix._kernels.search import explore
 from csunmix._validation import (
     BoolArray,
@@ -218,9 +217,8 @@ class _Test(NamedTuple):
         # Moved a little, as a sensor that only rounds would record the same image each time.
         move = few.window.origin + self.width * rng.uniform(-_JITTER, _JITTER, 2)
         theta[: 3 * few.count].reshape(-1, 3)[:, :2] += move
-        room = new_room(setting.optics, few.count, theta.size, *setting.shape)
-        illuminate(setting.optics, theta, room)
-        light = room.light * (1.0 + setting.psf_error * rng.normal(size=room.light.shape))
+        light = render(setting.optics, theta, few.count, *setting.shape)
+        light *= 1.0 + setting.psf_error * rng.normal(size=light.shape)
         again = self._fit_null(sensor.expose(light + level, rng), rng)
         return 0.0 if again is None else self._statistic(again, rng) - self._expected(again, rng)
 
@@ -241,16 +239,14 @@ class _Test(NamedTuple):
         if few.window.box.flux[0] == 0.0:
             return 0.0
         old = few.model.pixels
-        room = new_room(few.model.optics, few.count, few.theta.size, *old.low.shape)
-        illuminate(few.model.optics, few.theta, room)
+        light = render(few.model.optics, few.theta, few.count, *old.low.shape)
         bound = np.isinf(old.low) | np.isinf(old.high)
         pixels = old._replace(
-            low=np.where(bound, old.low, room.light), high=np.where(bound, old.high, room.light)
+            low=np.where(bound, old.low, light), high=np.where(bound, old.high, light)
         )
         model = few.model._replace(pixels=pixels)
         window = replace(few.window, pixels=pixels)
-        least = np.array([objective(model, few.theta, room)])
-        ideal = Fit(window, model, few.theta[None], least)
+        ideal = Fit(window, model, *explore(model, few.theta[None], 0, 0))
         return self._statistic(ideal, rng)
 
 

@@ -8,19 +8,11 @@ from math import lgamma, log, log1p, pi, sqrt
 
 import numpy as np
 
-from csunmix._kernels.fit import descend, misfit
+from csunmix._kernels.fit import misfit
 from csunmix._kernels.model import Model
-from csunmix._kernels.modes import (
-    NEGLIGIBLE,
-    Modes,
-    approximate,
-    curvature,
-    log_density,
-    with_prior,
-)
-from csunmix._kernels.prior import sure_cell
-from csunmix._kernels.scene import least_share, log_scales, new_room
-from csunmix._kernels.search import search
+from csunmix._kernels.modes import NEGLIGIBLE, Modes, approximate, log_volume
+from csunmix._kernels.scene import least_share, log_scales
+from csunmix._kernels.search import search, settle_in_cells
 from csunmix._validation import FloatArray
 from csunmix.continuous.importance import Draws, draw
 from csunmix.continuous.window import Setting, Window, log_room
@@ -125,7 +117,7 @@ class Fit:
 
         The bounds of the prior cut nothing off; other optima are left out.
         """
-        return -self.objective + self._log_volume + self._log_measure
+        return float(log_volume(self.model, self.theta)) - self.objective + self._log_measure
 
     @cached_property
     def draws(self) -> Draws:
@@ -165,17 +157,6 @@ class Fit:
     def _approximation(self) -> tuple[Modes, FloatArray, float]:
         modes, share, mass = approximate(self.model, self.thetas, self.objectives)
         return Modes(*modes), share, mass
-
-    @property
-    def _log_volume(self) -> float:
-        """Log volume of the posterior around the fit by Laplace's method, bounds left out."""
-        model = self.model
-        room = new_room(model.optics, self.count, self.theta.size, *model.pixels.low.shape)
-        precision = with_prior(model, curvature(model, self.theta, room)[1])
-        sign, log_determinant = np.linalg.slogdet(precision)
-        if not sign > 0.0:  # or it is NaN
-            return -np.inf
-        return float(log_density(model.box, self.theta, self.count) - 0.5 * log_determinant)
 
     @cached_property
     def _log_measure(self) -> float:
@@ -289,11 +270,9 @@ def with_cells(
     lie far from these along a valley.
     """
     good = values[0] + NEGLIGIBLE
-    sure = model._replace(box=sure_cell(model.box))
-    room = new_room(model.optics, model.n_targets, thetas.shape[1], *model.pixels.low.shape)
     starts = thetas[values <= good]
     inside = starts.copy()
-    found = np.array([descend(sure, theta, ITERATIONS[1], room) for theta in inside])
+    found = settle_in_cells(model, inside, ITERATIONS[1])
     moved = np.abs(inside - starts).max(axis=1) > _MOVED
     new = moved & (found <= good)
     thetas, values = np.vstack([thetas, inside[new]]), np.append(values, found[new])
