@@ -14,7 +14,7 @@ from scipy.optimize import lsq_linear, nnls
 import csunmix as cu
 from csunmix import _kernels
 from csunmix._kernels import active_set as active
-from csunmix._kernels import atoms, banded, claims, linalg, merging, proximal, pursuit
+from csunmix._kernels import atoms, banded, claims, jit, linalg, merging, proximal, pursuit
 
 RNG_SEEDS = pytest.mark.parametrize("seed", range(3))
 
@@ -911,3 +911,26 @@ def test_leaves_call_no_kernel() -> None:
                 leaves += 1
                 assert not plain & set(compiled[name].py_func.__code__.co_names), name
     assert leaves > 50
+
+
+@pytest.mark.parametrize("alone_first", [False, True])
+def test_parts_serve_kernels_and_python(alone_first: bool) -> None:
+    @jit.leaf()
+    def double(x: float) -> float:
+        return x + x
+
+    @jit.part()
+    def doubled(a: Any) -> Any:
+        out = np.empty(a.size)
+        for i in range(a.size):
+            out[i] = double(a[i])
+        return out
+
+    @jit.kernel(cache=False)
+    def total(a: Any) -> float:
+        return doubled(a).sum() + double(1.0)
+
+    a = np.arange(4.0)
+    calls = [lambda: total(a) == 14.0, lambda: double(2.5) == 5.0, lambda: sum(doubled(a)) == 12.0]
+    assert all(call() for call in (calls[::-1] if alone_first else calls))
+    assert all(call() for call in calls)

@@ -73,6 +73,11 @@ class Fit:
         return np.asarray(self.thetas[0])
 
     @property
+    def targets(self) -> FloatArray:
+        """Its targets (K, 3), rows ``y, x, flux``, without a background."""
+        return self.theta[: 3 * self.count].reshape(-1, 3)
+
+    @property
     def objective(self) -> float:
         """Its objective."""
         return float(self.objectives[0])

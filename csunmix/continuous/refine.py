@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
-from scipy.spatial.distance import pdist
 
 from csunmix._kernels.fit import misfit
 from csunmix._kernels.model import Model
@@ -159,7 +158,7 @@ class _Descents:
         Of all scenes with one of the targets in two, or one left out, or two as one, those are
         starts that leave least of the image.
         """
-        targets, count = fit.theta.reshape(-1, 3), fit.count + step
+        targets, count = fit.targets, fit.count + step
         if not (0 < 3 * count <= self.window.pixels.low.size and self.has_room(count)):
             return None
         scenes = _more(targets, self.apart) if step > 0 else _fewer(targets, self.reach)
@@ -205,6 +204,8 @@ def _likeliest(descents: _Descents, fit: Fit) -> tuple[Fit, float] | None:
     fits = [each for each in _climb(descents, fit) if each.explains and _keeps_distance(each)]
     if not fits:
         return (fit, 1.0) if fit is first else None
+    if len(fits) == 1:
+        return fits[0], 1.0
     evidence = np.array([each.likely_evidence for each in fits])
     return fits[int(evidence.argmax())], float(probabilities(evidence).max())
 
@@ -223,7 +224,7 @@ def _climb(descents: _Descents, fit: Fit) -> list[Fit]:
                 break
             more, fewer = (other, best) if step > 0 else (best, other)
             gain = fewer.objective - more.objective
-            if gain < _GAIN and _distances(more).min() < 0.999 * descents.apart:
+            if gain < _GAIN and _distances(more.targets).min() < 0.999 * descents.apart:
                 fits, best = [each for each in (*fits, other) if each is not more], fewer
                 if more is other:
                     break
@@ -250,14 +251,22 @@ def _allowed(descents: _Descents, fit: Fit, count: int) -> bool:
 
 def _keeps_distance(fit: Fit) -> bool:
     """Whether the targets lie as far apart and as close together as the prior says, or nearly."""
-    box, places = fit.model.box, fit.theta.reshape(-1, 3)[:, :2]
-    apart = _distances(fit).min(initial=np.inf) > box.separation - _SLACK
-    return bool(apart and np.ptp(places, axis=0).max() < box.extent + _SLACK)
+    box = fit.model.box
+    apart = _distances(fit.targets).min(initial=np.inf) > box.separation - _SLACK
+    return bool(apart and np.ptp(fit.targets[:, :2], axis=0).max() < box.extent + _SLACK)
 
 
-def _distances(fit: Fit) -> FloatArray:
-    """Distances between the targets, px."""
-    return np.asarray(pdist(fit.theta.reshape(-1, 3)[:, :2]))
+def _distances(targets: FloatArray) -> FloatArray:
+    """Distances between targets (K, 3), px, by `_pairs`."""
+    first, second = _pairs(len(targets))
+    away = targets[first] - targets[second]
+    return np.asarray(np.hypot(away[:, 0], away[:, 1]))
+
+
+@lru_cache(maxsize=16)
+def _pairs(count: int) -> tuple[IntArray, IntArray]:
+    """The first and the second target of every pair."""
+    return np.triu_indices(count, 1)
 
 
 def _more(targets: FloatArray, apart: float) -> FloatArray:
@@ -268,9 +277,8 @@ def _more(targets: FloatArray, apart: float) -> FloatArray:
 
 def _fewer(targets: FloatArray, reach: float) -> FloatArray:
     """Scenes (n, K - 1, 3), one of the targets left out, or two that stand close as one."""
-    first, second = np.triu_indices(len(targets), 1)
-    near = pdist(targets[:, :2]) <= reach
-    pairs = zip(first[near].tolist(), second[near].tolist(), strict=True)
+    near = _distances(targets) <= reach
+    pairs = zip(*(index[near].tolist() for index in _pairs(len(targets))), strict=True)
     without = [np.delete(targets, k, axis=0) for k in range(len(targets))]
     return np.array(without + [_as_one(targets, a, b) for a, b in pairs])
 
@@ -351,11 +359,11 @@ def _merge(targets: FloatArray, reach: float) -> Iterator[FloatArray]:
         yield targets[None]
         if not 1 < len(targets) <= _MOST:
             return
-        distance = pdist(targets[:, :2])
+        distance = _distances(targets)
         closest = int(distance.argmin())
         if distance[closest] > reach:
             return
-        a, b = (int(index[closest]) for index in np.triu_indices(len(targets), 1))
+        a, b = (int(index[closest]) for index in _pairs(len(targets)))
         targets = _as_one(targets, a, b)
 
 
