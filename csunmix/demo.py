@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from csunmix import PosteriorUnmixer, compare, grid_unmixer, presets, simulate
+from csunmix._ahead import compile_ahead, compiles
 from csunmix.datasets import Dataset, read_csist, write_csist
 from csunmix.io import atomic_write
 from csunmix.names import DEFAULT_GRID_METHOD, DEFAULT_METHOD
@@ -56,10 +57,13 @@ def run(out: Path, *, progress: bool = False) -> None:
     data = _make_data(out / "data", setup, progress=progress)
     print(f"{len(data.images)} simulated images after the protocol of CSIST-100K -> {out / 'data'}")
 
-    print("unmixing (the first run on a machine compiles, up to two minutes) ...", flush=True)
     unmixer = PosteriorUnmixer(setup.psf, setup.sensor, setup.prior, n_jobs=2)
-    targets = unmixer(data.images, progress=progress)
     on_grid = grid_unmixer(psf=setup.psf, shape=setup.shape, sensor=setup.sensor, prior=setup.prior)
+    if compiles():
+        print("compiling kernels (once per machine, up to a minute) ...", flush=True)
+        compile_ahead([unmixer, on_grid], data.images[0])
+    print("unmixing ...", flush=True)
+    targets = unmixer(data.images, progress=progress)
     targets["image"] = [data.names[frame] for frame in targets["frame"]]
     with atomic_write(out / "targets.csv") as temporary:
         write_csv(targets, temporary)

@@ -20,7 +20,7 @@ from pandas.testing import assert_frame_equal
 from PIL import Image
 
 import csunmix as cu
-from csunmix import demo, methods, names, presets
+from csunmix import _ahead, demo, methods, names, presets
 from csunmix.cli import _FLAG_TEXT, main, output, unmix
 from csunmix.cli import run as cli_run
 from csunmix.cli import tables as cli_tables
@@ -56,7 +56,7 @@ def small_batches(monkeypatch):
 @pytest.fixture
 def run(capsys, monkeypatch):
     """Run `main`; give the exit code and what stands on standard output and error."""
-    monkeypatch.setattr(cli_run, "compiles", lambda: False)  # whatever the machine has compiled
+    monkeypatch.setattr(_ahead, "compiles", lambda: False)  # whatever the machine has compiled
     monkeypatch.delenv("CSUNMIX_DEBUG", raising=False)
 
     def run(*argv):
@@ -183,15 +183,18 @@ def test_debugging_lets_any_error_through(refused, monkeypatch, tmp_path, stack_
 
 @pytest.mark.parametrize("compiled", [False, True])
 def test_first_run_says_that_it_compiles(compiled, run, monkeypatch, tmp_path, stack_file):
-    monkeypatch.setattr(cli_run, "compiles", lambda: not compiled)
+    ahead = []
+    monkeypatch.setattr(_ahead, "compiles", lambda: not compiled)
+    monkeypatch.setattr(_ahead, "compile_ahead", lambda unmixers, _: ahead.extend(unmixers))
     code, _, err = run("unmix", stack_file, "--out", tmp_path / "t.csv")
     assert code == 0
     assert ("csunmix: compiling kernels" in err) is not compiled
+    assert len(ahead) == (0 if compiled else 1)
 
 
 def test_compiled_kernels_are_looked_for_where_numba_keeps_them(tmp_path):
     code = (
-        "from csunmix._kernels.merging import merge_closest as f; from csunmix.cli.run import *;"
+        "from csunmix._kernels.merging import merge_closest as f; from csunmix._ahead import *;"
         "print(compiles()); folder = Path(f.stats.cache_path); folder.mkdir(exist_ok=True);"
         "(folder / 'kernel.nbi').touch(); print(compiles(), folder)"
     )

@@ -12,6 +12,7 @@ from csunmix._kernels.jit import kernel, leaf, part
 from csunmix._kernels.labels import nearest
 from csunmix._kernels.linalg import copy
 from csunmix._kernels.model import Model, within
+from csunmix._kernels.modes import NEGLIGIBLE
 from csunmix._kernels.prior import Box, crowded, densities, draw_scene, sure_cell
 from csunmix._kernels.scene import Pixels, Room, axis_factor, glow, new_room, noise_variance
 from csunmix._validation import FloatArray, IntArray
@@ -24,6 +25,7 @@ _BETTER = 0.01  # change of the objective from where a move was not in vain
 _SHAKEN, _TRIES = 0.2, 20  # share of the room and of a flux, and scenes tried
 _DARK = 1e-300  # of what is divided by
 _POOL = 3  # scenes that a start is the best of
+_MOVED = 1e-6  # px or DN, by a cell's walls
 _HOPELESS = 50.0  # objective of a rough fit above the best from where it is dropped
 
 
@@ -80,12 +82,13 @@ def search(
             in_a_row = 0 if new else in_a_row + (0 if shaken else 1)
         if in_a_row >= enough:
             break
-    return _sorted(known)
+    in_cells = model.box.cell_density > 0.0
+    return _sorted(_with_cells(model, known, max_iter, room) if in_cells else known)
 
 
 @kernel()
 def explore(
-    model: Model, starts: FloatArray, rough_iter: int, max_iter: int
+    model: Model, starts: FloatArray, rough_iter: int, max_iter: int, in_cells: bool
 ) -> tuple[FloatArray, FloatArray]:
     """The same of given starts (n, d) alone, which may lead to fewer optima than there are."""
     n, d = starts.shape
@@ -95,18 +98,34 @@ def explore(
     for s in range(n):
         copy(starts[s], theta)
         _follow(model, theta, rough_iter, max_iter, known, room)
-    return _sorted(known)
+    return _sorted(_with_cells(model, known, max_iter, room) if in_cells else known)
 
 
-@kernel()
-def settle_in_cells(model: Model, scenes: FloatArray, max_iter: int) -> FloatArray:
-    """Fit scenes (n, d), in place, where all targets have to lie in a cell; their objectives."""
-    n, d = scenes.shape
-    sure = within(model, sure_cell(model.box))
-    room, values = new_room(model.optics, model.n_targets, d, *model.pixels.low.shape), np.empty(n)
+@part()
+def _with_cells(model: Model, known: Optima, max_iter: int, room: Room) -> Optima:
+    """Optima, and what good ones become that have to lie in a pixel's cell.
+
+    Where that is likely, the best scenes in a cell may weigh more than better ones beside it, and
+    lie far from these along a valley.
+    """
+    n, d = known.n[0], known.thetas.shape[1]
+    found = Optima(np.zeros((2 * n, d)), np.full(2 * n, np.inf), known.n.copy())
+    sure, good = within(model, sure_cell(model.box)), known.values[known.n[1]] + NEGLIGIBLE
     for s in range(n):
-        values[s] = descend(sure, scenes[s], max_iter, room)
-    return values
+        copy(known.thetas[s], found.thetas[s])
+        found.values[s] = known.values[s]
+    for s in range(n if good < np.inf else 0):
+        if known.values[s] > good:
+            continue
+        inside, moved = found.thetas[found.n[0]], 0.0
+        copy(known.thetas[s], inside)
+        value = descend(sure, inside, max_iter, room)
+        for a in range(d):
+            moved = max(moved, abs(inside[a] - known.thetas[s, a]))
+        if moved > _MOVED and value <= good:
+            found.values[found.n[0]] = value
+            found.n[0] += 1
+    return found
 
 
 @part()

@@ -98,9 +98,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def unmix(options: argparse.Namespace) -> None:
     """Find the targets in images; write them as a table, CSV or Parquet."""
+    from csunmix._ahead import compile_ahead, compiles
     from csunmix.cli.inputs import assumed, cluster, hints, largest_value
     from csunmix.cli.output import output_file
-    from csunmix.cli.run import Run, compiles
+    from csunmix.cli.run import Run
     from csunmix.io import read_images
 
     options.method = options.method or default_method(options)
@@ -119,7 +120,9 @@ def unmix(options: argparse.Namespace) -> None:
     begin = f", going on at image {run.state.frames}" if run.state.frames else ""
     _say(f"{setting_text(options)}, method {method_text(options, unmixer)}{begin}")
     if compiles():
-        _say("compiling kernels (once per machine, up to two minutes) ...")
+        _say("compiling kernels (once per machine, up to a minute) ...")
+        if not options.scheduler:  # whose workers compile by themselves
+            compile_ahead([unmixer], stack.images[0])
     with cluster(options.scheduler) as client:
         state = run.execute(progress=_on_terminal() and not options.no_progress, client=client)
     print(f"{_count(state.frames, 'image')}, {_count(state.targets, 'target')} -> {out}")

@@ -202,14 +202,6 @@ class Run:
             temporary.write_text(json.dumps(asdict(self.state), indent=1))
 
 
-def compiles() -> bool:
-    """Whether no compiled kernel is kept from earlier runs, wherever numba keeps them."""
-    from csunmix._kernels.merging import merge_closest
-
-    folder = merge_closest.stats.cache_path
-    return folder is None or not any(Path(folder).glob("*.nbi"))
-
-
 def _next_size(size: int, first: int, took: float) -> int:
     """Images of the batch after one of `size` that `took` so many seconds."""
     if took < SECONDS / 2 and size < _LARGEST * first:

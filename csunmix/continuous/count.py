@@ -246,7 +246,7 @@ class _Test(NamedTuple):
         )
         model = few.model._replace(pixels=pixels)
         window = replace(few.window, pixels=pixels)
-        ideal = Fit(window, model, *explore(model, few.theta[None], 0, 0))
+        ideal = Fit(window, model, *explore(model, few.theta[None], 0, 0, False))
         return self._statistic(ideal, rng)
 
 
@@ -267,4 +267,4 @@ def _split(setting: Setting, few: Fit, distance: float) -> Fit:
             theta = np.insert(few.theta, 3 * few.count, [y + away[0], x + away[1], _FAINT * flux])
             theta[3 * k + 2] -= _FAINT * flux
             starts.append(theta)
-    return Fit(window, model, *explore(model, np.array(starts), *ITERATIONS))
+    return Fit(window, model, *explore(model, np.array(starts), *ITERATIONS, False))

@@ -10,9 +10,9 @@ import numpy as np
 
 from csunmix._kernels.fit import misfit
 from csunmix._kernels.model import Model
-from csunmix._kernels.modes import NEGLIGIBLE, Modes, approximate, log_volume
+from csunmix._kernels.modes import Modes, approximate, log_volume
 from csunmix._kernels.scene import least_share, log_scales
-from csunmix._kernels.search import search, settle_in_cells
+from csunmix._kernels.search import search
 from csunmix._validation import FloatArray
 from csunmix.continuous.importance import Draws, draw
 from csunmix.continuous.window import Setting, Window, log_room
@@ -33,7 +33,6 @@ COUNTED = 200.0
 _UNUSUAL = 10.0  # standard deviations of what noise leaves of an image
 _EXCLUDED = 50.0  # objective above the best from where a number of targets is not fitted
 _WITHIN = 0.98  # of the light that a target in a corner of its area gives, what any gives at least
-_MOVED = 1e-6  # px or DN
 _HOPELESS = 20.0  # log evidence below the best that ends the search for more targets
 
 
@@ -261,25 +260,4 @@ def fit(setting: Setting, window: Window, count: int, seed: int) -> Fit | None:
     thetas, values = search(model, starts, enough, *ITERATIONS, seed)
     if not np.isfinite(values[0]):
         return None
-    if model.box.cell_density > 0.0:
-        thetas, values = with_cells(model, thetas, values)
     return Fit(window, model, thetas, values, seed)
-
-
-def with_cells(
-    model: Model, thetas: FloatArray, values: FloatArray
-) -> tuple[FloatArray, FloatArray]:
-    """Fits (n, d), the best first, and what good ones become that have to lie in a pixel's cell.
-
-    Where that is likely, the best scenes in a cell may weigh more than better ones beside it, and
-    lie far from these along a valley.
-    """
-    good = values[0] + NEGLIGIBLE
-    starts = thetas[values <= good]
-    inside = starts.copy()
-    found = settle_in_cells(model, inside, ITERATIONS[1])
-    moved = np.abs(inside - starts).max(axis=1) > _MOVED
-    new = moved & (found <= good)
-    thetas, values = np.vstack([thetas, inside[new]]), np.append(values, found[new])
-    order = np.argsort(values, kind="stable")
-    return thetas[order], values[order]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cache, lru_cache
 from itertools import chain
 
@@ -15,7 +16,7 @@ from csunmix._kernels.model import Model
 from csunmix._kernels.search import explore
 from csunmix._validation import FloatArray, IntArray
 from csunmix.continuous.base import count_flag, prior_flags, probabilities
-from csunmix.continuous.fit import ITERATIONS, Fit, with_cells
+from csunmix.continuous.fit import ITERATIONS, Fit
 from csunmix.continuous.sampling import SCORED, approximate
 from csunmix.continuous.window import Setting, Window, log_room
 from csunmix.peaks import Candidates
@@ -147,10 +148,10 @@ class _Descents:
         self.apart = max(window.box.separation, _SPLIT * setting.width)
         self._models: dict[int, Model] = {}
 
-    def fit(self, scenes: FloatArray) -> Fit:
-        """What scenes (n, d) lead to."""
+    def fit(self, scenes: FloatArray, *, in_cells: bool = False) -> Fit:
+        """What scenes (n, d) lead to, and that in cells."""
         model = self.model(scenes.shape[1] // 3)
-        return Fit(self.window, model, *explore(model, scenes, *ITERATIONS))
+        return Fit(self.window, model, *explore(model, scenes, *ITERATIONS, in_cells))
 
     def neighbour(self, fit: Fit, step: int) -> Fit | None:
         """The fit of one target more (`step` 1) or fewer (-1); None where so many find no room.
@@ -285,12 +286,12 @@ def _fewer(targets: FloatArray, reach: float) -> FloatArray:
 
 def _with_others(descents: _Descents, fit: Fit) -> Fit:
     """The best of a fit, of what it becomes reshaped, and of both in a cell; others beside it."""
-    fit = descents.fit(np.vstack([fit.theta, _reshaped(fit.theta, descents.reach)]))
-    if not (0.0 < fit.model.box.cell < 1.0 and fit.count <= _FEW):
-        return fit
-    density = fit.window.cell_density(fit.count)
-    model = fit.model._replace(box=fit.model.box._replace(cell_density=density))
-    return Fit(fit.window, model, *with_cells(model, fit.thetas, fit.objectives))
+    in_cells = 0.0 < fit.model.box.cell < 1.0 and fit.count <= _FEW
+    scenes = np.vstack([fit.theta, _reshaped(fit.theta, descents.reach)])
+    fit = descents.fit(scenes, in_cells=in_cells)
+    density = fit.window.cell_density(fit.count) if in_cells else 0.0
+    box = fit.model.box._replace(cell_density=density)
+    return replace(fit, model=fit.model._replace(box=box))
 
 
 def _reshaped(theta: FloatArray, reach: float) -> FloatArray:
