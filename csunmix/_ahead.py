@@ -22,7 +22,6 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple, cast
 import numpy as np
 
 from csunmix._validation import FloatArray
-from csunmix.unmixer import GridUnmixer
 
 if TYPE_CHECKING:
     from csunmix._kernels.model import Model
@@ -78,6 +77,7 @@ def do() -> None:
 def _tasks(unmixer: Any, image: FloatArray) -> Iterator[Task]:
     """What may be compiled side by side."""
     from csunmix.continuous import ContinuousUnmixer, PosteriorUnmixer
+    from csunmix.unmixer import GridUnmixer
 
     if isinstance(unmixer, GridUnmixer) and image.size <= _LARGEST:
         yield partial(replace(unmixer, refine=None), np.asarray(image))

@@ -43,6 +43,8 @@ def part(**options: Any) -> Callable[[F], F]:
     """Make a function a part of the kernels that call it."""
 
     def decorate(function: F) -> F:
+        if numba.config.DISABLE_JIT:
+            return function
         return cast(F, Part(function, _OPTIONS | options))
 
     return decorate
