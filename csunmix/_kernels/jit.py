@@ -18,6 +18,7 @@ from csunmix._kernels.compiler import Part
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+_CONFIG: Any = numba.config  # which has what the environment says
 _OPTIONS = {
     "nopython": True,
     "nogil": True,
@@ -43,7 +44,7 @@ def part(**options: Any) -> Callable[[F], F]:
     """Make a function a part of the kernels that call it."""
 
     def decorate(function: F) -> F:
-        if numba.config.DISABLE_JIT:
+        if _CONFIG.DISABLE_JIT:
             return function
         return cast(F, Part(function, _OPTIONS | options))
 
