@@ -11,82 +11,105 @@ import os
 import pickle
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from subprocess import DEVNULL, PIPE, Popen
+from threading import Thread
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, cast
 
+import numba
 import numpy as np
 
+from csunmix._kernels.modes import Modes, approximate, log_volume
 from csunmix._validation import FloatArray
 
 if TYPE_CHECKING:
     from csunmix._kernels.model import Model
     from csunmix.continuous.window import Setting, Window
 
-Task = Callable[[], object]
-
+_KERNELS = Path(__file__).parent / "_kernels"
 _LARGEST = 64**2  # pixels of an image that is unmixed once more
+_CHILD = "import sys; sys.path.insert(0, {folder!r}); from csunmix._ahead import do; do()"
 
 
-def compiles() -> bool:
-    """Whether no compiled kernel is kept from earlier runs, wherever numba keeps them."""
-    from csunmix._kernels.merging import merge_closest
+class Step(NamedTuple):
+    """Something to compile. Steps that go side by side share no `kernel`."""
 
-    folder = merge_closest.stats.cache_path
-    return folder is None or not any(Path(folder).glob("*.nbi"))
+    do: Callable[[], object]
+    kept: str  # files that tell that it was done
 
 
-def compile_ahead(unmixers: Iterable[Any], image: FloatArray) -> None:
-    """Compile the kernels that `unmixers` call, if that can be split.
+def missing(unmixer: Any, image: FloatArray) -> list[Step]:
+    """What is not compiled yet of all that an unmixer needs.
 
-    `image` (n_y, n_x) is one that they are to unmix. Where there is one processor, or a part fails,
-    the run compiles by itself.
+    `image` (n_y, n_x) is one that it is to unmix.
     """
-    tasks = [task for unmixer in unmixers for task in _tasks(unmixer, image)]
-    if len(tasks) < 2 or os.cpu_count() == 1:
+    if cast(Any, numba.config).DISABLE_JIT:
+        return []
+    folder = Path(cast(Any, approximate).stats.cache_path)
+    return [step for step in _steps(unmixer, image) if not any(folder.glob(step.kept))]
+
+
+def compile_ahead(steps: Sequence[Step]) -> None:
+    """Compile in a process for each step, if there are several, and processors for them.
+
+    Where a step fails, the run compiles by itself. No fork and no spawn: either would have a part
+    of the caller's program run once more.
+    """
+    if len(steps) < 2 or _processors() < 2 or not sys.executable:
         return
-    argv = [sys.executable, "-P", "-c", "from csunmix._ahead import do; do()"]
-    told = [pickle.dumps(task) for task in tasks]
-    # No fork and no spawn: either would have a part of the caller's program run once more.
-    started: list[Popen[bytes]] = []
-    try:
-        with suppress(OSError):
-            for _ in tasks:
-                started.append(Popen(argv, stdin=PIPE, stdout=DEVNULL, stderr=DEVNULL))
-        for process, task in zip(started, told, strict=False):
-            with suppress(OSError), cast("IO[bytes]", process.stdin) as pipe:
-                pipe.write(task)
-        for process in started:
+    code = _CHILD.format(folder=str(Path(__file__).parents[1]))
+    start = partial(Popen, [sys.executable, "-P", "-c", code], stdin=PIPE, stdout=DEVNULL)
+    told = [pickle.dumps(step.do) for step in steps]
+    with suppress(OSError), ExitStack() as stack:
+        processes = [stack.enter_context(start(stderr=DEVNULL)) for _ in steps]
+        for process, task in zip(processes, told, strict=True):
+            pipe = cast("IO[bytes]", process.stdin)
+            pipe.write(task)
+            pipe.flush()  # and it stays open: its end is that of the child
+        for process in processes:
             process.wait()
-    finally:
-        for process in started:
-            process.kill()
 
 
 def do() -> None:
-    """Do the task that comes on standard input. An interrupt is for the parent to answer."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Do what comes on standard input; end with it, as when the parent is no more."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to answer
     gc.disable()  # compiling makes much that lasts
-    pickle.load(sys.stdin.buffer)()
+    task = pickle.load(sys.stdin.buffer)
+    Thread(target=_end_with_input, daemon=True).start()
+    task()
 
 
-def _tasks(unmixer: Any, image: FloatArray) -> Iterator[Task]:
-    """What may be compiled side by side."""
+def _end_with_input() -> None:
+    os.read(sys.stdin.fileno(), 1)
+    os._exit(1)
+
+
+def _processors() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _steps(unmixer: Any, image: FloatArray) -> Iterator[Step]:
+    """All that an unmixer needs, as far as it can be compiled side by side."""
     from csunmix.continuous import ContinuousUnmixer, PosteriorUnmixer
     from csunmix.unmixer import GridUnmixer
 
     if isinstance(unmixer, GridUnmixer) and image.size <= _LARGEST:
-        yield partial(replace(unmixer, refine=None), np.asarray(image))
+        alone = replace(unmixer, refine=None)
+        kernels = type(unmixer.solver).__module__.rpartition(".")[2]  # lie in a file of that name
+        named = (_KERNELS / kernels).with_suffix(".py").exists()
+        yield Step(partial(alone, np.asarray(image)), f"{kernels}.*.nbi" if named else "*.nbi")
         if unmixer.refine is not None:
-            yield compile_refinement
+            yield Step(compile_refinement, "search.explore-*.nbi")
     elif isinstance(unmixer, ContinuousUnmixer | PosteriorUnmixer):
-        yield compile_fit
+        yield Step(compile_fit, "search.search-*.nbi")
         if getattr(unmixer, "sampler", "importance") == "importance":
-            yield compile_draws
+            yield Step(compile_draws, "hops.wander-*.nbi")
 
 
 class _Example(NamedTuple):
@@ -126,7 +149,6 @@ def compile_refinement() -> None:
 
 def compile_fit() -> None:
     """Compile the joint fit of the grid-free methods, and what is made of its optima."""
-    from csunmix._kernels.modes import approximate
     from csunmix._kernels.search import search
 
     model = _example().model
@@ -138,7 +160,6 @@ def compile_draws() -> None:
     from csunmix._kernels.hops import wander
     from csunmix._kernels.importance import add_density, log_level, log_posterior
     from csunmix._kernels.labels import describe, settle
-    from csunmix._kernels.modes import Modes, log_volume
     from csunmix._kernels.scene import least_share, log_scales
 
     _, _, targets, model, theta = _example()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,15 +21,16 @@ SCRIPT = """
 from numba.core import event
 
 import csunmix as cu
-from csunmix._ahead import compile_ahead, compiles
+from csunmix._ahead import compile_ahead, missing
 s = cu.presets.csist_100k()
 images = cu.simulate(s.psf, s.sensor, s.scene, shape=s.shape, n=20, rng=1).images
 unmix = {method}
-before = compiles()
-compile_ahead([unmix], images[0])
+steps = missing(unmix, images[0])
+compile_ahead(steps)
 with event.install_recorder("numba:compile") as recorder:
     unmix(images)
-print(before, compiles(), [e.data["dispatcher"] for _, e in recorder.buffer if e.is_start])
+compiled = [e.data["dispatcher"] for _, e in recorder.buffer if e.is_start]
+print(len(steps), missing(unmix, images[0]), compiled)
 """
 METHODS = {
     "refined": "cu.grid_unmixer(psf=s.psf, shape=s.shape, prior=s.prior, refine=True)",
@@ -42,30 +45,69 @@ def test_a_run_finds_all_compiled(method: str, tmp_path: Path) -> None:
     environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path / "cache")}
     argv = [sys.executable, str(script)]
     done = subprocess.run(argv, capture_output=True, text=True, env=environment)
-    assert (done.stdout, done.stderr) == ("True False []\n", "")
+    assert (done.stdout, done.stderr) == ("2 [] []\n", "")
 
 
-def test_a_task_that_fails_is_left_to_the_run(monkeypatch: Any, tmp_path: Path, capfd: Any) -> None:
-    tasks = [partial(os.mkdir, tmp_path / "no" / "folder"), partial(os.mkdir, tmp_path / "mark")]
-    monkeypatch.setattr(_ahead, "_tasks", lambda unmixer, image: iter(tasks))
-    _ahead.compile_ahead([None], np.zeros((3, 3)))
-    assert (tmp_path / "mark").exists()
+def test_a_step_that_fails_is_left_to_the_run(tmp_path: Path, capfd: Any) -> None:
+    makers = partial(os.mkdir, tmp_path / "no" / "folder"), partial(os.mkdir, tmp_path / "mark")
+    _ahead.compile_ahead([_ahead.Step(make, "") for make in makers])
+    assert (tmp_path / "mark").exists() is (_ahead._processors() > 1)
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_single_part_is_left_to_the_run(monkeypatch: Any, tmp_path: Path) -> None:
-    started = partial(os.mkdir, tmp_path / "mark")
-    monkeypatch.setattr(_ahead, "_tasks", lambda unmixer, image: iter([started]))
-    _ahead.compile_ahead([None], np.zeros((3, 3)))
-    monkeypatch.setattr(_ahead, "_tasks", lambda unmixer, image: iter([started, started]))
-    monkeypatch.setattr(os, "cpu_count", lambda: 1)
-    _ahead.compile_ahead([None], np.zeros((3, 3)))
+def test_a_single_step_is_left_to_the_run(monkeypatch: Any, tmp_path: Path) -> None:
+    step = _ahead.Step(partial(os.mkdir, tmp_path / "mark"), "")
+    _ahead.compile_ahead([step])
+    monkeypatch.setattr(_ahead, "_processors", lambda: 1)
+    _ahead.compile_ahead([step, step])
     assert not (tmp_path / "mark").exists()
 
 
-def test_what_has_no_parts() -> None:
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGKILL])
+def test_no_step_outlives_the_program(sent: signal.Signals, tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    code = (
+        "from csunmix import _ahead; from functools import partial; import os, time;"
+        f"_ahead._processors = lambda: 2; mark = partial(os.mkdir, {str(mark)!r});"
+        "_ahead.compile_ahead([_ahead.Step(mark, ''), _ahead.Step(partial(time.sleep, 1000), '')])"
+    )
+    with subprocess.Popen([sys.executable, "-c", code]) as program:
+        while not mark.exists():
+            time.sleep(0.1)
+        children = children_of(program.pid)
+        program.send_signal(sent)
+    assert children
+    for _ in range(100):
+        if not any(running(child) for child in children):
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"{children} still run")
+
+
+def children_of(pid: int) -> list[int]:
+    told = Path(f"/proc/{pid}/task/{pid}/children")
+    if not told.exists():
+        pytest.skip("the system does not tell the children of a process")
+    return [int(child) for child in told.read_text().split()]
+
+
+def running(pid: int) -> bool:
+    """Whether a process is there, and has not ended without its parent's notice."""
+    status = Path(f"/proc/{pid}/stat")
+    return status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def test_what_is_compiled_side_by_side(tmp_path: Path, monkeypatch: Any) -> None:
     setup = cu.presets.csist_100k()
     optics = {"psf": setup.psf, "shape": setup.shape, "sensor": setup.sensor}
     chains = cu.PosteriorUnmixer(setup.psf, setup.sensor, setup.prior, sampler="smc")
-    for unmixer, parts in ((cu.grid_unmixer(**optics), 1), (chains, 1), (object(), 0)):
-        assert len(list(_ahead._tasks(unmixer, np.zeros(setup.shape)))) == parts
+    kept = {
+        cu.grid_unmixer(**optics): ["active_set.*.nbi"],
+        cu.grid_unmixer("omp", **optics): ["pursuit.*.nbi"],
+        cu.grid_unmixer("split-bregman", **optics): ["*.nbi"],
+        chains: ["search.search-*.nbi"],
+    }
+    for unmixer, files in kept.items():
+        found = _ahead._steps(unmixer, np.zeros(setup.shape))
+        assert [step.kept for step in found] == files
+    assert not list(_ahead._steps(object(), np.zeros(setup.shape)))

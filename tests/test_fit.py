@@ -439,7 +439,7 @@ def test_starts_that_lead_to_the_same_optimum_have_it_once() -> None:
         assert best is not None
         turned = best.theta.reshape(3, 3)[[2, 0, 1]].ravel()
         starts = np.array([best.theta, turned, best.theta + 0.01])
-        thetas, values = searching.explore(best.model, starts, 15, 100)
+        thetas, values = searching.explore(best.model, starts, 15, 100, False)
         assert values[0] == pytest.approx(best.objective, abs=1e-3)
         assert (np.diff(values) > 0.0).all()
         assert len(thetas) < 3

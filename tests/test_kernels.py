@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import importlib
 import itertools
+import os
+import pickle
 import pkgutil
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
+import numba
 import numpy as np
 import pytest
 from scipy.optimize import lsq_linear, nnls
@@ -926,7 +932,7 @@ def test_parts_serve_kernels_and_python(alone_first: bool) -> None:
             out[i] = double(a[i])
         return out
 
-    @jit.kernel(cache=False)
+    @numba.njit
     def total(a: Any) -> float:
         return doubled(a).sum() + double(1.0)
 
@@ -934,3 +940,29 @@ def test_parts_serve_kernels_and_python(alone_first: bool) -> None:
     calls = [lambda: total(a) == 14.0, lambda: double(2.5) == 5.0, lambda: sum(doubled(a)) == 12.0]
     assert all(call() for call in (calls[::-1] if alone_first else calls))
     assert all(call() for call in calls)
+
+
+def run(code: str, cache: Path) -> str:
+    """What a new process prints that keeps its kernels in a folder."""
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(cache)}
+    argv = [sys.executable, "-c", code]
+    done = subprocess.run(argv, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_kernels_are_kept_until_a_file_of_theirs_changes(tmp_path: Path) -> None:
+    call = (
+        "import numpy as np; from csunmix._kernels.claims import envelope as f;"
+        "f(np.ones(3, bool), np.empty(3)); print(*map(sum, map(dict.values, f.stats[1:])))"
+    )
+    changed = "from csunmix._kernels import compiler; compiler._digest = lambda: 'other'; "
+    assert [run(c + call, tmp_path) for c in ("", "", changed)] == ["0 1", "1 0", "0 1"]
+
+
+def test_parts_reach_other_processes(tmp_path: Path) -> None:
+    file = tmp_path / "part.pkl"
+    file.write_bytes(pickle.dumps(linalg.inner))
+    load = f"import pickle; inner = pickle.load(open({str(file)!r}, 'rb'));"
+    call = "import numpy as np; print(inner(np.array([1.0, 2.0]), np.array([1.0, 2.0])))"
+    assert run(load + call, tmp_path) == "5.0"

@@ -1,9 +1,14 @@
-"""Functions that go as they are into the compiled functions which call them."""
+"""Compiled functions, and those that go as they are into others which call them.
+
+This leans on what numba does not promise to keep; it is tested with numba 0.60 and 0.68.
+"""
 
 from __future__ import annotations
 
 import ctypes
-from functools import cached_property
+import hashlib
+from functools import cache, cached_property
+from pathlib import Path
 from typing import Any
 
 import numba
@@ -25,7 +30,8 @@ class _Code(JITCodeLibrary):
         """Link to what the code calls, and no more."""
         self._raise_if_finalized()
         for library in dict.fromkeys(self._linking_libraries):
-            self._reload_init.update(library._reload_init)
+            if hasattr(library, "_reload_init"):  # which numba 0.60 has not
+                self._reload_init.update(library._reload_init)
             self._final_module.link_in(library._get_module_for_linking(), preserve=True)
         self._finalized = True
 
@@ -65,8 +71,13 @@ class _Compiler(CompilerBase):
 class Part(CPUDispatcher):
     """A function for compiled functions to call; where Python does, it is compiled by itself."""
 
-    def __init__(self, function: Any, options: dict[str, Any]) -> None:
-        super().__init__(function, targetoptions=options, pipeline_class=_Compiler)
+    def __init__(
+        self,
+        py_func: Any,
+        locals: dict[str, Any] | None = None,  # as numba names it, which unpickles by position
+        targetoptions: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(py_func, locals or {}, targetoptions or {}, pipeline_class=_Compiler)
 
     def __call__(self, *args: Any, **named: Any) -> Any:
         """Call the function that is compiled by itself."""
@@ -74,4 +85,22 @@ class Part(CPUDispatcher):
 
     @cached_property
     def _alone(self) -> Any:
-        return numba.jit(cache=True, **self.targetoptions)(self.py_func)
+        return compile_kernel(self.py_func, self.targetoptions)
+
+
+def compile_kernel(function: Any, options: dict[str, Any]) -> Any:
+    """Compile a function and what it calls, kept on disk until a file of this folder changes.
+
+    numba looks at the function's own file alone, and its parts may be in others.
+    """
+    made = numba.jit(cache=True, **options)(function)
+    index = made._cache._cache_file
+    index._source_stamp = (index._source_stamp, _digest())
+    return made
+
+
+@cache
+def _digest() -> str:
+    """What stands in the files of this folder, in few letters."""
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    return hashlib.blake2b(b"".join(each.read_bytes() for each in files)).hexdigest()

@@ -9,12 +9,11 @@ wait for the first call on a machine.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, TypeVar, cast
 
 import numba
 
-from csunmix._kernels.compiler import Part
+from csunmix._kernels.compiler import Part, compile_kernel
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -30,25 +29,22 @@ _OPTIONS = {
     "_nrt": True,
 }
 
-kernel = partial(numba.jit, cache=True, **_OPTIONS)
-"""Compile a function, kept on disk for the next process, that lets other threads run.
 
-Division by zero gives an infinity or NaN, as NumPy has it.
+def kernel(**options: Any) -> Callable[[F], F]:
+    """Compile a function, kept on disk for the next process, that lets other threads run.
 
-numba compiles a function once more for an argument that is a literal or left to its default, so
-that kernels call each other with variables, and say what a default would.
-"""
+    Division by zero gives an infinity or NaN, as NumPy has it.
+    """
+    return _decorator(compile_kernel, options)
 
 
 def part(**options: Any) -> Callable[[F], F]:
-    """Make a function a part of the kernels that call it."""
+    """Make a function a part of the kernels that call it.
 
-    def decorate(function: F) -> F:
-        if _CONFIG.DISABLE_JIT:
-            return function
-        return cast(F, Part(function, _OPTIONS | options))
-
-    return decorate
+    numba compiles it once more for an argument that is a literal or left to its default, so that
+    callers give variables, and say what a default would.
+    """
+    return _decorator(lambda function, told: Part(function, targetoptions=told), options)
 
 
 def leaf(**options: Any) -> Callable[[F], F]:
@@ -58,3 +54,14 @@ def leaf(**options: Any) -> Callable[[F], F]:
     at every call, which costs more than what a short function has to do, and longer to compile.
     """
     return part(_nrt=False, **options)
+
+
+def _decorator(
+    make: Callable[[Any, dict[str, Any]], Any], options: dict[str, Any]
+) -> Callable[[F], F]:
+    """What makes something of a function, or leaves it be where compilation is turned off."""
+
+    def decorate(function: F) -> F:
+        return function if _CONFIG.DISABLE_JIT else cast(F, make(function, _OPTIONS | options))
+
+    return decorate

@@ -295,7 +295,7 @@ def log_density(box: Box, theta: FloatArray, count: int) -> float:
 def log_volume(model: Model, theta: FloatArray) -> float:
     """Log volume of the posterior around an optimum by Laplace's method, in ``(2 pi)^(d/2)``.
 
-    The bounds of the prior cut nothing off; -inf where there is none, as of a curvature of NaN.
+    The bounds of the prior cut nothing off; -inf where the curvature is singular or NaN.
     """
     d = theta.size
     room = new_room(model.optics, model.n_targets, d, *model.pixels.low.shape)
