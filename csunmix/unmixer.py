@@ -45,7 +45,7 @@ Background = float | Literal["border"]
 
 logger = logging.getLogger("csunmix")
 
-_BATCH = 1000  # images a thread works on at a time, if their maps have no more than
+_BATCH = 4000  # images a thread works on at a time, if their maps have no more than
 _CELLS = 4_000_000  # together, which bounds the memory
 
 
@@ -228,7 +228,7 @@ class GridUnmixer:
 
     @property
     def batch_size(self) -> int:
-        """Images a thread works on at a time: 1000, or as many as have 4 million cells."""
+        """Images a thread works on at a time: 4000, or as many as have 4 million cells."""
         return max(1, min(_BATCH, _CELLS // self.dictionary.shape[1]))
 
     def solve(self, images: npt.ArrayLike) -> SolveResult:

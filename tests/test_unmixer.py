@@ -664,7 +664,7 @@ def test_threads_get_parts_alike() -> None:
     assert len({thread for _, thread in given}) == 2
 
 
-@pytest.mark.parametrize(("shape", "size"), [((11, 11), 1000), ((128, 100), 34), ((800, 800), 1)])
+@pytest.mark.parametrize(("shape", "size"), [((11, 11), 3673), ((128, 100), 34), ((800, 800), 1)])
 def test_images_at_a_time_bound_the_memory(shape: tuple[int, int], size: int) -> None:
     grid = dataclasses.replace(unmixer(), dictionary=cu.Dictionary(PRESET.psf, shape, 3))
     assert grid.batch_size == size
