@@ -20,7 +20,6 @@ from subprocess import DEVNULL, PIPE, Popen
 from threading import Thread
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, cast
 
-import numba
 import numpy as np
 
 from csunmix._kernels.modes import Modes, approximate, log_volume
@@ -47,9 +46,10 @@ def missing(unmixer: Any, image: FloatArray) -> list[Step]:
 
     `image` (n_y, n_x) is one that it is to unmix.
     """
-    if cast(Any, numba.config).DISABLE_JIT:
+    stats = getattr(approximate, "stats", None)
+    if stats is None:  # compilation is turned off
         return []
-    folder = Path(cast(Any, approximate).stats.cache_path)
+    folder = Path(stats.cache_path)
     return [step for step in _steps(unmixer, image) if not any(folder.glob(step.kept))]
 
 
@@ -61,14 +61,13 @@ def compile_ahead(steps: Sequence[Step]) -> None:
     """
     if len(steps) < 2 or _processors() < 2 or not sys.executable:
         return
-    code = _CHILD.format(folder=str(Path(__file__).parents[1]))
-    start = partial(Popen, [sys.executable, "-P", "-c", code], stdin=PIPE, stdout=DEVNULL)
-    told = [pickle.dumps(step.do) for step in steps]
+    argv = [sys.executable, "-P", "-c", _CHILD.format(folder=str(_KERNELS.parents[1]))]
+    start = partial(Popen, argv, stdin=PIPE, stdout=DEVNULL, stderr=DEVNULL)
     with suppress(OSError), ExitStack() as stack:
-        processes = [stack.enter_context(start(stderr=DEVNULL)) for _ in steps]
-        for process, task in zip(processes, told, strict=True):
+        processes = [stack.enter_context(start()) for _ in steps]
+        for process, step in zip(processes, steps, strict=True):
             pipe = cast("IO[bytes]", process.stdin)
-            pipe.write(task)
+            pickle.dump(step.do, pipe)
             pipe.flush()  # and it stays open: its end is that of the child
         for process in processes:
             process.wait()

@@ -1,6 +1,6 @@
 """Compiled functions, and those that go as they are into others which call them.
 
-This leans on what numba does not promise to keep; it is tested with numba 0.60 and 0.68.
+This leans on what numba does not promise to keep; it was tried with numba 0.60 to 0.68.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 numba makes machine code of every function by itself, with all that this calls, and wraps it for
 Python: of one that is called by others at five levels, five times. Here only a `kernel` is, which
-Python calls; what it is made of, each `part` and `leaf`, goes into it as it is. That halves the
-wait for the first call on a machine.
+Python calls; what it is made of, each `part` and `leaf`, goes into it as it is, and the first call
+on a machine waits less long.
 """
 
 from __future__ import annotations
