@@ -23,6 +23,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple, cast
 import numpy as np
 
 from csunmix._kernels.modes import Modes, approximate, log_volume
+from csunmix._kernels.search import search
 from csunmix._validation import FloatArray
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def missing(unmixer: Any, image: FloatArray) -> list[Step]:
 
     `image` (n_y, n_x) is one that it is to unmix.
     """
-    stats = getattr(approximate, "stats", None)
+    stats = getattr(search, "stats", None)
     if stats is None:  # compilation is turned off
         return []
     folder = Path(stats.cache_path)
@@ -104,7 +105,7 @@ def _steps(unmixer: Any, image: FloatArray) -> Iterator[Step]:
         named = (_KERNELS / kernels).with_suffix(".py").exists()
         yield Step(partial(alone, np.asarray(image)), f"{kernels}.*.nbi" if named else "*.nbi")
         if unmixer.refine is not None:
-            yield Step(compile_refinement, "search.explore-*.nbi")
+            yield Step(compile_refinement, "refine.refine-*.nbi")
     elif isinstance(unmixer, ContinuousUnmixer | PosteriorUnmixer):
         yield Step(compile_fit, "search.search-*.nbi")
         if getattr(unmixer, "sampler", "importance") == "importance":
@@ -148,18 +149,18 @@ def compile_refinement() -> None:
 
 def compile_fit() -> None:
     """Compile the joint fit of the grid-free methods, and what is made of its optima."""
-    from csunmix._kernels.search import search
-
     model = _example().model
     approximate(model, *search(model, 1, 1, 1, 1, 0))
 
 
 def compile_draws() -> None:
     """Compile how the grid-free methods draw from a posterior, sum up the draws, and the rest."""
+    from csunmix._kernels.fit import explains
     from csunmix._kernels.hops import wander
     from csunmix._kernels.importance import add_density, log_level, log_posterior
     from csunmix._kernels.labels import describe, settle
-    from csunmix._kernels.scene import least_share, log_scales
+    from csunmix._kernels.measure import log_measure, log_room
+    from csunmix._kernels.scene import least_share
 
     _, _, targets, model, theta = _example()
     factor = 0.01 * np.eye(theta.size)[None]
@@ -172,4 +173,5 @@ def compile_draws() -> None:
     describe(targets[None], one, 0.1)
     log_volume(model, theta[0])
     least_share(model.optics, model.box.area, *model.pixels.low.shape)
-    log_scales(model.pixels, 0.0)
+    log_measure(model, theta.size, np.ones(2), log_room(1.0, 1.0, 0.0, 1))
+    explains(model, theta[0], 0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import itertools
 import os
@@ -940,6 +941,24 @@ def test_parts_serve_kernels_and_python(alone_first: bool) -> None:
     calls = [lambda: total(a) == 14.0, lambda: double(2.5) == 5.0, lambda: sum(doubled(a)) == 12.0]
     assert all(call() for call in (calls[::-1] if alone_first else calls))
     assert all(call() for call in calls)
+
+
+@pytest.mark.parametrize("collects", [True, False])
+def test_garbage_is_looked_for_as_before_once_a_kernel_is_compiled(collects: bool) -> None:
+    @jit.kernel()
+    def half(x: float) -> float:
+        return 0.5 * x
+
+    before = gc.isenabled()
+    try:
+        (gc.enable if collects else gc.disable)()
+        assert half(3.0) == 1.5
+        assert gc.isenabled() is collects
+        with pytest.raises(numba.TypingError):
+            half("three")  # type: ignore[arg-type]
+        assert gc.isenabled() is collects
+    finally:
+        (gc.enable if before else gc.disable)()
 
 
 def run(code: str, cache: Path) -> str:

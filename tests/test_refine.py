@@ -12,8 +12,9 @@ import pandas as pd
 import pytest
 
 import csunmix as cu
+from csunmix._kernels import refine as kernel
 from csunmix.continuous.fit import Fit, fit
-from csunmix.continuous.refine import _Descents, _reshaped, fit_from, refine
+from csunmix.continuous.refine import refine, rules
 from csunmix.continuous.window import Setting
 from csunmix.peaks import Candidates
 from csunmix.targets import Flag, make_table
@@ -45,11 +46,21 @@ def unmixer(method: str = "active-set", **given: Any) -> cu.GridUnmixer:
     return cu.grid_unmixer(method, **(settings | given))
 
 
-def fitted(setting: Setting, window: Any, targets: Any) -> Fit:
+def task_for(setting: Setting, image: Any) -> kernel.Task:
+    """What the kernel sees of an image."""
+    rooms = np.full((40, 3), np.nan)
+    return kernel.Task(*kernel.view(rules(setting), setting.views(image[None]), 0, rooms))
+
+
+def fitted(setting: Setting, image: Any, targets: Any) -> Fit:
     """The fit that these targets lead to."""
-    found = fit_from(setting, window, targets)
-    assert found is not None
-    return found[0]
+    window = setting.window(image)
+    assert window is not None
+    task = task_for(setting, image)
+    found, probability = kernel.fit_from(task, targets - [*window.origin, 0.0])
+    assert probability > 0.0
+    model = kernel.model_for(task, found[0].shape[1] // 3, found[2])
+    return Fit(window, model, *found[:2])
 
 
 # --- the fit ------------------------------------------------------------------------------------
@@ -60,7 +71,7 @@ def test_the_descent_ends_where_a_search_does(prior: cu.Prior) -> None:
     setting, image = setting_for(prior), PRESET.sensor.expose(light_of(PAIR), rng=0)
     window = setting.window(image)
     assert window is not None
-    best, found = fit(setting, window, 2, seed=0), fitted(setting, window, NEAR)
+    best, found = fit(setting, window, 2, seed=0), fitted(setting, image, NEAR)
     assert best is not None
     assert found.objective == pytest.approx(best.objective, abs=1e-6)
     order = found.theta.reshape(-1, 3)[:, 1].argsort()
@@ -77,7 +88,8 @@ def test_errors_are_those_of_the_fit() -> None:
     images = np.array([sensor.expose(light_of(each), rng=rng) for each in truth])
     found = Candidates(np.repeat(np.arange(200), 2), *np.tile(start, (200, 1)).T)
     refined, claims, _ = refine(setting_for(cu.Prior(count=(2, 2)), sensor), images, found)
-    pulls = (np.column_stack(refined[1:]) - truth.reshape(-1, 3)) / claims[:, :3]
+    order = np.lexsort((refined.y, refined.frame))  # as those of the truth
+    pulls = (np.column_stack(refined[1:])[order] - truth.reshape(-1, 3)) / claims[order, :3]
     np.testing.assert_allclose(pulls.std(axis=0), 1.0, atol=0.12)
 
 
@@ -255,21 +267,21 @@ def test_counts_are_reached_by_several_steps(start: list[int]) -> None:
     assert not (flags & (Flag.MISFIT | Flag.NOT_CONVERGED)).any()
 
 
-def test_where_the_light_tells_the_count_no_other_is_fitted(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def allows(task: kernel.Task, theta: Any, count: int) -> bool:
+    return kernel.allowed(task.box, task.fluxes, task.counts, theta, count)
+
+
+def test_other_counts_are_those_that_the_light_allows() -> None:
     """Two targets of 400 to 800 DN in all may be three of 50 to 500 DN, not of 220 to 250."""
-    image, counts = PRESET.sensor.expose(light_of(PAIR), rng=0)[None], []
-
-    def count(_: Any, fit: Fit, step: int, *__: Any) -> None:
-        counts.append(fit.count + step)
-
-    monkeypatch.setattr(_Descents, "neighbour", count)
-    found = Candidates([0, 0], *NEAR.T)
-    refine(setting_for(PRESET.prior), image, found)
-    assert counts == []
-    refine(setting_for(OPEN), image, found)
-    assert counts == [3, 1]
+    image = PRESET.sensor.expose(light_of(PAIR), rng=0)
+    for prior, expected in ((PRESET.prior, [2]), (OPEN, [1, 2, 3, 4, 5])):
+        task = task_for(setting_for(prior), image)
+        counts = [n for n in range(8) if allows(task, PAIR.ravel(), n)]
+        assert counts == expected
+    unknown = task_for(setting_for(cu.Prior(count=(1, 5))), image)
+    most = unknown.box.flux[1]
+    assert allows(unknown, np.array([5.0, 5.0, 0.9 * most]), 2)
+    assert not allows(unknown, np.array([5.0, 5.0, most]), 2)
 
 
 @pytest.mark.parametrize("double", [0, 1])
@@ -340,7 +352,10 @@ def test_a_cluster_that_begins_turned_ends_in_the_best_fit() -> None:
         scene[:, :2] = middle + (scene[:, :2] - middle) @ turn
         window = setting.window(made.images[frame])
         assert window is not None
-        best, found = fit(setting, window, len(scene), 0), fitted(setting, window, scene)
+        best, found = (
+            fit(setting, window, len(scene), 0),
+            fitted(setting, made.images[frame], scene),
+        )
         assert best is not None
         same.append(found.objective < best.objective + 0.01)
     assert np.mean(same) > 0.9
@@ -356,23 +371,26 @@ def test_a_cluster_that_begins_in_a_line_ends_in_the_best_fit() -> None:
         scene[:, :2] = scene[:, :2].mean(axis=0) + np.outer(np.arange(-2, 3), [0.1, 0.2])
         window = setting.window(made.images[frame])
         assert window is not None
-        best, found = fit(setting, window, 5, 0), fitted(setting, window, scene)
+        best, found = fit(setting, window, 5, 0), fitted(setting, made.images[frame], scene)
         assert best is not None
         same.append(found.objective < best.objective + 0.01)
     assert np.mean(same) > 0.95
 
 
 def test_other_shapes_have_the_middle_and_the_spread_of_the_first() -> None:
-    theta = np.array([4.6, 4.9, 225.0, 5.1, 4.7, 240.0, 5.2, 5.4, 231.0, 5.0, 5.0, 229.0])
-    shapes = _reshaped(theta, 1.0)
-    assert len(shapes) == 7 + 4  # turned, and two regular figures each turned once
-    first = theta.reshape(-1, 3)
-    for scene in shapes.reshape(-1, 4, 3):
+    first = np.array([[4.6, 4.9, 225.0], [5.1, 4.7, 240.0], [5.2, 5.4, 231.0], [5.0, 5.0, 229.0]])
+    shapes = kernel.reshaped(first, 1.0)
+    assert len(shapes) == 3 + 4  # turned twice, and two regular figures each turned once
+    np.testing.assert_array_equal(shapes[0], first)
+    for scene in shapes:
         np.testing.assert_array_equal(scene[:, 2], first[:, 2])
         np.testing.assert_allclose(scene[:, :2].mean(axis=0), first[:, :2].mean(axis=0))
         np.testing.assert_allclose(scene[:, :2].var(axis=0).sum(), first[:, :2].var(axis=0).sum())
-    assert len(_reshaped(theta[:6], 1.0)) == 7
-    assert len(_reshaped(theta, 0.3)) == len(_reshaped(theta[:3], 1.0)) == 0
+    turn = np.exp(2j * np.pi / 3)
+    place, turned = (each[:, 0] + 1j * each[:, 1] for each in shapes[:2])
+    np.testing.assert_allclose(turned - turned.mean(), turn * (place - place.mean()))
+    assert len(kernel.reshaped(first[:2], 1.0)) == 3
+    assert len(kernel.reshaped(first, 0.3)) == len(kernel.reshaped(first[:1], 1.0)) == 1
 
 
 def test_scenes_in_a_likely_cell_are_among_the_optima() -> None:
@@ -385,10 +403,7 @@ def test_scenes_in_a_likely_cell_are_among_the_optima() -> None:
     found = []
     for frame, truth in made.truth.groupby("frame"):
         scene = truth[["y", "x", "flux"]].to_numpy()
-        window, of_cell = (each.window(made.images[frame]) for each in (likely, sure))
-        assert window is not None
-        assert of_cell is not None
-        fit, inside = fitted(likely, window, scene), fitted(sure, of_cell, scene)
+        fit, inside = (fitted(each, made.images[frame], scene) for each in (likely, sure))
         if inside.objective > fit.objective + 0.01:
             found.append(np.abs(fit.objectives - inside.objective).min() < 0.01)
     assert len(found) > 4
@@ -519,13 +534,13 @@ def test_form_of_the_table() -> None:
 def test_few_windows_are_made_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     made = cu.simulate(PRESET.psf, PRESET.sensor, PRESET.scene, shape=SHAPE, n=7, rng=14)
     whole, sizes = unmixer()(made.images), []
-    windows = Setting.windows
+    views = Setting.views
 
     def counted(setting: Setting, images: Any) -> Any:
         sizes.append(len(images))
-        return windows(setting, images)
+        return views(setting, images)
 
-    monkeypatch.setattr(Setting, "windows", counted)
+    monkeypatch.setattr(Setting, "views", counted)
     monkeypatch.setattr("csunmix.continuous.refine._PIXELS", 2 * SHAPE[0] * SHAPE[1])
     pd.testing.assert_frame_equal(unmixer()(made.images), whole)
     assert sizes == [2, 2, 2, 1]

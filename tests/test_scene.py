@@ -100,7 +100,7 @@ def test_a_table_that_ends_within_the_window_is_dark_beyond() -> None:
 @pytest.mark.parametrize("name", ["Airy", "tilted"])
 def test_a_coarser_table_has_fewer_products_and_errs_as_allowed(name: str) -> None:
     fine, coarse = tabulate(PSFS[name], 9), tabulate(PSFS[name], 9, error=3e-3)
-    assert coarse.value_y.shape[0] < fine.value_y.shape[0]
+    assert coarse.y.shape[0] < fine.y.shape[0]
     shape, light = (9, 9), []
     for optics in (fine, coarse):
         room = scene.new_room(optics, 1, 3, *shape)

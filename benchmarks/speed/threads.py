@@ -3,7 +3,7 @@
     python -m benchmarks.speed.threads --n 10000
 
 Whole calls of the unmixers, tables included, on simulated CSIST-100K images. Ratios are medians of
-interleaved rounds. Refined targets spend some of their time in Python, one thread at a time.
+interleaved rounds.
 """
 
 from __future__ import annotations

@@ -6,12 +6,12 @@ This leans on what numba does not promise to keep; it was tried with numba 0.60 
 from __future__ import annotations
 
 import ctypes
+import gc
 import hashlib
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-import numba
 from numba._dynfunc import make_function
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import CompilerBase, DefaultPassBuilder
@@ -88,12 +88,27 @@ class Part(CPUDispatcher):
         return compile_kernel(self.py_func, self.targetoptions)
 
 
+class Kernel(CPUDispatcher):
+    """A function for Python to call."""
+
+    def compile(self, signature: Any) -> Any:
+        """Compile it without looking for garbage meanwhile: nearly all that is made then lasts."""
+        collects = gc.isenabled()
+        gc.disable()
+        try:
+            return super().compile(signature)
+        finally:
+            if collects:
+                gc.enable()
+
+
 def compile_kernel(function: Any, options: dict[str, Any]) -> Any:
     """Compile a function and what it calls, kept on disk until a file of this folder changes.
 
     numba looks at the function's own file alone, and its parts may be in others.
     """
-    made = numba.jit(cache=True, **options)(function)
+    made: Any = Kernel(function, targetoptions=options)
+    made.enable_caching()
     index = made._cache._cache_file
     index._source_stamp = (index._source_stamp, _digest())
     return made

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from csunmix._kernels.billiards import force
-from csunmix._kernels.jit import kernel, leaf, part
+from csunmix._kernels.jit import leaf, part
 from csunmix._kernels.linalg import DEPENDENT, copy, inner
 from csunmix._kernels.model import Model
 from csunmix._kernels.prior import extremes, limits
@@ -20,6 +20,7 @@ from csunmix._kernels.scene import (
     log_tail,
     new_room,
     noise_variance,
+    varying,
 )
 from csunmix._validation import FloatArray, IntArray
 
@@ -27,6 +28,8 @@ _STIFFNESS = 1.0 / 0.003**2  # 1/px^2, of the limits to how targets lie to one a
 _DAMPING = (1e-9, 1e-3, 1e9)  # least, first and largest
 _LEAST = 1e-12  # precision of a parameter that nothing is known of
 _FLAT = 1e-6  # decrease of the objective that ends a fit
+_SETTLED = 1e-8  # the same of a step, by the gradient, that is not worth a try
+_UNUSUAL = 10.0  # standard deviations of what noise leaves of an image
 
 
 class Space(NamedTuple):
@@ -63,7 +66,7 @@ def descend(model: Model, theta: FloatArray, max_iter: int, room: Room) -> float
         better = False
         while damping < _DAMPING[2]:
             if bounded_step(hessian, gradient, damping, theta, lower, upper, space, step):
-                if not inner(step, step) > 0.0:
+                if not abs(inner(gradient, step)) > _SETTLED:  # or there is no step
                     break
                 for a in range(d):
                     trial[a] = min(max(theta[a] + step[a], lower[a]), upper[a])
@@ -240,7 +243,24 @@ def objective(model: Model, theta: FloatArray, room: Room) -> float:
     return value
 
 
-@kernel()
+@part()
+def explains(model: Model, theta: FloatArray, value: float) -> bool:
+    """Whether noise may leave what a fit of this objective does: ``n + 10 sqrt(2 n)`` at most.
+
+    That is 10 standard deviations of ``chi^2_n``, of n pixels, above its mean.
+    """
+    pixels, n = model.pixels, 0
+    for i in range(pixels.low.shape[0]):
+        for j in range(pixels.low.shape[1]):
+            n += 1 if math.isfinite(pixels.low[i, j]) or math.isfinite(pixels.high[i, j]) else 0
+    limit = n + _UNUSUAL * math.sqrt(2.0 * n)
+    # Where noise is the same everywhere, the objective is half the misfit, and penalties.
+    if not varying(pixels) and 2.0 * value <= limit:
+        return True
+    return misfit(model, theta) <= limit
+
+
+@part()
 def misfit(model: Model, theta: FloatArray) -> float:
     """``sum r^2/v - 2 log Pr(what bounds say)`` of a scene: what it leaves of the image.
 

@@ -60,19 +60,19 @@ def new_task(
     optics: Optics, image: FloatArray, weights: FloatArray, censored: BoolArray, lam: float
 ) -> Task:
     """Set up an image."""
-    grid_y = _grid_factors(optics.value_y, optics.slope_y, image.shape[0])
-    grid_x = _grid_factors(optics.value_x, optics.slope_x, image.shape[1])
+    grid_y = _grid_factors(optics.y, image.shape[0])
+    grid_x = _grid_factors(optics.x, image.shape[1])
     return Task(optics, image, weights, censored, lam, grid_y, grid_x)
 
 
 @part()
-def _grid_factors(table: FloatArray, change: FloatArray, n: int) -> FloatArray:
+def _grid_factors(table: FloatArray, n: int) -> FloatArray:
     """Factors (m, rank, n) at equal steps from -0.5 to n - 0.5."""
     rank, n_phases = table.shape[0], table.shape[1] - 1
     m = math.ceil(n * n_phases / _PHASES_PER_STEP) + 1
     factors = np.empty((m, rank, n))
     for k in range(m):
-        axis_factor(table, change, -0.5 + n * k / (m - 1), k, factors)
+        axis_factor(table, -0.5 + n * k / (m - 1), k, factors)
     return factors
 
 
@@ -143,8 +143,8 @@ def _weigh(task: Task, room: Room, out: FloatArray) -> None:
 @part()
 def correlate(optics: Optics, pull: FloatArray, y: float, x: float) -> Slope:
     """Inner product of `pull` (n_y, n_x) with the atom at a position, and its derivatives."""
-    y0, y1, y2 = _bent(optics.value_y, optics.slope_y, y, pull.shape[0])
-    x0, x1, x2 = _bent(optics.value_x, optics.slope_x, x, pull.shape[1])
+    y0, y1, y2 = _bent(optics.y, y, pull.shape[0])
+    x0, x1, x2 = _bent(optics.x, x, pull.shape[1])
     value = by_y = by_x = by_yy = by_yx = by_xx = 0.0
     for r in range(y0.shape[0]):
         for i in range(pull.shape[0]):
@@ -159,14 +159,12 @@ def correlate(optics: Optics, pull: FloatArray, y: float, x: float) -> Slope:
 
 
 @part()
-def _bent(
-    table: FloatArray, change: FloatArray, position: float, n: int
-) -> tuple[FloatArray, FloatArray, FloatArray]:
+def _bent(table: FloatArray, position: float, n: int) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Factors (rank, n) of an axis, their derivative, and the difference quotient of that."""
     half = 0.5 / (table.shape[1] - 1)
     factor, slope = np.empty((3, table.shape[0], n)), np.empty((3, table.shape[0], n))
     for k in range(3):
-        axis_factors(table, change, position + (k - 1) * half, k, factor, slope)
+        axis_factors(table, position + (k - 1) * half, k, factor, slope)
     return factor[1], slope[1], (slope[2] - slope[0]) / (2.0 * half)
 
 
@@ -282,7 +280,7 @@ def _lit(theta: FloatArray) -> FloatArray:
 @part()
 def merge(task: Task, theta: FloatArray, value: float) -> tuple[FloatArray, float]:
     """Make the closest two atoms one, as often as that does not raise the objective."""
-    closest = _PHASES_APART / (task.optics.value_y.shape[1] - 1)
+    closest = _PHASES_APART / (task.optics.y.shape[1] - 1)
     while theta.size > 3:
         atoms = theta.reshape(-1, 3)
         a, b, least = 0, 0, closest

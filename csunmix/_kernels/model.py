@@ -7,7 +7,7 @@ from typing import NamedTuple
 from csunmix._kernels.jit import part
 from csunmix._kernels.prior import Box
 from csunmix._kernels.scene import Optics, Pixels
-from csunmix._validation import FloatArray
+from csunmix._validation import FloatArray, IntArray
 
 
 class Model(NamedTuple):
@@ -18,6 +18,20 @@ class Model(NamedTuple):
     box: Box
     precision: FloatArray  # (d,), rough inverse variance of the prior
     n_targets: int
+
+
+class Views(NamedTuple):
+    """Windows of n images; one without light has no pixels."""
+
+    low: FloatArray  # (n, n_y, n_x), of whole images, see `Pixels`
+    high: FloatArray
+    variance: FloatArray  # (n,)
+    per_light: float
+    start: IntArray  # (n, 2), first row and column
+    stop: IntArray  # (n, 2), those after the last
+    area: FloatArray  # (n, 2, 2), see `Box`, in the image's coordinates
+    flux: FloatArray  # (n, 2)
+    background: FloatArray  # (n, 2)
 
 
 @part()

@@ -38,11 +38,19 @@ class Modes(NamedTuple):
     inverse: FloatArray  # (m, d, d), inverses of these factors
 
 
-@kernel()
-def approximate(
-    model: Model, thetas: FloatArray, values: FloatArray
-) -> tuple[Modes, FloatArray, float]:
-    """Modes of the optima `thetas` (n, d), or other scenes, the best first; shares and log mass.
+class Mixture(NamedTuple):
+    """Normal approximations around all optima as one distribution."""
+
+    modes: Modes
+    share: FloatArray  # (m,), of each
+    mass: float  # log of that of all, but for a constant
+    mean: FloatArray  # (d,)
+    covariance: FloatArray  # (d, d)
+
+
+@part()
+def approximate(model: Model, thetas: FloatArray, values: FloatArray) -> Mixture:
+    """The mixture of modes of the optima `thetas` (n, d), or other scenes, the best first.
 
     Where the prior has boxes and cells, an optimum has a mode in each: what is cut off by the walls
     of a cell is no approximation of what is not. Each weighs as its likelihood and prior at its
@@ -103,7 +111,33 @@ def approximate(
             inverse[0, a, a] = 1.0 / factor[0, a, a]
     share = np.empty(m)
     mass = to_shares(logs[:m], share)
-    return Modes(theta[:m], mean[:m], factor[:m], inverse[:m]), share, mass
+    middle, covariance = _moments(mean[:m], factor[:m], share)
+    modes = Modes(theta[:m], mean[:m], factor[:m], inverse[:m])
+    return Mixture(modes, share, mass, middle, covariance)
+
+
+@part()
+def _moments(
+    mean: FloatArray, factor: FloatArray, share: FloatArray
+) -> tuple[FloatArray, FloatArray]:
+    """Mean and covariance of a mixture of normal distributions."""
+    n, d = mean.shape
+    middle, covariance = np.zeros(d), np.zeros((d, d))
+    for m in range(n):
+        for a in range(d):
+            middle[a] += share[m] * mean[m, a]
+    for m in range(n):
+        for a in range(d):
+            away = share[m] * (mean[m, a] - middle[a])
+            for b in range(a + 1):
+                within = 0.0
+                for c in range(b + 1):
+                    within += factor[m, a, c] * factor[m, b, c]
+                covariance[a, b] += share[m] * within + away * (mean[m, b] - middle[b])
+    for a in range(d):
+        for b in range(a):
+            covariance[b, a] = covariance[a, b]
+    return middle, covariance
 
 
 @part()

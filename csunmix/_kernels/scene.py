@@ -29,14 +29,12 @@ _LOST = 37.0  # logarithm below which a number is lost against another
 class Optics(NamedTuple):
     """A PSF as a sum of products of one factor in y and one in x, tabulated along each axis.
 
-    Tables are (rank, n_phases + 1, 2 reach + 2): phase p holds the factor (or its change from one
-    phase to the next) at the offsets ``j - reach - p/n_phases`` px.
+    Tables are (rank, n_phases + 1, 2, 2 reach + 2): phase p holds the factor, and its change from
+    one phase to the next, at the offsets ``j - reach - p/n_phases`` px.
     """
 
-    value_y: FloatArray
-    slope_y: FloatArray
-    value_x: FloatArray
-    slope_x: FloatArray
+    y: FloatArray
+    x: FloatArray
 
 
 class Pixels(NamedTuple):
@@ -52,17 +50,15 @@ class Pixels(NamedTuple):
 
 
 @leaf()
-def axis_factor(
-    table: FloatArray, change: FloatArray, position: float, k: int, out: FloatArray
-) -> None:
+def axis_factor(table: FloatArray, position: float, k: int, out: FloatArray) -> None:
     """Factors (rank, n) of target k at `position` along an axis: a cubic between two phases."""
     p, h, first, start, stop = _locate(table, position, out.shape[2])
     v0, v1 = (1.0 + 2.0 * h) * (1.0 - h) ** 2, h * h * (3.0 - 2.0 * h)
     d0, d1 = h * (1.0 - h) ** 2, h * h * (h - 1.0)
     out[k] = 0.0
     for r in range(table.shape[0]):
-        v, w = table[r, p, start - first :], table[r, p + 1, start - first :]
-        s, t = change[r, p, start - first :], change[r, p + 1, start - first :]
+        v, w = table[r, p, 0, start - first :], table[r, p + 1, 0, start - first :]
+        s, t = table[r, p, 1, start - first :], table[r, p + 1, 1, start - first :]
         value = out[k, r, start:stop]
         for q in range(value.size):
             value[q] = v0 * v[q] + v1 * w[q] + d0 * s[q] + d1 * t[q]
@@ -70,7 +66,7 @@ def axis_factor(
 
 @leaf()
 def axis_factors(
-    table: FloatArray, change: FloatArray, position: float, k: int, out: FloatArray, by: FloatArray
+    table: FloatArray, position: float, k: int, out: FloatArray, by: FloatArray
 ) -> None:
     """The same, and their derivatives by the position, 1/px."""
     p, h, first, start, stop = _locate(table, position, out.shape[2])
@@ -82,8 +78,8 @@ def axis_factors(
     out[k] = 0.0
     by[k] = 0.0
     for r in range(table.shape[0]):
-        v, w = table[r, p, start - first :], table[r, p + 1, start - first :]
-        s, t = change[r, p, start - first :], change[r, p + 1, start - first :]
+        v, w = table[r, p, 0, start - first :], table[r, p + 1, 0, start - first :]
+        s, t = table[r, p, 1, start - first :], table[r, p + 1, 1, start - first :]
         value, rise = out[k, r, start:stop], by[k, r, start:stop]
         for q in range(value.size):
             value[q] = v0 * v[q] + v1 * w[q] + d0 * s[q] + d1 * t[q]
@@ -93,7 +89,7 @@ def axis_factors(
 @leaf(forceinline=True)
 def _locate(table: FloatArray, position: float, n: int) -> tuple[int, float, int, int, int]:
     """Phase and what is beyond it, and in n pixels where the table begins and counts."""
-    n_phases, width = table.shape[1] - 1, table.shape[2]
+    n_phases, width = table.shape[1] - 1, table.shape[3]
     whole = math.floor(position)
     place = (position - whole) * n_phases
     p = min(int(place), n_phases - 1)
@@ -131,7 +127,7 @@ class Room(NamedTuple):
 @part()
 def new_room(optics: Optics, count: int, d: int, n_y: int, n_x: int) -> Room:
     """Space for scenes of `count` targets and `d` parameters."""
-    rank = optics.value_y.shape[0]
+    rank = optics.y.shape[0]
     return Room(
         np.empty((count, rank, n_y)),
         np.empty((count, rank, n_y)),
@@ -165,16 +161,16 @@ def render(optics: Optics, theta: FloatArray, count: int, n_y: int, n_x: int) ->
 def glow(optics: Optics, theta: FloatArray, room: Room) -> None:
     """The same, without the slopes of the factors."""
     for k in range(room.y.shape[0]):
-        axis_factor(optics.value_y, optics.slope_y, theta[3 * k], k, room.y)
-        axis_factor(optics.value_x, optics.slope_x, theta[3 * k + 1], k, room.x)
+        axis_factor(optics.y, theta[3 * k], k, room.y)
+        axis_factor(optics.x, theta[3 * k + 1], k, room.x)
     shine(theta, room)
 
 
 @leaf(forceinline=True)
 def place(optics: Optics, theta: FloatArray, k: int, room: Room) -> None:
     """Factors of target k and their slopes, into the room."""
-    axis_factors(optics.value_y, optics.slope_y, theta[3 * k], k, room.y, room.y_slope)
-    axis_factors(optics.value_x, optics.slope_x, theta[3 * k + 1], k, room.x, room.x_slope)
+    axis_factors(optics.y, theta[3 * k], k, room.y, room.y_slope)
+    axis_factors(optics.x, theta[3 * k + 1], k, room.x, room.x_slope)
 
 
 @leaf(forceinline=True)
@@ -364,7 +360,7 @@ def log_likelihood(
     return total
 
 
-@kernel(_nrt=False)
+@leaf()
 def log_scales(pixels: Pixels, extra: float) -> float:
     """What `log_likelihood` leaves out: the part that is the same for all scenes."""
     total = 0.0

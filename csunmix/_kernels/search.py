@@ -17,6 +17,9 @@ from csunmix._kernels.prior import Box, crowded, densities, draw_scene, sure_cel
 from csunmix._kernels.scene import Pixels, Room, axis_factor, glow, new_room, noise_variance
 from csunmix._validation import FloatArray, IntArray
 
+ITERATIONS = (15, 100)
+"""Steps of all starts, and of those that end apart."""
+
 _SAME = 0.02  # px, between targets of fits that are the same
 _NEAR = 6.0  # objective above the best of an optimum that matters
 _MOVES = 4  # for every target
@@ -86,7 +89,7 @@ def search(
     return _sorted(_with_cells(model, known, max_iter, room) if in_cells else known)
 
 
-@kernel()
+@part()
 def explore(
     model: Model, starts: FloatArray, rough_iter: int, max_iter: int, in_cells: bool
 ) -> tuple[FloatArray, FloatArray]:
@@ -208,12 +211,12 @@ def _place_best(model: Model, k: int, theta: FloatArray, room: Room) -> bool:
     n_x = math.ceil((area[1, 1] - area[1, 0]) / _STEP)
     for i in range(n_y + 1):
         theta[3 * k] = min(area[0, 0] + i * _STEP, area[0, 1])
-        axis_factor(model.optics.value_y, model.optics.slope_y, theta[3 * k], k, room.y)
+        axis_factor(model.optics.y, theta[3 * k], k, room.y)
         for j in range(n_x + 1):
             theta[3 * k + 1] = min(area[1, 0] + j * _STEP, area[1, 1])
             if not _may_be(model.box, theta, k):
                 continue
-            axis_factor(model.optics.value_x, model.optics.slope_x, theta[3 * k + 1], k, room.x)
+            axis_factor(model.optics.x, theta[3 * k + 1], k, room.x)
             slope, bend = _slope_of_flux(room, k)
             f = min(max(slope / max(bend, _DARK), flux[0]), flux[1])
             gain = f * (slope - 0.5 * f * bend)
@@ -296,7 +299,7 @@ def _shake(model: Model, best: FloatArray, theta: FloatArray) -> bool:
     of themselves.
     """
     box, count = model.box, model.n_targets
-    far = min(_width(model.optics.value_y[0, 0]), _SHAKEN * box.extent)
+    far = min(_width(model.optics.y[0, 0, 0]), _SHAKEN * box.extent)
     for axis in range(2):
         far = min(far, _SHAKEN * (box.area[axis, 1] - box.area[axis, 0]))
     for _ in range(_TRIES):

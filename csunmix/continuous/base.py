@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import KW_ONLY, dataclass, field
 from typing import TYPE_CHECKING
@@ -25,7 +25,7 @@ from csunmix._validation import (
     usable,
 )
 from csunmix.continuous.fit import Fit
-from csunmix.continuous.window import Background, Setting, Window
+from csunmix.continuous.window import Background, Setting
 from csunmix.prior import Prior
 from csunmix.psf import PSF
 from csunmix.sensor import Sensor
@@ -233,24 +233,31 @@ def answer_for(
     """The answer for the most probable count: its probability in the scores, all flags added."""
     targets[:, 6] *= p.max()
     flags |= image_flags(setting, image)
-    flags |= count_flag(p.max())
+    flags |= int(count_flags(p.max()))
     flags |= 0 if best.explains else int(Flag.MISFIT)
     border = border_flags(setting, targets[:, 0], targets[:, 1])
-    return Answer(targets, flags | border | prior_flags([best.window], targets[None])[0], p)
+    box, (top, left) = best.window.box, best.window.origin
+    ends = np.vstack([box.area + np.array([[top], [left]]), box.flux])
+    return Answer(targets, flags | border | prior_flags(box, ends[None], targets[None])[0], p)
 
 
-def count_flag(probability: float) -> int:
+def count_flags(probability: npt.ArrayLike) -> IntArray:
     """`Flag.COUNT_AMBIGUOUS` where a count is not sure."""
-    return 0 if probability >= _SURE else int(Flag.COUNT_AMBIGUOUS)
+    return np.where(np.asarray(probability) >= _SURE, 0, int(Flag.COUNT_AMBIGUOUS))
 
 
-def prior_flags(windows: Sequence[Window], targets: FloatArray) -> IntArray:
-    """Flags (n, K) of targets (n, K, 7) in windows (n) of which the prior says more than the image.
+def prior_flags(box: Box, ends: FloatArray, targets: FloatArray) -> IntArray:
+    """Flags (n, K) of targets (n, K, 7) of which the prior says more than the image.
 
-    The windows are those of one setting.
+    Parameters
+    ----------
+    box : Box
+        What it says of all images alike.
+    ends : ndarray, shape (n, 3, 2)
+        Lowest and highest y, x (px) and flux (DN) of a target, by the prior and the light.
+    targets : ndarray, shape (n, K, 7)
+        Rows as those of `Answer`.
     """
-    box = windows[0].box
-    ends = np.array([np.vstack([w.box.area + np.array([w.origin]).T, w.box.flux]) for w in windows])
     low, high = ends[:, None, :, 0], ends[:, None, :, 1]
     value, error = targets[..., :3], targets[..., 3:6]
     place, of_place = value[..., :2], error[..., :2]
@@ -258,7 +265,8 @@ def prior_flags(windows: Sequence[Window], targets: FloatArray) -> IntArray:
     if box.cell > 0.0 and targets.shape[1] > 1:
         room[..., :2] = np.minimum(room[..., :2], _room_in_cell(place, of_place))
     spread = (high - low) / np.sqrt(12.0)
-    spread[:, 0, :2] = np.array([w.size for w in windows]) / np.sqrt(12.0)
+    size = np.minimum(high - low, 1.0 if box.cell == 1.0 else box.extent)
+    spread[..., :2] = size[..., :2] / np.sqrt(12.0)
     leaning = (room < _LEANING * error).any(axis=2) | _held(box, place, of_place)
     flat = (error > _FLAT * spread).any(axis=2)
     return np.asarray(leaning * int(Flag.AT_BOUND) | flat * int(Flag.FLAT), dtype=np.int64)

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from csunmix._kernels.scene import render
-from csunmix._kernels.search import explore
+from csunmix._kernels.search import ITERATIONS, explore
 from csunmix._validation import (
     BoolArray,
     FloatArray,
@@ -21,7 +21,7 @@ from csunmix._validation import (
     refuse_colours,
     usable,
 )
-from csunmix.continuous.fit import ITERATIONS, Fit, fit
+from csunmix.continuous.fit import Fit, fit
 from csunmix.continuous.window import Background, Setting
 from csunmix.prior import Prior
 from csunmix.psf import PSF

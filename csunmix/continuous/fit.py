@@ -4,24 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from math import lgamma, log, log1p, pi, sqrt
 
 import numpy as np
 
-from csunmix._kernels.fit import misfit
+from csunmix._kernels.fit import explains
+from csunmix._kernels.measure import log_measure
 from csunmix._kernels.model import Model
-from csunmix._kernels.modes import Modes, approximate, log_volume
-from csunmix._kernels.scene import least_share, log_scales
-from csunmix._kernels.search import search
+from csunmix._kernels.modes import Mixture, Modes, approximate, log_volume
+from csunmix._kernels.scene import least_share
+from csunmix._kernels.search import ITERATIONS, search
 from csunmix._validation import FloatArray
 from csunmix.continuous.importance import Draws, draw
 from csunmix.continuous.window import Setting, Window, log_room
 
 _STARTS = (8, 12)  # random starts at most: so many, and so many for every target
 _ENOUGH = (6, 3)  # of these in a row that lead to nothing new end the search
-ITERATIONS = (15, 100)
-"""Steps of all starts, and of those that end apart."""
-
 PLAUSIBLE = 8.0
 """Log evidence below the best from which a count is ruled out."""
 
@@ -30,7 +27,6 @@ _ROUGHLY = 15.0  # the same by Laplace's method, which may be further off
 COUNTED = 200.0
 """Scenes that are to count for the evidence of a number of targets."""
 
-_UNUSUAL = 10.0  # standard deviations of what noise leaves of an image
 _EXCLUDED = 50.0  # objective above the best from where a number of targets is not fitted
 _WITHIN = 0.98  # of the light that a target in a corner of its area gives, what any gives at least
 _HOPELESS = 20.0  # log evidence below the best that ends the search for more targets
@@ -82,38 +78,20 @@ class Fit:
         return float(self.objectives[0])
 
     @cached_property
-    def misfit(self) -> float:
-        """What the fit leaves of the image: ``sum r^2/v - 2 log Pr(what bounds say)``."""
-        return float(misfit(self.model, self.theta))
-
-    @cached_property
     def explains(self) -> bool:
-        """Whether noise may leave as much of n pixels: ``n + 10 sqrt(2 n)`` at most.
-
-        That is 10 standard deviations of ``chi^2_n`` above its mean.
-        """
-        pixels = self.model.pixels
-        n = int((np.isfinite(pixels.low) | np.isfinite(pixels.high)).sum())
-        limit = n + _UNUSUAL * sqrt(2.0 * n)
-        # Where noise is the same everywhere, the objective is half the misfit, and penalties.
-        if pixels.per_light == 0.0 and 2.0 * self.objective <= limit:
-            return True
-        return self.misfit <= limit
+        """Whether noise may leave as much of the image, see `csunmix._kernels.fit.explains`."""
+        return bool(explains(self.model, self.theta, self.objective))
 
     @cached_property
     def modes(self) -> tuple[Modes, FloatArray]:
         """Normal approximations around this fit and all that differ from it, and their shares."""
-        return self._approximation[:2]
+        modes = self._approximation.modes
+        return Modes(*modes), self._approximation.share
 
     @cached_property
     def mixture(self) -> tuple[FloatArray, FloatArray]:
         """Mean (d,) and covariance (d, d) of the mixture of all modes."""
-        modes, share = self.modes
-        mean = share @ modes.mean
-        away = modes.mean - mean
-        covariances = modes.factor @ modes.factor.transpose(0, 2, 1)
-        within = (share @ covariances.reshape(share.size, -1)).reshape(covariances.shape[1:])
-        return mean, within + (away.T * share) @ away
+        return self._approximation.mean, self._approximation.covariance
 
     @cached_property
     def rough_evidence(self) -> float:
@@ -155,24 +133,17 @@ class Fit:
 
         Rough where a posterior is flat or bent (``benchmarks/accuracy/sampler.md``).
         """
-        return self._approximation[2] + self._log_measure
+        return self._approximation.mass + self._log_measure
 
     @cached_property
-    def _approximation(self) -> tuple[Modes, FloatArray, float]:
-        modes, share, mass = approximate(self.model, self.thetas, self.objectives)
-        return Modes(*modes), share, mass
+    def _approximation(self) -> Mixture:
+        return Mixture(*approximate(self.model, self.thetas, self.objectives))
 
     @cached_property
     def _log_measure(self) -> float:
-        """Log of the number of orders of the targets over the size of the prior, and constants."""
-        box, d = self.model.box, self.theta.size
-        area = box.area[:, 1] - box.area[:, 0]
-        total = log_scales(self.model.pixels, 0.0) + 0.5 * d * log(2 * pi)
-        total += lgamma(self.count + 1) - self.count * log(box.flux[1] - box.flux[0])
-        total -= self.count * float(np.log(self.window.size).sum())
-        total -= float(np.log(area[box.extent < area] - box.extent).sum())
-        total -= log_room(self.window.size, box.separation, self.count)
-        return float(total + (log1p(-box.cell) if box.cell_density > 0.0 else 0.0))
+        size = self.window.size
+        room = log_room(size, self.model.box.separation, self.count)
+        return float(log_measure(self.model, self.theta.size, size, room))
 
 
 def fit_counts(setting: Setting, window: Window, seed: int) -> dict[int, Fit]:

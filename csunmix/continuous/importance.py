@@ -211,7 +211,7 @@ def _around(
         k = int(weight.argmax())
         if rng is not None:
             k = int(rng.choice(weight.size, p=weight / weight.sum()))
-        modes, share, _ = approximate(model, theta[k : k + 1], np.zeros(1))
+        modes, share, *_ = approximate(model, theta[k : k + 1], np.zeros(1))
         common = share > _RARE
         parts.append(Modes(*(part[common] for part in modes)))
         numbers.append(np.ceil(each * share[common]))

@@ -35,7 +35,7 @@ def tabulate(psf: PSF, reach: int, *, error: float = _ERROR) -> Optics:
     else:
         offset, factor_y, factor_x = _products(psf, reach, max(error, _ERROR))
     return Optics(
-        *_table(factor_y, offset, reach, n_phases), *_table(factor_x, offset, reach, n_phases)
+        _table(factor_y, offset, reach, n_phases), _table(factor_x, offset, reach, n_phases)
     )
 
 
@@ -78,13 +78,8 @@ def _spline(factor: FloatArray, offset: FloatArray) -> BSpline:
     return make_interp_spline(offset, factor, k=5, axis=1)
 
 
-def _table(
-    factor: FloatArray, offset: FloatArray, reach: int, n_phases: int
-) -> tuple[FloatArray, FloatArray]:
-    """Values and changes per phase, (rank, n_phases + 1, 2 reach + 2), see `Optics`."""
+def _table(factor: FloatArray, offset: FloatArray, reach: int, n_phases: int) -> FloatArray:
+    """Values and changes per phase, (rank, n_phases + 1, 2, 2 reach + 2), see `Optics`."""
     spline = _spline(factor, offset)
     place = np.arange(-reach, reach + 2) - np.arange(n_phases + 1)[:, None] / n_phases
-    return (
-        np.ascontiguousarray(spline(place)),
-        np.ascontiguousarray(-spline(place, 1) / n_phases),
-    )
+    return np.stack([spline(place), -spline(place, 1) / n_phases], axis=2)

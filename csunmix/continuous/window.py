@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from math import ceil, exp, floor, log, log1p, pi, sqrt
 from typing import Literal
 
 import numpy as np
 
-from csunmix._kernels.model import Model
+from csunmix._kernels.measure import cell_density
+from csunmix._kernels.measure import log_room as measured_room
+from csunmix._kernels.model import Model, Views
 from csunmix._kernels.prior import Box
 from csunmix._kernels.scene import Optics, Pixels
 from csunmix._validation import BoolArray, FloatArray, IntArray, as_instance, as_number, as_shape
@@ -29,7 +30,6 @@ _LIT = 3.0  # times the noise, from where a pixel counts as lit
 _SLACK = 0.3  # px, error allowed to the centroid of the light
 _TAIL = 0.02  # times the noise, light that a pixel outside of the window may get
 _FEW_ELECTRONS = 0.375  # electron^2, least variance of a count of them (Anscombe 1948)
-_RARELY = 0.3  # probability that the last of some points is too close to one of the others
 _MOST_FLUX = 1.5  # times what the image shows, of a target without a flux prior
 
 
@@ -99,20 +99,13 @@ class Window:
         return Model(optics, self.pixels, box, precision, count)
 
     def cell_density(self, count: int) -> float:
-        """Density of scenes in a cell, see `csunmix._kernels.prior.Box`; 0 without room for them.
-
-        Each kind of scene is normalised by itself, ``p`` being the probability of a cell whatever
-        the number of targets: ``p / (1 - p) |box|^K Pr(apart in a box) / Pr(apart in a cell)``.
-        """
-        if self.box.cell in (0.0, 1.0):
+        """Density of scenes in a cell, see `csunmix._kernels.measure.cell_density`."""
+        box = self.box
+        if box.cell in (0.0, 1.0):
             return 0.0
-        in_cell = log_room(np.ones(2), self.box.separation, count)
-        if in_cell == -np.inf:
-            return 0.0
-        area = self.box.area[:, 1] - self.box.area[:, 0]
-        odds = self.box.cell / (1.0 - self.box.cell) * float(self.size.prod()) ** count
-        odds /= float(area[self.box.extent >= area].prod())
-        return odds * exp(log_room(self.size, self.box.separation, count) - in_cell)
+        in_box = log_room(self.size, box.separation, count)
+        in_cell = log_room(np.ones(2), box.separation, count)
+        return float(cell_density(box, self.size, in_box, in_cell, count))
 
 
 @dataclass(frozen=True)
@@ -159,6 +152,36 @@ class Setting:
 
     def windows(self, images: FloatArray) -> list[Window | None]:
         """The windows of finite images (n, n_y, n_x), each as it would be alone."""
+        views = self.views(images)
+        lit = views.stop[:, 0] > views.start[:, 0]
+        return [self._window(views, n) if any_lit else None for n, any_lit in enumerate(lit)]
+
+    def _window(self, views: Views, n: int) -> Window:
+        (top, left), (bottom, right) = views.start[n].tolist(), views.stop[n].tolist()
+        cut = (n, slice(top, bottom), slice(left, right))
+        pixels = Pixels(
+            views.low[cut].copy(), views.high[cut].copy(), float(views.variance[n]), views.per_light
+        )
+        area = views.area[n] - views.start[n][:, None]
+        box = self.box._replace(area=area, flux=views.flux[n], background=views.background[n])
+        return Window((top, left), pixels, box, self.background == "fit")
+
+    @cached_property
+    def box(self) -> Box:
+        """What the prior says of all images alike; areas, fluxes and backgrounds are of each."""
+        unknown = np.array([-np.inf, np.inf])
+        return Box(
+            np.stack([unknown, unknown]),
+            unknown,
+            float(self.prior.min_separation),
+            np.inf if self.prior.extent is None else float(self.prior.extent),
+            float(self.prior.cell),
+            0.0,  # depends on the number of targets
+            unknown,
+        )
+
+    def views(self, images: FloatArray) -> Views:
+        """What the windows of finite images (n, n_y, n_x) show; of one without light, nothing."""
         valid = self.sensor.valid(images)
         level = self.levels(images)
         low, high = self.sensor.interval(images)
@@ -175,47 +198,36 @@ class Setting:
         # cores, which say where targets are, and leave it to the wings, which a PSF errs in too.
         noise2 = noise2 + (self.psf_error * brightest) ** 2
         some: BoolArray = np.asarray(lit.any(axis=(1, 2)))
-        areas = np.empty((len(images), 2, 2))
+        areas = np.zeros((len(images), 2, 2))
         areas[some] = self._areas(light[some], _LIT * np.sqrt(dark2[some]))
         total = light.reshape(len(light), -1).sum(axis=1)
         # Of a faint target few pixels are lit, and its peak says more than their sum.
-        shown = np.maximum(total, brightest / self._peak)
-        values = np.stack([noise2, level, total, shown], axis=1).tolist()
-        return [
-            self._cut_out(low[n], high[n], areas[n], *values[n]) if any_lit else None
-            for n, any_lit in enumerate(some.tolist())
-        ]
+        flux = self._flux_bounds(noise2, np.maximum(total, brightest / self._peak))
+        noise = np.sqrt(noise2 + self._rounding_variance)
+        start, stop = self._ends(areas, noise / np.maximum(flux[:, 1], total))
+        stop[~some] = start[~some]
+        spread = np.maximum(noise, 1e-3 * np.abs(level))
+        background = np.stack([np.zeros_like(spread), spread], axis=1)
+        return Views(low, high, noise2, self._per_light, start, stop, areas, flux, background)
 
-    def _cut_out(
-        self,
-        low: FloatArray,
-        high: FloatArray,
-        area: FloatArray,
-        noise2: float,
-        level: float,
-        total: float,
-        shown: float,
-    ) -> Window:
-        """The window of an image, given its intervals, where targets may be, and their light."""
-        noise = sqrt(noise2 + self._rounding_variance)
-        least, most = self.prior.flux or (0.0, _MOST_FLUX * shown + 10.0 * noise)
-        most = max(most, least + 1e-6 * most)
-        margin = self._margin(noise / max(most, total))
-        (top, bottom), (left, right) = area.tolist()
-        rows = slice(max(floor(top - margin), 0), ceil(bottom + margin) + 1)
-        columns = slice(max(floor(left - margin), 0), ceil(right + margin) + 1)
-        box = Box(
-            area - np.array([[rows.start], [columns.start]]),
-            np.array([least, most]),
-            self.prior.min_separation,
-            np.inf if self.prior.extent is None else self.prior.extent,
-            self.prior.cell,
-            0.0,  # depends on the number of targets
-            np.array([0.0, max(noise, 1e-3 * abs(level))]),
-        )
-        low, high = low[rows, columns].copy(), high[rows, columns].copy()
-        pixels = Pixels(low, high, noise2, self._per_light)
-        return Window((rows.start, columns.start), pixels, box, self.background == "fit")
+    def _flux_bounds(self, noise2: FloatArray, shown: FloatArray) -> FloatArray:
+        """Least and most flux (n, 2) of a target; without a prior, what `shown` allows."""
+        if self.prior.flux is None:
+            least = np.zeros_like(shown)
+            most = _MOST_FLUX * shown + 10.0 * np.sqrt(noise2 + self._rounding_variance)
+        else:
+            least, most = (np.full(len(shown), float(flux)) for flux in self.prior.flux)
+        return np.stack([least, np.maximum(most, least + 1e-6 * most)], axis=1)
+
+    def _ends(self, areas: FloatArray, share: FloatArray) -> tuple[IntArray, IntArray]:
+        """First rows and columns (n, 2) of the windows, and those after their last.
+
+        Beyond these a target's light is less than some `share` (n,) of its flux.
+        """
+        margin = np.maximum(np.searchsorted(-self._tail, -_TAIL * share), 1)[:, None]
+        start = np.maximum(np.floor(areas[..., 0] - margin), 0.0)
+        stop = np.minimum(np.ceil(areas[..., 1] + margin) + 1.0, self.shape)
+        return start.astype(np.int64), stop.astype(np.int64)
 
     def levels(self, images: FloatArray) -> FloatArray:
         """Background beside the sensor's offset (n,), DN; or what it is fitted around."""
@@ -252,7 +264,7 @@ class Setting:
         sure = self.prior.cell == 1.0
         reach = 1.0 if sure else self.prior.extent
         edge = 0.5 + self.width * least / light.max(axis=(1, 2), initial=0.0)
-        ends = [_ends(light.max(axis=axis) > 0.0) for axis in (2, 1)]
+        ends = [_first_and_last(light.max(axis=axis) > 0.0) for axis in (2, 1)]
         area = np.stack([[first - edge, last + edge] for first, last in ends]).transpose(2, 0, 1)
         if reach is None:
             return area
@@ -280,11 +292,6 @@ class Setting:
             centre /= total[:, None]
         return centre
 
-    def _margin(self, share: float) -> int:
-        """Pixels around the area beyond which a target's light is less than `share` of its flux."""
-        beyond = np.flatnonzero(np.abs(self._profile) > _TAIL * share)
-        return int(beyond[-1]) + 1 if beyond.size else 1
-
     @cached_property
     def width(self) -> float:
         """Equivalent Gaussian width of the PSF, px."""
@@ -297,16 +304,16 @@ class Setting:
         return float(np.abs(self.psf.kernel(d[:, None], d)).max())
 
     @cached_property
-    def _profile(self) -> FloatArray:
-        """Largest response in a row or column of pixels, by its distance from the target."""
+    def _tail(self) -> FloatArray:
+        """Largest response in rows and columns of pixels at a distance or more, falling."""
         d = np.arange(0.5, max(self.shape) + 0.5)
         across = np.arange(-self.shape[0] - self.shape[1], self.shape[0] + self.shape[1] + 1.0)
         down = self.psf.kernel(d[:, None], across).max(axis=1)
         right = self.psf.kernel(across, d[:, None]).max(axis=1)
-        return np.asarray(np.maximum(down, right))
+        return np.maximum.accumulate(np.abs(np.maximum(down, right))[::-1])[::-1]
 
 
-def _ends(lit: BoolArray) -> tuple[IntArray, IntArray]:
+def _first_and_last(lit: BoolArray) -> tuple[IntArray, IntArray]:
     """First and last (n,) that is lit in every row."""
     return lit.argmax(axis=1), lit.shape[1] - 1 - lit[:, ::-1].argmax(axis=1)
 
@@ -314,36 +321,11 @@ def _ends(lit: BoolArray) -> tuple[IntArray, IntArray]:
 def log_room(size: FloatArray, separation: float, count: int) -> float:
     """Log probability that `count` points uniform in a box (2,) keep their distances.
 
-    Two points in a box of a by b are closer with a probability
-    ``p = (pi s^2 a b - 4/3 s^3 (a + b) + s^4/2) / (a b)^2``. Where that is small, each further one
-    finds room beside k others with ``1 - k p``: the log is too low by 0.04 for 5 points, by 5 % for
-    30. Else points are drawn.
+    See `csunmix._kernels.measure.log_room`.
     """
-    size_y, size_x = size.tolist()
-    if separation < min(size_y, size_x):
-        area, around = size_y * size_x, size_y + size_x
-        pair = pi * separation**2 * area - 4.0 / 3.0 * separation**3 * around + 0.5 * separation**4
-        pair /= area**2
-        if (count - 1) * pair < _RARELY:
-            return sum(log1p(-k * pair) for k in range(1, count))
-    return _log_room((size_y, size_x), separation, count)
+    return _log_room(*size.tolist(), separation, count)
 
 
 @lru_cache(maxsize=256)
-def _log_room(size: tuple[float, float], separation: float, count: int) -> float:
-    """Points are added one by one to sets that keep distances; what share does is multiplied up."""
-    if separation == 0.0 or count < 2:
-        return 0.0
-    rng = np.random.default_rng(0)
-    n, total = 4000, 0.0
-    sets = rng.uniform(size=(n, 1, 2)) * size
-    for _ in range(1, count):
-        new = rng.uniform(size=(20, n, 1, 2)) * size
-        apart = (((sets[None] - new) ** 2).sum(axis=-1) >= separation**2).all(axis=-1)
-        if not apart.any():
-            return -np.inf
-        total += log(apart.mean())
-        draw, which = np.nonzero(apart)
-        keep = rng.choice(draw.size, n)
-        sets = np.concatenate([sets[which[keep]], new[draw[keep], which[keep]]], axis=1)
-    return total
+def _log_room(size_y: float, size_x: float, separation: float, count: int) -> float:
+    return float(measured_room(size_y, size_x, float(separation), count))

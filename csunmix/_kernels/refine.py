@@ -1,0 +1,626 @@
+"""From targets on a grid to targets off it: the joint fit, begun where the grid has them.
+
+Numbers of targets are those of the prior, of the light, and of the evidence, see `fit_from`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from csunmix._kernels.fit import explains, misfit
+from csunmix._kernels.jit import kernel, leaf, part
+from csunmix._kernels.linalg import copy, to_shares
+from csunmix._kernels.measure import cell_density, log_measure, log_room
+from csunmix._kernels.model import Model, Views
+from csunmix._kernels.modes import approximate
+from csunmix._kernels.prior import Box
+from csunmix._kernels.scene import Optics, Pixels
+from csunmix._kernels.search import ITERATIONS, explore
+from csunmix._validation import FloatArray, IntArray
+
+FEW = 12
+"""Targets of a likely cell, of a regular figure, and that light may be split into, at most."""
+
+_MOST = 30  # targets from where none are merged or left out: a descent takes as long as their cube
+_STARTS = 4  # scenes of one target more or fewer that are fitted
+_GAIN = 2.0  # of the objective by one target more, below which two that are close are one
+_SLACK = 0.02  # px, of distances that the prior bounds
+_UNSURE = (0.97, 1.03)  # of the light that the grid has, less and more
+_LEAST = float(np.finfo(float).tiny)  # weight, of targets without flux
+_LINES = 4  # along which a target is split
+_TURNS = 3  # of a cluster until it is back, the first of which is the cluster
+
+
+class Rules(NamedTuple):
+    """What holds for all images."""
+
+    optics: Optics
+    box: Box  # but for areas, fluxes and backgrounds
+    reach: float  # px, within which two targets may be one, and all are one cluster
+    apart: float  # px, between the halves of a target that is split
+    fluxes: bool  # whether the prior has any
+    counts: tuple[int, int]  # least and most targets; 0, 0 where the prior does not say
+
+
+class Task(NamedTuple):
+    """An image whose targets are to be found."""
+
+    optics: Optics
+    pixels: Pixels
+    box: Box
+    reach: float  # see `Rules`
+    apart: float
+    fluxes: bool
+    counts: tuple[int, int]
+    size: FloatArray  # (2,), of the area that a target may be in given one other, px
+    rooms: FloatArray  # (., 3), of the last box for each number of targets: size, and its room
+
+
+class Fit(NamedTuple):
+    """Optima of a number of targets, the best first; none where its objective is infinite."""
+
+    thetas: FloatArray  # (n, d)
+    values: FloatArray  # (n,)
+    cell_density: float  # see `Box`
+
+
+class Answers(NamedTuple):
+    """What is said of n images."""
+
+    targets: FloatArray  # (n, most, 7): y, x, flux, their standard deviations, and the score
+    n_targets: IntArray  # (n,), 0 where there is no fit
+    probability: FloatArray  # (n,), of the number
+    explains: FloatArray  # (n,), 1 where the fit explains the image, else 0
+
+
+class _Path(NamedTuple):
+    """Fits of other numbers of targets that were tried one after the other."""
+
+    theta: FloatArray  # (n, .)
+    n_targets: IntArray  # (n,)
+    value: FloatArray  # (n,)
+    evidence: FloatArray  # (n,)
+    kept: FloatArray  # (n,), 1, or 0 where a fit is left out
+
+
+@kernel()
+def refine(
+    rules: Rules, views: Views, starts: FloatArray, rows: IntArray, most: int, radius: float
+) -> Answers:
+    """Targets of n images, from those of `starts` (., 3) in ``rows[n]`` to ``rows[n + 1]``.
+
+    At most `most` of an image. A score is the probability that the number is right, and that a
+    target lies within `radius` of its mean.
+    """
+    n = views.variance.size
+    answers = Answers(
+        np.full((n, most, 7), np.nan), np.zeros(n, np.int64), np.zeros(n), np.zeros(n)
+    )
+    rooms = np.full((2 * most + 4, 3), np.nan)
+    for i in range(n):
+        if views.stop[i, 0] > views.start[i, 0]:
+            task = view(rules, views, i, rooms)
+            start = starts[rows[i] : rows[i + 1]].copy()
+            for k in range(start.shape[0]):
+                for axis in range(2):
+                    start[k, axis] -= views.start[i, axis]
+            fit, probability = fit_from(task, start)
+            if fit.values[0] < np.inf:
+                count = fit.thetas.shape[1] // 3
+                model = model_for(task, count, 0.0)
+                answers.n_targets[i], answers.probability[i] = count, probability
+                if explains(model, fit.thetas[0], fit.values[0]):
+                    answers.explains[i] = 1.0
+                _write(task, fit, probability, views.start[i], radius, answers.targets[i])
+    return answers
+
+
+@leaf()
+def _ends(of: IntArray, i: int) -> tuple[int, int]:
+    return of[i, 0], of[i, 1]
+
+
+@part()
+def view(rules: Rules, views: Views, i: int, rooms: FloatArray) -> Task:
+    """The window of an image, in place of rounding a normal error of the same variance."""
+    (top, left), (bottom, right) = _ends(views.start, i), _ends(views.stop, i)
+    low = views.low[i, top:bottom, left:right].copy()
+    high = views.high[i, top:bottom, left:right].copy()
+    rounding = 0.0
+    for y in range(low.shape[0]):
+        for x in range(low.shape[1]):
+            if high[y, x] - low[y, x] < np.inf:
+                rounding = max(rounding, high[y, x] - low[y, x])
+                low[y, x] = high[y, x] = 0.5 * (low[y, x] + high[y, x])
+    variance = views.variance[i] + rounding**2 / 12.0
+    area, size = views.area[i].copy(), np.empty(2)
+    for axis in range(2):
+        for end in range(2):
+            area[axis, end] -= views.start[i, axis]
+        most = 1.0 if rules.box.cell == 1.0 else rules.box.extent
+        size[axis] = min(area[axis, 1] - area[axis, 0], most)
+    of = rules.box
+    box = Box(area, views.flux[i], of.separation, of.extent, of.cell, 0.0, views.background[i])
+    pixels = Pixels(low, high, variance, views.per_light)
+    told = rules.reach, rules.apart, rules.fluxes, rules.counts
+    return Task(rules.optics, pixels, box, *told, size, rooms)
+
+
+@part()
+def _write(
+    task: Task, fit: Fit, probability: float, origin: IntArray, radius: float, answer: FloatArray
+) -> None:
+    """Put targets of an image, and what is claimed of them, into `answer` (K, 7)."""
+    model = model_for(task, fit.thetas.shape[1] // 3, fit.cell_density)
+    mixture = approximate(model, fit.thetas, fit.values)
+    for k in range(model.n_targets):
+        out, spread2 = answer[k], 0.0
+        for c in range(3):
+            a = 3 * k + c
+            out[c] = mixture.mean[a] + (origin[c] if c < 2 else 0.0)
+            out[3 + c] = math.sqrt(mixture.covariance[a, a])
+            spread2 += 0.5 * out[3 + c] ** 2 if c < 2 else 0.0
+        out[6] = probability * (1.0 - math.exp(-0.5 * radius**2 / spread2))
+
+
+@part()
+def fit_from(task: Task, start: FloatArray) -> tuple[Fit, float]:
+    """The best fit that descents from `start` (K, 3) end in, rows ``y, x, flux``.
+
+    Where their light is too much for so many within the prior's bounds, the brightest become two;
+    where it may be, only if the fit of so many does not explain the image. These may be too many as
+    well: then the closest two of 30 at most become one, again and again, until the fit does, or
+    none stand close. Where the prior has a count, the likeliest of one target more or fewer at a
+    time follows, see `_likeliest`; its probability is the second value. It goes down again from
+    other shapes, and in a cell that is likely; the fit has what they end in as its other optima. It
+    is none where a target lies outside of the window, there are more unknowns than pixels, no scene
+    within the bounds is found that explains the image or leaves less of it than the targets as they
+    are, or none has a count of the prior.
+    """
+    best, probability = _none(), 0.0
+    n_y, n_x = task.pixels.low.shape
+    if start.size <= n_y * n_x and _inside(start, n_y, n_x):
+        best = _explained(task, start)
+    if best.values[0] < np.inf:
+        theta, probability = _likeliest(task, best)
+        best = _with_others(task, theta) if probability > 0.0 else _none()
+    return best, probability
+
+
+@part()
+def _explained(task: Task, start: FloatArray) -> Fit:
+    """The best fit of as many targets as the light needs, or explain the image."""
+    best, explained = _none(), False
+    least = misfit(model_for(task, start.shape[0], 0.0), start.ravel())
+    most = task.box.flux[1] if task.fluxes else np.inf
+    surely, perhaps = _lights(start, most, _UNSURE[0]), _lights(start, most, _UNSURE[1])
+    for number in (surely, start.shape[0], perhaps if perhaps != surely else 0):
+        if number > 0 and not explained:
+            scenes = _split(start, number, task.apart)
+            best, explained = _better(task, scenes, best, least)
+    targets, more = _merged(start, task.reach)
+    while more and not explained:
+        best, explained = _better(task, targets.copy().reshape(1, -1, 3), best, least)
+        targets, more = _merged(targets, task.reach)
+    return best
+
+
+@leaf()
+def _inside(targets: FloatArray, n_y: int, n_x: int) -> bool:
+    """Whether targets lie in the window."""
+    inside = True
+    for k in range(targets.shape[0]):
+        inside = inside and -0.5 <= targets[k, 0] <= n_y - 0.5
+        inside = inside and -0.5 <= targets[k, 1] <= n_x - 0.5
+    return inside
+
+
+@part()
+def _none() -> Fit:
+    """No fit."""
+    values = np.empty(1)
+    values[0] = np.inf
+    return Fit(np.empty((1, 0)), values, 0.0)
+
+
+@part()
+def _better(task: Task, scenes: FloatArray, best: Fit, least: float) -> tuple[Fit, bool]:
+    """The best of a fit and of that from scenes (n, K, 3); whether it explains the image.
+
+    One that does not has to leave less of the image than `least`.
+    """
+    fit = _fit(task, scenes, False)
+    if fit.values[0] < best.values[0]:
+        model, theta = model_for(task, scenes.shape[1], 0.0), fit.thetas[0]
+        explained = explains(model, theta, fit.values[0])
+        if explained or misfit(model, theta) < least:
+            return fit, explained
+    return best, False
+
+
+@part()
+def _fit(task: Task, scenes: FloatArray, in_cells: bool) -> Fit:
+    """What scenes (n, K, 3) lead to, and that in cells."""
+    n, count = scenes.shape[:2]
+    model = model_for(task, count, 0.0)
+    thetas, values = explore(model, scenes.reshape(n, 3 * count), *ITERATIONS, in_cells)
+    return Fit(thetas, values, 0.0)
+
+
+@part()
+def model_for(task: Task, count: int, cell_density: float) -> Model:
+    """The posterior of so many targets; a fit can do without what a likely cell weighs."""
+    precision, of, flux = np.empty(3 * count), task.box, task.box.flux
+    for k in range(count):
+        for axis in range(2):
+            precision[3 * k + axis] = 12.0 / task.size[axis] ** 2
+        precision[3 * k + 2] = 12.0 / (flux[1] - flux[0]) ** 2
+    box = Box(of.area, flux, of.separation, of.extent, of.cell, cell_density, of.background)
+    return Model(task.optics, task.pixels, box, precision, count)
+
+
+@part()
+def _likeliest(task: Task, first: Fit) -> tuple[FloatArray, float]:
+    """The likeliest of a fit and of some of more or fewer targets, and its probability among these.
+
+    The number is taken as it is where the prior has no count. Else it first becomes one of these,
+    and goes on by one at a time as long as that is likelier; the likeliest that explains the image
+    is taken, if one does. The probability is 0 where it can not become one of these, or explains
+    the image no more.
+    """
+    fit, (low, high) = first, task.counts
+    if high == 0:
+        return fit.thetas[0], 1.0
+    given = count = fit.thetas.shape[1] // 3
+    while not (low <= count <= high and _has_room(task.rooms, task.size, task.box, count)):
+        step = 1 if count < low else -1
+        if step > 0 or count <= _MOST:
+            fit = _neighbour(task, fit.thetas[0], step)
+        if fit.thetas.shape[1] != 3 * (count + step):
+            return fit.thetas[0], 0.0
+        count += step
+    path, n = _climb(task, fit)
+    best, n_likely, logs = 0, 0, np.full(n, -np.inf)
+    for p in range(n):
+        theta = path.theta[p, : 3 * path.n_targets[p]]
+        model = model_for(task, path.n_targets[p], 0.0)
+        good = path.kept[p] > 0.0 and explains(model, theta, path.value[p])
+        if good and _keeps_distance(task.box.separation, task.box.extent, theta):
+            logs[p] = path.evidence[p]
+            best = p if n_likely == 0 or logs[p] > logs[best] else best
+            n_likely += 1
+    if n_likely == 0:
+        return fit.thetas[0], 1.0 if count == given else 0.0
+    theta = path.theta[best, : 3 * path.n_targets[best]].copy()
+    if n_likely == 1:
+        return theta, 1.0
+    share = np.empty(n)
+    to_shares(logs, share)
+    return theta, share[best]
+
+
+@part()
+def _climb(task: Task, fit: Fit) -> tuple[_Path, int]:
+    """A fit, then those of more targets, or of fewer, up to the first that is less likely.
+
+    A fit that owes next to nothing to one of its targets, which lies on another, is left out: the
+    volume that these have says nothing. The second value is how many there are.
+    """
+    first, (low, high) = fit.thetas.shape[1] // 3, task.counts
+    most = high - low + 1
+    path = _Path(
+        np.zeros((most, 3 * high)),
+        np.zeros(most, np.int64),
+        np.zeros(most),
+        np.full(most, np.nan),
+        np.ones(most),
+    )
+    _add(path, 0, fit)
+    best, n = 0, 1
+    for step in (1, -1):
+        while step * (path.n_targets[best] - first) >= 0:
+            theta = path.theta[best, : 3 * path.n_targets[best]]
+            if not allowed(task.box, task.fluxes, task.counts, theta, path.n_targets[best] + step):
+                break
+            other = _neighbour(task, theta, step)
+            if other.values[0] == np.inf:
+                break
+            if n == 1:  # else there is no other, and what it would be is never asked for
+                path.evidence[0] = _evidence(task, fit)
+            gain = step * (path.value[best] - other.values[0])
+            more = other.thetas[0] if step > 0 else theta
+            idle = gain < _GAIN and _closest(more)[0] < 0.999 * task.apart
+            if idle and step > 0:
+                break
+            _add(path, n, other)
+            path.evidence[n] = _evidence(task, other)
+            if idle:
+                path.kept[best] = 0.0
+            elif path.evidence[n] < path.evidence[best]:
+                n += 1
+                break
+            best, n = n, n + 1
+    return path, n
+
+
+@leaf()
+def _add(path: _Path, n: int, fit: Fit) -> None:
+    path.n_targets[n], path.value[n] = fit.thetas.shape[1] // 3, fit.values[0]
+    for a in range(fit.thetas.shape[1]):
+        path.theta[n, a] = fit.thetas[0, a]
+
+
+@part()
+def _evidence(task: Task, fit: Fit) -> float:
+    """Log evidence by the volumes that the prior's bounds leave of all modes, but for a constant.
+
+    Rough where a posterior is flat or bent (``benchmarks/accuracy/sampler.md``).
+    """
+    d = fit.thetas.shape[1]
+    model = model_for(task, d // 3, 0.0)
+    room = _room(task.rooms, task.size[0], task.size[1], task.box.separation, 2 * model.n_targets)
+    mass = approximate(model, fit.thetas, fit.values).mass
+    return mass + log_measure(model, d, task.size, room)
+
+
+@leaf()
+def allowed(box: Box, fluxes: bool, counts: tuple[int, int], theta: FloatArray, count: int) -> bool:
+    """Whether the prior allows so many, and by its fluxes the light of a scene that is there.
+
+    Without fluxes, not where a target has all that the window shows, and may have more.
+    """
+    light, brightest, least, most = 0.0, -np.inf, box.flux[0], box.flux[1]
+    for a in range(2, theta.size, 3):
+        light += theta[a]
+        brightest = max(brightest, theta[a])
+    if not fluxes and brightest >= most:
+        return False
+    lit = count * most >= _UNSURE[0] * light and count * least <= _UNSURE[1] * light
+    return lit and counts[0] <= count <= counts[1]
+
+
+@part()
+def _neighbour(task: Task, theta: FloatArray, step: int) -> Fit:
+    """The fit of one target more (`step` 1) or fewer (-1); none where so many find no room.
+
+    Of all scenes with one of the targets in two, or one left out, or two as one, those are starts
+    that leave least of the image.
+    """
+    targets, count = theta.copy().reshape(-1, 3), theta.size // 3 + step
+    has_room = _has_room(task.rooms, task.size, task.box, count)
+    if not (0 < 3 * count <= task.pixels.low.size and has_room):
+        return _none()
+    scenes = _more(targets, task.apart) if step > 0 else _fewer(targets, task.reach)
+    model, n = model_for(task, count, 0.0), scenes.shape[0]
+    left = np.empty(n)
+    for s in range(n):
+        left[s] = misfit(model, scenes[s].ravel())
+    starts = np.empty((min(n, _STARTS), count, 3))
+    for s in range(starts.shape[0]):
+        least = 0
+        for other in range(n):
+            least = other if left[other] < left[least] else least
+        for k in range(count):
+            copy(scenes[least, k], starts[s, k])
+        left[least] = np.inf
+    return _fit(task, starts, False)
+
+
+@part()
+def _has_room(rooms: FloatArray, size: FloatArray, box: Box, count: int) -> bool:
+    """Whether so many targets can keep the prior's distances."""
+    if (count - 1) * math.pi * box.separation**2 < size[0] * size[1]:  # too few to fill it
+        return True
+    return _room(rooms, size[0], size[1], box.separation, 2 * count) > -np.inf
+
+
+@part()
+def _room(rooms: FloatArray, size_y: float, size_x: float, separation: float, which: int) -> float:
+    """Log probability that ``which // 2`` targets keep their distances in a box; kept."""
+    if not (rooms[which, 0] == size_y and rooms[which, 1] == size_x):
+        rooms[which, 0], rooms[which, 1] = size_y, size_x
+        rooms[which, 2] = log_room(size_y, size_x, separation, which // 2)
+    return float(rooms[which, 2])
+
+
+@leaf()
+def _keeps_distance(separation: float, extent: float, theta: FloatArray) -> bool:
+    """Whether targets lie as far apart and as close together as the prior says, or nearly."""
+    for k in range(theta.size // 3):
+        for m in range(k):
+            dy, dx = theta[3 * k] - theta[3 * m], theta[3 * k + 1] - theta[3 * m + 1]
+            if not math.hypot(dy, dx) > separation - _SLACK:
+                return False
+            if not max(abs(dy), abs(dx)) < extent + _SLACK:
+                return False
+    return True
+
+
+@leaf()
+def _closest(theta: FloatArray) -> tuple[float, int, int]:
+    """The smallest distance between two targets, and which these are; inf of one alone."""
+    least, first, second = np.inf, 0, 0
+    for k in range(theta.size // 3):
+        for m in range(k + 1, theta.size // 3):
+            away = math.hypot(theta[3 * k] - theta[3 * m], theta[3 * k + 1] - theta[3 * m + 1])
+            if away < least:
+                least, first, second = away, k, m
+    return least, first, second
+
+
+# --- scenes to begin at -------------------------------------------------------------------------
+
+
+@leaf()
+def _lights(targets: FloatArray, most: float, share: float) -> int:
+    """How many targets a share of their light needs at `most` DN each.
+
+    0 where that is no more than there are, or more than `FEW` and twice as many.
+    """
+    count, light = targets.shape[0], 0.0
+    for k in range(count):
+        light += targets[k, 2]
+    number = np.ceil(share * (light / most))
+    return int(number) if count < number <= max(2 * count, FEW) else 0
+
+
+@part()
+def _split(targets: FloatArray, number: int, apart: float) -> FloatArray:
+    """Scenes (n, number, 3): the brightest of too few targets in two, along one line or another."""
+    scenes = targets.copy().reshape(1, -1, 3)
+    while scenes.shape[1] < number:
+        brightest = 0
+        for k in range(scenes.shape[1]):
+            brightest = k if scenes[0, k, 2] > scenes[0, brightest, 2] else brightest
+        scenes = _in_two(scenes, brightest, apart)
+    return scenes
+
+
+@part()
+def _in_two(scenes: FloatArray, k: int, apart: float) -> FloatArray:
+    """Scenes (4, K + 1, 3) of as many, or of one, target k in two along one line each."""
+    count = scenes.shape[1]
+    out = np.empty((_LINES, count + 1, 3))
+    for line in range(_LINES):
+        _put_in_two(scenes[line % scenes.shape[0]], k, line, apart, out[line])
+    return out
+
+
+@leaf()
+def _put_in_two(targets: FloatArray, k: int, line: int, apart: float, out: FloatArray) -> None:
+    """The targets, k in two along a line."""
+    count, angle = targets.shape[0], math.pi * line / _LINES
+    for i in range(count):
+        copy(targets[i], out[i])
+    out[k, 2] *= 0.5
+    copy(out[k], out[count])
+    for axis, along in ((0, math.sin(angle)), (1, math.cos(angle))):
+        out[count, axis] += 0.5 * apart * along
+        out[k, axis] -= 0.5 * apart * along
+
+
+@part()
+def _more(targets: FloatArray, apart: float) -> FloatArray:
+    """Scenes (n, K + 1, 3), each of the targets (K, 3) in two."""
+    count = targets.shape[0]
+    out = np.empty((_LINES * count, count + 1, 3))
+    for s in range(_LINES * count):
+        _put_in_two(targets, s // _LINES, s % _LINES, apart, out[s])
+    return out
+
+
+@part()
+def _fewer(targets: FloatArray, reach: float) -> FloatArray:
+    """Scenes (n, K - 1, 3), one of the targets left out, or two that stand close as one."""
+    count, n = targets.shape[0], targets.shape[0]
+    out = np.empty((count * (count + 1) // 2, count - 1, 3))
+    for k in range(count):
+        for m in range(count - 1):
+            copy(targets[m + (1 if m >= k else 0)], out[k, m])
+    for k in range(count):
+        for m in range(k + 1, count):
+            dy, dx = targets[k, 0] - targets[m, 0], targets[k, 1] - targets[m, 1]
+            if math.hypot(dy, dx) <= reach:
+                _as_one(targets, k, m, out[n])
+                n += 1
+    return out[:n]
+
+
+@part()
+def _merged(targets: FloatArray, reach: float) -> tuple[FloatArray, bool]:
+    """The targets with the closest two as one; False where none are in reach, or are merged."""
+    count = targets.shape[0]
+    if 1 < count <= _MOST:
+        away, k, m = _closest(targets.ravel())
+        if away <= reach:
+            out = np.empty((count - 1, 3))
+            _as_one(targets, k, m, out)
+            return out, True
+    return targets, False
+
+
+@leaf()
+def _as_one(targets: FloatArray, k: int, m: int, out: FloatArray) -> None:
+    """The targets with k and a later m as one between them, of all their light."""
+    for i in range(out.shape[0]):
+        copy(targets[i + (1 if i >= m else 0)], out[i])
+    one, other = max(targets[k, 2], _LEAST), max(targets[m, 2], _LEAST)
+    for axis in range(2):
+        out[k, axis] = (one * targets[k, axis] + other * targets[m, axis]) / (one + other)
+    out[k, 2] = targets[k, 2] + targets[m, 2]
+
+
+@part()
+def _with_others(task: Task, theta: FloatArray) -> Fit:
+    """The best of a fit, of what it becomes reshaped, and of both in a cell; others beside it."""
+    count, box, rooms, size = theta.size // 3, task.box, task.rooms, task.size
+    in_cells, density = 0.0 < box.cell < 1.0 and count <= FEW, 0.0
+    fit = _fit(task, reshaped(theta.copy().reshape(-1, 3), task.reach), in_cells)
+    if in_cells:
+        room = _room(rooms, size[0], size[1], box.separation, 2 * count)
+        in_cell = _room(rooms, 1.0, 1.0, box.separation, 2 * count + 1)
+        density = cell_density(box, size, room, in_cell, count)
+    return Fit(fit.thetas, fit.values, density)
+
+
+@part()
+def reshaped(targets: FloatArray, reach: float) -> FloatArray:
+    """Scenes (n, K, 3): targets as they are, turned about their middle, and in regular figures.
+
+    The light of a cluster hardly tells its shape from one that is turned, nor from another of the
+    same spread: many an optimum is that of another shape. Targets that stand apart, and one alone,
+    are left as they are. Figures are those of all targets at equal angles, and of all but one, that
+    in the middle, each also turned by half an angle.
+    """
+    count, y, x, spread, far = targets.shape[0], 0.0, 0.0, 0.0, 0.0
+    for k in range(count):
+        y += targets[k, 0] / count
+        x += targets[k, 1] / count
+    for k in range(count):
+        away2 = (targets[k, 0] - y) ** 2 + (targets[k, 1] - x) ** 2
+        spread, far = spread + away2, max(far, away2)
+    scenes = np.empty((_TURNS + 4, count, 3))
+    _turn(targets, y, x, 0.0, scenes[0])
+    if count == 1 or far > reach * reach:
+        return scenes[:1]
+    for s in range(1, _TURNS):
+        _turn(targets, y, x, 2.0 * math.pi * s / _TURNS, scenes[s])
+    n = _TURNS
+    for corners in (count, count - 1):
+        if 3 <= corners <= FEW:
+            for half in range(2):
+                _place_at_corners(targets, y, x, math.sqrt(spread), corners, half, scenes[n])
+                n += 1
+    return scenes[:n]
+
+
+@leaf()
+def _turn(targets: FloatArray, y: float, x: float, angle: float, out: FloatArray) -> None:
+    """Targets turned about a place."""
+    sine, cosine = math.sin(angle), math.cos(angle)
+    for k in range(targets.shape[0]):
+        dy, dx = targets[k, 0] - y, targets[k, 1] - x
+        out[k, 0], out[k, 1] = y + cosine * dy - sine * dx, x + sine * dy + cosine * dx
+        out[k, 2] = targets[k, 2]
+
+
+@leaf()
+def _place_at_corners(
+    targets: FloatArray,
+    y: float,
+    x: float,
+    spread: float,
+    corners: int,
+    half: int,
+    out: FloatArray,
+) -> None:
+    """Targets at the corners of a regular figure around a place, others there."""
+    radius = spread / math.sqrt(corners)
+    for k in range(targets.shape[0]):
+        angle = math.pi * (2 * k + half) / corners
+        far = radius if k < corners else 0.0
+        out[k, 0], out[k, 1] = y + far * math.cos(angle), x + far * math.sin(angle)
+        out[k, 2] = targets[k, 2]
