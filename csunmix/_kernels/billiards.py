@@ -305,12 +305,16 @@ def smooth_scores(pixels: Pixels, extra: float, light: FloatArray, out: FloatArr
     n_y, n_x = light.shape
     varies, change = varying(pixels), 0.0
     variance = pixels.variance + extra
+    of_point = 1.0 / variance  # the commonest width
     for i in range(n_y):
         for j in range(n_x):
             low, high, at = pixels.low[i, j], pixels.high[i, j], light[i, j]
             if varies:
                 variance = extra + noise_variance(pixels, at)
                 change = pixels.per_light if at > 0.0 else 0.0
+            elif low == high:
+                out[i * n_x + j] = of_point * (low - at)
+                continue
             width = high - low
             if width == np.inf:
                 out[i * n_x + j] = score(low, high, at, variance, change)

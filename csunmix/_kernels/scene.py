@@ -396,12 +396,15 @@ def fisher(pixels: Pixels, extra: float, theta: FloatArray, room: Room, out: Flo
 def _weigh_pixels(pixels: Pixels, extra: float, room: Room) -> float:
     """What each pixel tells, into the room; returns that of the first which is no bound, or 0."""
     n_y, n_x = room.light.shape
-    alike = 0.0
+    varies, variance, alike = varying(pixels), extra + pixels.variance, 0.0
+    of_point = 1.0 / variance  # the commonest width
     for i in range(n_y):
         for j in range(n_x):
-            low, high = pixels.low[i, j], pixels.high[i, j]
-            variance = extra + noise_variance(pixels, room.light[i, j])
-            told = information(low, high, room.light[i, j], variance)
+            low, high, told = pixels.low[i, j], pixels.high[i, j], of_point
+            if varies:
+                variance = extra + noise_variance(pixels, room.light[i, j])
+            if varies or low != high:
+                told = information(low, high, room.light[i, j], variance)
             room.weight[i * n_x + j] = told
             if alike == 0.0 and high - low < np.inf:
                 alike = told
