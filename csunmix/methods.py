@@ -26,7 +26,6 @@ __all__ = ["DEFAULT_GRID_METHOD", "GRID_METHODS", "PEAK_RULES", "grid_unmixer"]
 # merging radius and lam are tuned with benchmarks/accuracy/tune.py, the pursuit's radii by trial on
 # the same seed, which no table uses. The smallest share was chosen on the WISE images of real.py.
 _CELLS_PER_WIDTH = 3.8
-_CELLS_REFINED = 2.2  # the same where a fit takes over, and looks for the count itself
 _MERGING_RADIUS = 0.64  # widths
 _SEARCH_RADIUS = 1.8  # widths
 _EXCLUSION_RADIUS = 0.55  # widths
@@ -69,8 +68,7 @@ def grid_unmixer(
         Its largest count limits pursuits; its flux range bounds the coefficients of "omp" and
         sets the default threshold. `refine` uses all of it.
     factor : int, optional
-        Cells per pixel; by default about 3.8 per width of the PSF, 2.2 where an l1 method's targets
-        are refined and the prior has a count, and 2 at least.
+        Cells per pixel; by default about 3.8 per width of the PSF, 2 at least.
     lam : float or "auto", optional
         Weight of the l1 norm, DN; by default "auto", or 0.07 times the sensor's noise (DN) where
         the sensor saturates.
@@ -123,9 +121,7 @@ def grid_unmixer(
     prior = Prior() if prior is None else as_instance(prior, Prior, "prior")
     width = psf.width
     if factor is None:
-        coarse = refine and prior.count is not None and method not in PURSUITS
-        per_width = _CELLS_REFINED if coarse else _CELLS_PER_WIDTH
-        factor = int(np.clip(round(per_width / width), 2, 15))
+        factor = int(np.clip(round(_CELLS_PER_WIDTH / width), 2, 15))
     if lam is None:
         # A saturated pixel holds its targets by a bound only: shrinkage takes their flux away.
         bounded = sensor.saturation is not None and sensor.noise > 0

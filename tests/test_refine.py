@@ -380,16 +380,16 @@ def test_a_cluster_that_begins_in_a_line_ends_in_the_best_fit() -> None:
 def test_other_shapes_have_the_middle_and_the_spread_of_the_first() -> None:
     first = np.array([[4.6, 4.9, 225.0], [5.1, 4.7, 240.0], [5.2, 5.4, 231.0], [5.0, 5.0, 229.0]])
     shapes = kernel.reshaped(first, 1.0)
-    assert len(shapes) == 3 + 4  # turned twice, and two regular figures each turned once
+    assert len(shapes) == 8 + 4  # turned, and two regular figures each turned once
     np.testing.assert_array_equal(shapes[0], first)
     for scene in shapes:
         np.testing.assert_array_equal(scene[:, 2], first[:, 2])
         np.testing.assert_allclose(scene[:, :2].mean(axis=0), first[:, :2].mean(axis=0))
         np.testing.assert_allclose(scene[:, :2].var(axis=0).sum(), first[:, :2].var(axis=0).sum())
-    turn = np.exp(2j * np.pi / 3)
+    turn = np.exp(0.25j * np.pi)
     place, turned = (each[:, 0] + 1j * each[:, 1] for each in shapes[:2])
     np.testing.assert_allclose(turned - turned.mean(), turn * (place - place.mean()))
-    assert len(kernel.reshaped(first[:2], 1.0)) == 3
+    assert len(kernel.reshaped(first[:2], 1.0)) == 8
     assert len(kernel.reshaped(first, 0.3)) == len(kernel.reshaped(first[:1], 1.0)) == 1
 
 

@@ -564,15 +564,6 @@ def test_settings_that_are_chosen() -> None:
     assert unmix.peaks.min_share == 0
     assert unmix.sensor is PRESET.sensor
 
-    refined = {"refine": True, "psf": PRESET.psf, "shape": SHAPE}
-    for prior, method, factor in (
-        (PRESET.prior, "active-set", 4),
-        (cu.Prior(), "active-set", 7),  # whose count is the grid's
-        (PRESET.prior, "omp", 7),
-    ):
-        unmix = cu.grid_unmixer(method, prior=prior, **refined)
-        assert unmix.dictionary.grid.factor == factor
-
     omp = named("omp").solver
     assert isinstance(omp, cu.OMP)
     assert (omp.n_nonzero, omp.bounds, omp.locally_optimised) == (5, (220, 250), True)

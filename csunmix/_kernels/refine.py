@@ -31,7 +31,7 @@ _SLACK = 0.02  # px, of distances that the prior bounds
 _UNSURE = (0.97, 1.03)  # of the light that the grid has, less and more
 _LEAST = float(np.finfo(float).tiny)  # weight, of targets without flux
 _LINES = 4  # along which a target is split
-_TURNS = 3  # of a cluster until it is back, the first of which is the cluster
+_TURNS = 8  # of a cluster until it is back, the first of which is the cluster
 
 
 class Rules(NamedTuple):
@@ -170,10 +170,9 @@ def _write(
 def fit_from(task: Task, start: FloatArray) -> tuple[Fit, float]:
     """The best fit that descents from `start` (K, 3) end in, rows ``y, x, flux``.
 
-    Where their light is too much for so many within the prior's bounds, the brightest become two;
-    where it may be, only if the fit of so many does not explain the image. These may be too many as
-    well: then the closest two of 30 at most become one, again and again, until the fit does, or
-    none stand close. Where the prior has a count, the likeliest of one target more or fewer at a
+    Where their light is too much for so many within the prior's bounds, the brightest become two.
+    Where a fit does not explain the image, so many may be too many: then the closest two of 30 at
+    most become one, again and again, until it does, or none stand close. Where the prior has a count, the likeliest of one target more or fewer at a
     time follows, see `_likeliest`; its probability is the second value. It goes down again from
     other shapes, and in a cell that is likely; the fit has what they end in as its other optima. It
     is none where a target lies outside of the window, there are more unknowns than pixels, no scene
@@ -197,7 +196,7 @@ def _explained(task: Task, start: FloatArray) -> Fit:
     least = misfit(model_for(task, start.shape[0], 0.0), start.ravel())
     most = task.box.flux[1] if task.fluxes else np.inf
     surely, perhaps = _lights(start, most, _UNSURE[0]), _lights(start, most, _UNSURE[1])
-    for number in (surely, start.shape[0], perhaps if perhaps != surely else 0):
+    for number in (surely, perhaps if perhaps != surely else 0, start.shape[0]):
         if number > 0 and not explained:
             scenes = _split(start, number, task.apart)
             best, explained = _better(task, scenes, best, least)
