@@ -48,8 +48,8 @@ def unmixer(method: str = "active-set", **given: Any) -> cu.GridUnmixer:
 
 def task_for(setting: Setting, image: Any) -> kernel.Task:
     """What the kernel sees of an image."""
-    rooms = np.full((40, 3), np.nan)
-    return kernel.Task(*kernel.view(rules(setting), setting.views(image[None]), 0, rooms))
+    views, rooms = setting.views(image[None]), setting.rooms[0].copy()
+    return kernel.Task(*kernel.view(rules(setting), views, 0, rooms))
 
 
 def fitted(setting: Setting, image: Any, targets: Any) -> Fit:

@@ -56,7 +56,7 @@ class Task(NamedTuple):
     fluxes: bool
     counts: tuple[int, int]
     size: FloatArray  # (2,), of the area that a target may be in given one other, px
-    rooms: FloatArray  # (., 3), of the last box for each number of targets: size, and its room
+    rooms: FloatArray  # (2 n, 3), see `refine`
 
 
 class Fit(NamedTuple):
@@ -88,18 +88,25 @@ class _Path(NamedTuple):
 
 @kernel()
 def refine(
-    rules: Rules, views: Views, starts: FloatArray, rows: IntArray, most: int, radius: float
+    rules: Rules,
+    views: Views,
+    starts: FloatArray,
+    rows: IntArray,
+    most: int,
+    radius: float,
+    rooms: FloatArray,
 ) -> Answers:
     """Targets of n images, from those of `starts` (., 3) in ``rows[n]`` to ``rows[n + 1]``.
 
     At most `most` of an image. A score is the probability that the number is right, and that a
-    target lies within `radius` of its mean.
+    target lies within `radius` of its mean. What is known of `rooms` is used, and what becomes
+    known kept: ``rooms[2 K]`` has the sizes of the last box that K targets were looked for in, and
+    its `log_room`, ``rooms[2 K + 1]`` the same of a pixel's cell.
     """
     n = views.variance.size
     answers = Answers(
         np.full((n, most, 7), np.nan), np.zeros(n, np.int64), np.zeros(n), np.zeros(n)
     )
-    rooms = np.full((2 * most + 4, 3), np.nan)
     for i in range(n):
         if views.stop[i, 0] > views.start[i, 0]:
             task = view(rules, views, i, rooms)
@@ -172,12 +179,13 @@ def fit_from(task: Task, start: FloatArray) -> tuple[Fit, float]:
 
     Where their light is too much for so many within the prior's bounds, the brightest become two.
     Where a fit does not explain the image, so many may be too many: then the closest two of 30 at
-    most become one, again and again, until it does, or none stand close. Where the prior has a count, the likeliest of one target more or fewer at a
-    time follows, see `_likeliest`; its probability is the second value. It goes down again from
-    other shapes, and in a cell that is likely; the fit has what they end in as its other optima. It
-    is none where a target lies outside of the window, there are more unknowns than pixels, no scene
-    within the bounds is found that explains the image or leaves less of it than the targets as they
-    are, or none has a count of the prior.
+    most become one, again and again, until it does, or none stand close. Where the prior has a
+    count, the likeliest of one target more or fewer at a time follows, see `_likeliest`; its
+    probability is the second value. It goes down again from other shapes, and in a cell that is
+    likely; the fit has what they end in as its other optima. It is none where a target lies outside
+    of the window, there are more unknowns than pixels, no scene within the bounds is found that
+    explains the image or leaves less of it than the targets as they are, or none has a count of the
+    prior.
     """
     best, probability = _none(), 0.0
     n_y, n_x = task.pixels.low.shape
@@ -419,6 +427,8 @@ def _has_room(rooms: FloatArray, size: FloatArray, box: Box, count: int) -> bool
 @part()
 def _room(rooms: FloatArray, size_y: float, size_x: float, separation: float, which: int) -> float:
     """Log probability that ``which // 2`` targets keep their distances in a box; kept."""
+    if which >= rooms.shape[0]:
+        return log_room(size_y, size_x, separation, which // 2)
     if not (rooms[which, 0] == size_y and rooms[which, 1] == size_x):
         rooms[which, 0], rooms[which, 1] = size_y, size_x
         rooms[which, 2] = log_room(size_y, size_x, separation, which // 2)

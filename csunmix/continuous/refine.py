@@ -77,7 +77,9 @@ def _refined(
     """
     views, found = setting.views(images), np.diff(rows)
     most = max(int(found.max()), FEW, 2 * int(found.max()), *(setting.prior.count or (0,)))
-    answers = refine_views(rules(setting), views, starts, rows, most, SCORED)
+    known = setting.rooms[0].copy()
+    answers = refine_views(rules(setting), views, starts, rows, most, SCORED, known)
+    setting.rooms[0] = known  # another, as a thread that works on it may not be done
     fitted = answers.n_targets > 0
     which = np.repeat(np.arange(len(images)), np.where(fitted, answers.n_targets, found))
     mine = fitted[which]
