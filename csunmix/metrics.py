@@ -632,9 +632,12 @@ def _ranked(table: pd.DataFrame, rank_by: RankBy, name: str) -> tuple[_Points, F
     ranks = columns[rank_by].astype(np.float64, copy=False)
     missing = np.flatnonzero(np.isnan(ranks))
     if missing.size:
+        why = "this method reports no scores, use rank_by='flux'"
+        if missing.size < len(ranks):
+            why = f"say what they rank as, .fillna({{{rank_by!r}: 0}}) last, or use rank_by='flux'"
         raise ValueError(
             f"{name}: column {rank_by!r} is NaN in {missing.size} row(s), the first is row "
-            f"{missing[0]}: this method reports no scores, use rank_by='flux'"
+            f"{missing[0]}: {why}"
         )
     return points, ranks
 

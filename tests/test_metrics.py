@@ -568,8 +568,16 @@ def test_compare_refuses_what_it_cannot_compare():
 def test_ranking_by_scores_that_are_not_there():
     truth = table((0, 5, 5, 1), (0, 6, 6, 1))
     half = table((0, 5, 5, 1), (0, 6, 6, 1), score=[0.5, np.nan])
-    with pytest.raises(ValueError, match=r"'score' is NaN in 1 row.*row 1.*reports no scores"):
+    with pytest.raises(
+        ValueError, match=r"'score' is NaN in 1 row.*row 1.*\.fillna\({'score': 0}\)"
+    ):
         metrics.cso_map(half, truth, rank_by="score")
+    ranked = half.fillna({"score": 0})
+    assert ranked.attrs == half.attrs
+    assert metrics.cso_map(ranked, truth, rank_by="score").mean == 1
+    none = half.assign(score=np.nan)
+    with pytest.raises(ValueError, match=r"'score' is NaN in 2 row.*row 0.*reports no scores"):
+        metrics.cso_map(none, truth, rank_by="score")
     with pytest.raises(ValueError, match=r"no column 'score'.*reports no scores"):
         metrics.cso_map(half.drop(columns="score"), truth, rank_by="score")
     assert metrics.cso_map(half, truth).mean == 1
