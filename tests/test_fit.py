@@ -764,6 +764,22 @@ def test_a_mixture_does_not_depend_on_how_other_fits_are_labelled() -> None:
         np.testing.assert_allclose(plain, turned, rtol=0.01, atol=1e-3)
 
 
+def test_moments_of_a_mixture() -> None:
+    """Of the modes of several optima, and of a cell beside a box."""
+    made = simulated(5)
+    setting = setting_of()
+    fits = [fit(setting, window_of(setting, image), 5, 0) for image in made.images]
+    assert max(len(each.modes[1]) for each in fits if each is not None) > 2
+    for each in fits:
+        assert each is not None
+        modes, share = each.modes
+        mean = share @ modes.mean
+        away = modes.mean - mean
+        within = np.einsum("m,mac,mbc->ab", share, modes.factor, modes.factor)
+        np.testing.assert_allclose(each.mixture[0], mean, rtol=1e-12)
+        np.testing.assert_allclose(each.mixture[1], within + (away.T * share) @ away, rtol=1e-9)
+
+
 def test_shot_noise_is_fitted_near_its_optimum() -> None:
     """Steps hold the variance, the objective does not: near the optimum, against its errors."""
     sensor = cu.Sensor(read_noise=1.0, gain=0.5)

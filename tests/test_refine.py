@@ -15,7 +15,7 @@ import csunmix as cu
 from csunmix._kernels import refine as kernel
 from csunmix.continuous.fit import Fit, fit
 from csunmix.continuous.refine import refine, rules
-from csunmix.continuous.window import Setting
+from csunmix.continuous.window import Setting, log_room
 from csunmix.peaks import Candidates
 from csunmix.targets import Flag, make_table
 
@@ -505,6 +505,18 @@ def test_a_likely_cell_and_all_optima_are_reckoned_with() -> None:
     assert near["score"].mean() == pytest.approx(hit.mean(), abs=0.06)
     sure = near["score"].to_numpy() > near["score"].median()
     assert hit[sure].mean() > hit[~sure].mean() + 0.1
+
+
+def test_what_room_there_is_is_known_at_the_second_call() -> None:
+    setting, image = setting_for(PRESET.prior), PRESET.sensor.expose(light_of(PAIR), rng=0)
+    found = Candidates([0, 0], *NEAR.T)
+    first = refine(setting, image[None], found)
+    known = setting.rooms[0].copy()
+    assert known[4].tolist() == [1.2, 1.2, log_room(np.full(2, 1.2), 0.494, 2)]
+    assert known[5].tolist() == [1.0, 1.0, log_room(np.ones(2), 0.494, 2)]
+    second = refine(setting, image[None], found)
+    np.testing.assert_array_equal(setting.rooms[0], known)
+    np.testing.assert_array_equal(first[1], second[1])
 
 
 def test_form_of_the_table() -> None:
