@@ -695,7 +695,9 @@ def test_evidence_of_targets_that_are_free_in_their_fluxes() -> None:
         found = fit(setting, window_of(setting, image), 5, 0)
         assert found is not None
         assert found.draws.effective < 200.0
-        expected = sample(found.model, 150, 48, 0.5, 500, 0)[1]
+        # One run of particles errs by 2 or 3 either way.
+        runs = [sample(found.model, 150, 48, 0.5, 500, seed)[1] for seed in range(3)]
+        expected = np.logaddexp.reduce(runs) - np.log(len(runs))
         away.append([found.drawn_evidence - expected, found.log_evidence - expected])
     drawn, given = np.mean(away, axis=0)
     assert drawn < -1.2
