@@ -323,6 +323,24 @@ def test_there_are_no_more_unknowns_than_pixels() -> None:
     assert len(refine(setting, image, found)[0].flux) <= 3
 
 
+def test_a_prior_may_have_more_targets_than_an_image_can() -> None:
+    image = PRESET.sensor.expose(light_of(PAIR), rng=0)[None]
+    found = Candidates([0, 0], *NEAR.T)
+    few, many = (
+        refine(setting_for(replace(OPEN, count=(1, most))), image, found) for most in (6, 10**6)
+    )
+    np.testing.assert_array_equal(few[0].y, many[0].y)
+
+
+@pytest.mark.parametrize("flux", [np.nan, np.inf])
+def test_targets_without_a_number_as_flux_are_left_as_they_are(flux: float) -> None:
+    image = PRESET.sensor.expose(light_of(PAIR), rng=0)[None]
+    found = Candidates([0, 0], [5.0, 5.2], [5.0, 5.2], [flux, 100.0])
+    refined, _, flags = refine(setting_for(PRESET.prior), image, found)
+    np.testing.assert_array_equal(refined.flux, found.flux)
+    assert (flags == Flag.NOT_CONVERGED).all()
+
+
 def test_a_score_is_the_less_the_less_sure_the_count_is() -> None:
     """Two targets of which the image hardly tells whether they are one."""
     sensor = cu.Sensor(read_noise=2.0)

@@ -217,11 +217,12 @@ def _explained(task: Task, start: FloatArray) -> Fit:
 
 @leaf()
 def _inside(targets: FloatArray, n_y: int, n_x: int) -> bool:
-    """Whether targets lie in the window."""
+    """Whether targets lie in the window, and have a flux."""
     inside = True
     for k in range(targets.shape[0]):
         inside = inside and -0.5 <= targets[k, 0] <= n_y - 0.5
         inside = inside and -0.5 <= targets[k, 1] <= n_x - 0.5
+        inside = inside and math.isfinite(targets[k, 2])
     return inside
 
 
@@ -316,7 +317,8 @@ def _climb(task: Task, fit: Fit) -> tuple[_Path, int]:
     A fit that owes next to nothing to one of its targets, which lies on another, is left out: the
     volume that these have says nothing. The second value is how many there are.
     """
-    first, (low, high) = fit.thetas.shape[1] // 3, task.counts
+    first, low = fit.thetas.shape[1] // 3, task.counts[0]
+    high = min(task.counts[1], task.pixels.low.size // 3)  # no more unknowns than pixels
     most = high - low + 1
     path = _Path(
         np.zeros((most, 3 * high)),

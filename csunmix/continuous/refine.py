@@ -76,7 +76,8 @@ def _refined(
     The targets of image n begin as those of ``rows[n]`` to ``rows[n + 1]``.
     """
     views, found = setting.views(images), np.diff(rows)
-    most = max(int(found.max()), FEW, 2 * int(found.max()), *(setting.prior.count or (0,)))
+    many = min((setting.prior.count or (0, 0))[1], images[0].size // 3)
+    most = max(FEW, 2 * int(found.max()), many)
     known = setting.rooms[0].copy()
     answers = refine_views(rules(setting), views, starts, rows, most, SCORED, known)
     setting.rooms[0] = known  # another, as a thread that works on it may not be done

@@ -30,7 +30,7 @@ _LIT = 3.0  # times the noise, from where a pixel counts as lit
 _SLACK = 0.3  # px, error allowed to the centroid of the light
 _TAIL = 0.02  # times the noise, light that a pixel outside of the window may get
 _FEW_ELECTRONS = 0.375  # electron^2, least variance of a count of them (Anscombe 1948)
-_KEPT = 64  # twice the numbers of targets whose room is kept
+_KEPT = 256  # twice the numbers of targets whose room is kept
 _MOST_FLUX = 1.5  # times what the image shows, of a target without a flux prior
 
 
