@@ -112,9 +112,7 @@ def _flags(setting: Setting, views: Views, answers: Answers) -> IntArray:
     of_image |= np.where(answers.explains > 0.0, 0, int(Flag.MISFIT))
     flags = np.repeat(of_image[:, None], answers.targets.shape[1], axis=1)
     ends = np.concatenate([views.area, views.flux[:, None]], axis=1)
-    for count in np.unique(
-        answers.n_targets[answers.n_targets > 0]
-    ):  # of one number of targets, as arrays
+    for count in np.unique(answers.n_targets[answers.n_targets > 0]):
         rows = answers.n_targets == count
         marks = prior_flags(setting.box, ends[rows], answers.targets[rows, :count])
         flags[rows, :count] |= marks
