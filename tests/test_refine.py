@@ -278,6 +278,9 @@ def test_other_counts_are_those_that_the_light_allows() -> None:
         task = task_for(setting_for(prior), image)
         counts = [n for n in range(8) if allows(task, PAIR.ravel(), n)]
         assert counts == expected
+        fit = kernel._explained(task, NEAR - [*setting_for(prior).window(image).origin, 0.0])
+        path, n = kernel._climb(task, fit)
+        assert sorted(path[1][:n]) == ([2] if prior is PRESET.prior else [1, 2, 3])
     unknown = task_for(setting_for(cu.Prior(count=(1, 5))), image)
     most = unknown.box.flux[1]
     assert allows(unknown, np.array([5.0, 5.0, 0.9 * most]), 2)
