@@ -253,11 +253,11 @@ def test_slope_is_the_gradient_of_the_objective(
     room = new_room(setting.optics, 3, at.size, *window.pixels.low.shape)
     gradient, hessian = np.empty(at.size), np.zeros((at.size, at.size))
     illuminate(setting.optics, at, room)
-    kernel.slope(model, at, room, gradient, hessian)
+    kernel.slope(model, at, kernel.EXACT.stiffness, room, gradient, hessian)
     step = 1e-6 * np.maximum(1.0, np.abs(at))
 
     def value(trial: Any) -> float:
-        return kernel.objective(model, trial, room)
+        return kernel.objective(model, trial, kernel.EXACT.stiffness, room)
 
     numerical = [(value(at + d) - value(at - d)) / (2.0 * d.sum()) for d in np.diag(step)]
     scale = np.sqrt(np.diag(hessian))
@@ -274,12 +274,12 @@ def test_hessian_is_exact_where_the_fit_is_perfect() -> None:
 
     def downhill(trial: Any) -> Any:
         illuminate(setting.optics, trial, room)
-        kernel.slope(model, trial, room, gradient, np.zeros_like(hessian))
+        kernel.slope(model, trial, kernel.EXACT.stiffness, room, gradient, np.zeros_like(hessian))
         return gradient.copy()
 
     numerical = -approx_fprime(at, downhill, 1e-6 * np.maximum(1.0, np.abs(at)))
     downhill(at)
-    kernel.slope(model, at, room, gradient, hessian)
+    kernel.slope(model, at, kernel.EXACT.stiffness, room, gradient, hessian)
     whole = np.tril(hessian) + np.tril(hessian, -1).T
     scale = np.sqrt(np.outer(np.diag(whole), np.diag(whole)))
     np.testing.assert_allclose(whole / scale, numerical / scale, atol=1e-3)
@@ -303,10 +303,14 @@ def test_descent_keeps_to_the_bounds_and_goes_down(sensor: cu.Sensor, known: Any
     for _ in range(40):
         draw_scene(box, 3, theta)
         lower, upper = limits_of(box, theta, 3)
-        before = kernel.objective(best.model, np.clip(theta, lower, upper), room)
-        values.append(kernel.descend(best.model, theta, 300, room))
+        before = kernel.objective(
+            best.model, np.clip(theta, lower, upper), kernel.EXACT.stiffness, room
+        )
+        values.append(kernel.descend(best.model, theta, 300, kernel.EXACT, room))
         assert values[-1] <= before
-        assert values[-1] == pytest.approx(kernel.objective(best.model, theta, room), rel=1e-12)
+        assert values[-1] == pytest.approx(
+            kernel.objective(best.model, theta, kernel.EXACT.stiffness, room), rel=1e-12
+        )
         assert ((theta >= lower) & (theta <= upper)).all()
     assert min(values) >= best.objective - 1e-3
     assert np.mean(np.array(values) < best.objective + 0.1) > 0.5
@@ -359,7 +363,7 @@ def test_a_fit_in_a_wide_window_is_as_good_as_one_that_starts_at_the_truth() -> 
         assert found is not None
         theta = within(window, truth[["y", "x", "flux"]].to_numpy().ravel())
         room = new_room(found.model.optics, len(truth), theta.size, *window.pixels.low.shape)
-        assert found.objective < kernel.descend(found.model, theta, 200, room) + 0.01
+        assert found.objective < kernel.descend(found.model, theta, 200, kernel.EXACT, room) + 0.01
 
 
 def test_targets_far_apart_are_counted() -> None:
@@ -488,7 +492,7 @@ def test_a_target_is_moved_from_where_it_explains_nothing(cell: bool) -> None:
     assert searching._move(model, 0, theta, room)
     np.testing.assert_array_equal(theta[:3], true[6:])  # the last takes its place
     assert np.hypot(*(theta[6:8] - true[:2])) < 0.6
-    values = [kernel.objective(model, each, room) for each in (theta, true)]
+    values = [kernel.objective(model, each, kernel.EXACT.stiffness, room) for each in (theta, true)]
     assert np.isfinite(values).all()
 
 
@@ -800,7 +804,7 @@ def best_by_simplex(model: Model, start: Any, errors: Any) -> Any:
 
     room = new_room(model.optics, 1, 3, *model.pixels.low.shape)
     found = minimize(
-        lambda step: kernel.objective(model, start + step * errors, room),
+        lambda step: kernel.objective(model, start + step * errors, kernel.EXACT.stiffness, room),
         np.zeros(3),
         method="Nelder-Mead",
         options={"xatol": 1e-4, "fatol": 1e-8},

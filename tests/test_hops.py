@@ -247,7 +247,7 @@ def test_chains_whose_means_differ_go_on_for_longer(
 ) -> None:
     """One target is known after a hundred paths, three near each other are not.
 
-    Chains that are too short even so are flagged.
+    Chains that are too short even so are flagged; one in ten that are not is by chance.
     """
     setting = Setting(PRESET.psf, NOISE, cu.Prior(extent=1.2, flux=(50, 500)), (11, 11), 0.0)
     places = [4.8, 5.2, 5.0][:count], [4.9, 5.1, 5.4][:count], [100, 200, 300][:count]
@@ -256,9 +256,9 @@ def test_chains_whose_means_differ_go_on_for_longer(
     assert window is not None
     best = fit(setting, window, count, 0)
     assert best is not None
-    sample = hop(setting, best, 8, asked, 0)
-    assert sample.theta.shape[1] == paths
-    assert sample.flags == (int(Flag.NOT_CONVERGED) if apart else 0)
+    samples = [hop(setting, best, 8, asked, seed) for seed in range(3)]
+    assert np.median([sample.theta.shape[1] for sample in samples]) == paths
+    assert np.median([sample.flags for sample in samples]) == apart * int(Flag.NOT_CONVERGED)
 
 
 def test_a_mode_without_room_does_not_stop_chains() -> None:

@@ -23,7 +23,7 @@ from scipy import stats
 import csunmix as cu
 from benchmarks.accuracy.protocol import REPORT_SEED
 from benchmarks.report import to_markdown, write_report
-from csunmix._kernels.fit import descend
+from csunmix._kernels.fit import EXACT, descend
 from csunmix._kernels.scene import new_room
 from csunmix._kernels.search import search
 from csunmix.continuous.fit import ITERATIONS, Fit, fit
@@ -69,7 +69,7 @@ def from_truth(found: Fit, truth: pd.DataFrame) -> float:
     theta = truth[["y", "x", "flux"]].to_numpy() - [*found.window.origin, 0.0]
     theta = theta.ravel()
     room = new_room(found.model.optics, found.count, theta.size, *found.model.pixels.low.shape)
-    return float(descend(found.model, theta, 2 * ITERATIONS[1], room))
+    return float(descend(found.model, theta, 2 * ITERATIONS[1], EXACT, room))
 
 
 def summary(name: str, table: pd.DataFrame) -> pd.DataFrame:

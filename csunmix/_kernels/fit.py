@@ -24,12 +24,26 @@ from csunmix._kernels.scene import (
 )
 from csunmix._validation import FloatArray, IntArray
 
-_STIFFNESS = 1.0 / 0.003**2  # 1/px^2, of the limits to how targets lie to one another
 _DAMPING = (1e-9, 1e-3, 1e9)  # least, first and largest
+_EASE, _BRAKE = (
+    3.0,
+    6.0,
+)  # factors of the damping after a step that leads down, and one that does not
 _LEAST = 1e-12  # precision of a parameter that nothing is known of
-_FLAT = 1e-6  # decrease of the objective that ends a fit
 _SETTLED = 1e-8  # the same of a step, by the gradient, that is not worth a try
 _UNUSUAL = 10.0  # standard deviations of what noise leaves of an image
+
+
+class Strictness(NamedTuple):
+    """How closely a descent keeps to what it should, and how far it goes."""
+
+    stiffness: float  # 1/px^2, of the limits to how targets lie to one another
+    flat: float  # decrease of the objective that ends it
+
+
+EXACT = Strictness(1.0 / 0.003**2, 1e-6)
+ROUGH = Strictness(1.0 / 0.01**2, 1e-2)
+"""Along limits that give way, targets take longer steps past each other."""
 
 
 class Space(NamedTuple):
@@ -44,8 +58,11 @@ class Space(NamedTuple):
 
 
 @part()
-def descend(model: Model, theta: FloatArray, max_iter: int, room: Room) -> float:
+def descend(
+    model: Model, theta: FloatArray, max_iter: int, strictness: Strictness, room: Room
+) -> float:
     """Fit from `theta`, in place; returns the objective, see `objective`."""
+    stiffness, flat = strictness
     d = theta.size
     lower, upper = np.empty(d), np.empty(d)
     limits(model.box, theta, model.n_targets, model.box.cell == 1.0, lower, upper)
@@ -59,10 +76,10 @@ def descend(model: Model, theta: FloatArray, max_iter: int, room: Room) -> float
         np.empty(d),
         np.empty(d, np.int64),
     )
-    value = objective(model, theta, room)
+    value = objective(model, theta, stiffness, room)
     damping = _DAMPING[1]
     for _ in range(max_iter):
-        slope(model, theta, room, gradient, hessian)
+        slope(model, theta, stiffness, room, gradient, hessian)
         better = False
         while damping < _DAMPING[2]:
             if bounded_step(hessian, gradient, damping, theta, lower, upper, space, step):
@@ -70,14 +87,14 @@ def descend(model: Model, theta: FloatArray, max_iter: int, room: Room) -> float
                     break
                 for a in range(d):
                     trial[a] = min(max(theta[a] + step[a], lower[a]), upper[a])
-                new = objective(model, trial, room)
+                new = objective(model, trial, stiffness, room)
                 if new < value:
-                    better = value - new > _FLAT
+                    better = value - new > flat
                     copy(trial, theta)
                     value = new
-                    damping = max(damping / 5.0, _DAMPING[0])
+                    damping = max(damping / _EASE, _DAMPING[0])
                     break
-            damping *= 4.0
+            damping *= _BRAKE
         if not better:
             break
     return value
@@ -219,7 +236,7 @@ def clip(theta: FloatArray, lower: FloatArray, upper: FloatArray) -> None:
 
 
 @leaf()
-def objective(model: Model, theta: FloatArray, room: Room) -> float:
+def objective(model: Model, theta: FloatArray, stiffness: float, room: Room) -> float:
     """Minus log likelihood, plus half the squares of what oversteps the prior's distances.
 
     Its gradient (`slope`) takes rounding as a normal error: pixels are to be points or bounds.
@@ -232,12 +249,12 @@ def objective(model: Model, theta: FloatArray, room: Room) -> float:
             dy, dx = theta[3 * k] - theta[3 * m], theta[3 * k + 1] - theta[3 * m + 1]
             if dy * dy + dx * dx < box.separation * box.separation:
                 gap = box.separation - math.sqrt(dy * dy + dx * dx)
-                value += 0.5 * _STIFFNESS * gap * gap
+                value += 0.5 * stiffness * gap * gap
     for axis in range(2):
         first, last = extremes(theta, axis, count)
         excess = theta[last] - theta[first] - box.extent
         if excess > 0.0:
-            value += 0.5 * _STIFFNESS * excess * excess
+            value += 0.5 * stiffness * excess * excess
     if theta.size > 3 * count:
         value += 0.5 * ((theta[3 * count] - box.background[0]) / box.background[1]) ** 2
     return value
@@ -283,7 +300,12 @@ def misfit(model: Model, theta: FloatArray) -> float:
 
 @leaf()
 def slope(
-    model: Model, theta: FloatArray, room: Room, gradient: FloatArray, hessian: FloatArray
+    model: Model,
+    theta: FloatArray,
+    stiffness: float,
+    room: Room,
+    gradient: FloatArray,
+    hessian: FloatArray,
 ) -> None:
     """Downhill gradient and Gauss-Newton Hessian (lower triangle) of `objective`."""
     fisher(model.pixels, 0.0, theta, room, hessian)
@@ -296,13 +318,13 @@ def slope(
             dy, dx = theta[3 * k] - theta[3 * m], theta[3 * k + 1] - theta[3 * m + 1]
             if dy * dy + dx * dx < box.separation * box.separation:
                 distance = max(math.sqrt(dy * dy + dx * dx), 1e-9)
-                push = _STIFFNESS * (box.separation - distance)
+                push = stiffness * (box.separation - distance)
                 u = (dy / distance, dx / distance)
                 for a in range(2):
                     gradient[3 * k + a] += push * u[a]
                     gradient[3 * m + a] -= push * u[a]
                     for b in range(2):
-                        bend = _STIFFNESS * u[a] * u[b]
+                        bend = stiffness * u[a] * u[b]
                         hessian[3 * k + a, 3 * m + b] -= bend
                         if b <= a:
                             hessian[3 * k + a, 3 * k + b] += bend
@@ -311,11 +333,11 @@ def slope(
         first, last = extremes(theta, axis, count)
         excess = theta[last] - theta[first] - box.extent
         if excess > 0.0:
-            gradient[last] -= _STIFFNESS * excess
-            gradient[first] += _STIFFNESS * excess
-            hessian[last, last] += _STIFFNESS
-            hessian[first, first] += _STIFFNESS
-            hessian[max(first, last), min(first, last)] -= _STIFFNESS
+            gradient[last] -= stiffness * excess
+            gradient[first] += stiffness * excess
+            hessian[last, last] += stiffness
+            hessian[first, first] += stiffness
+            hessian[max(first, last), min(first, last)] -= stiffness
     if theta.size > 3 * count:
         b = 3 * count
         hessian[b, b] += 1.0 / box.background[1] ** 2

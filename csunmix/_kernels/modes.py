@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from csunmix._kernels.fit import slope
+from csunmix._kernels.fit import EXACT, slope
 from csunmix._kernels.jit import kernel, leaf, part
 from csunmix._kernels.labels import nearest
 from csunmix._kernels.linalg import cholesky, copy, inner, invert, invert_lower, to_shares
@@ -147,7 +147,7 @@ def curvature(model: Model, theta: FloatArray, room: Room) -> tuple[FloatArray, 
     free = Box(box.area, box.flux, 0.0, np.inf, box.cell, box.cell_density, box.background)
     gradient, hessian = np.empty(theta.size), np.zeros((theta.size, theta.size))
     illuminate(model.optics, theta, room)
-    slope(within(model, free), theta, room, gradient, hessian)
+    slope(within(model, free), theta, EXACT.stiffness, room, gradient, hessian)
     for a in range(theta.size):
         for b in range(a):
             hessian[b, a] = hessian[a, b]

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from csunmix._kernels.fit import descend, objective
+from csunmix._kernels.fit import EXACT, ROUGH, descend, objective
 from csunmix._kernels.jit import kernel, leaf, part
 from csunmix._kernels.labels import nearest
 from csunmix._kernels.linalg import copy
@@ -17,10 +17,10 @@ from csunmix._kernels.prior import Box, crowded, densities, draw_scene, sure_cel
 from csunmix._kernels.scene import Pixels, Room, axis_factor, glow, new_room, noise_variance
 from csunmix._validation import FloatArray, IntArray
 
-ITERATIONS = (15, 100)
+ITERATIONS = (40, 100)
 """Steps of all starts, and of those that end apart."""
 
-_SAME = 0.02  # px, between targets of fits that are the same
+_SAME = 0.05  # px, between targets of fits that are the same
 _NEAR = 6.0  # objective above the best of an optimum that matters
 _MOVES = 4  # for every target
 _STEP = 0.5  # px, between places where one is put
@@ -122,7 +122,7 @@ def _with_cells(model: Model, known: Optima, max_iter: int, room: Room) -> Optim
             continue
         inside, moved = found.thetas[found.n[0]], 0.0
         copy(known.thetas[s], inside)
-        value = descend(sure, inside, max_iter, room)
+        value = descend(sure, inside, max_iter, EXACT, room)
         for a in range(d):
             moved = max(moved, abs(inside[a] - known.thetas[s, a]))
         if moved > _MOVED and value <= good:
@@ -137,10 +137,12 @@ def _follow(
 ) -> tuple[bool, float]:
     """Fit from `theta` and keep where it ends; whether that is new and near, and its objective."""
     count, values, n = model.n_targets, known.values, known.n
-    value = descend(model, theta, rough_iter, room)
+    value = descend(model, theta, rough_iter, ROUGH, room)
     at = _known(count, known.thetas[: n[0]], theta)
-    if at < 0 and value < values[n[1]] + _HOPELESS:
-        value = descend(model, theta, max_iter, room)
+    if at >= 0:
+        return False, values[at]
+    if value < values[n[1]] + _HOPELESS:
+        value = descend(model, theta, max_iter, EXACT, room)
         at = _known(count, known.thetas[: n[0]], theta)
     new = at < 0 and value < values[n[1]] + _NEAR
     if at < 0:
@@ -335,7 +337,7 @@ def _draw(model: Model, theta: FloatArray, room: Room) -> bool:
     for _ in range(_POOL):
         if not draw_scene(model.box, model.n_targets, trial):
             break
-        value = objective(model, trial, room)
+        value = objective(model, trial, EXACT.stiffness, room)
         if value < best:
             copy(trial, theta)
             best = value
