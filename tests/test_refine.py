@@ -5,11 +5,13 @@ from __future__ import annotations
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import combinations
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.optimize import linear_sum_assignment
 
 import csunmix as cu
 from csunmix._kernels import refine as kernel
@@ -398,20 +400,53 @@ def test_a_cluster_that_begins_in_a_line_ends_in_the_best_fit() -> None:
     assert np.mean(same) > 0.95
 
 
+def moments_of(scene: Any) -> Any:
+    """Middle and covariance of the light of targets."""
+    middle = np.average(scene[:, :2], axis=0, weights=scene[:, 2])
+    return middle, np.cov(scene[:, :2].T, aweights=scene[:, 2], ddof=0)
+
+
 def test_other_shapes_have_the_middle_and_the_spread_of_the_first() -> None:
-    first = np.array([[4.6, 4.9, 225.0], [5.1, 4.7, 240.0], [5.2, 5.4, 231.0], [5.0, 5.0, 229.0]])
+    first = np.array([[4.6, 4.9, 225.0], [5.1, 4.7, 400.0], [5.2, 5.4, 131.0], [5.0, 5.0, 229.0]])
     shapes = kernel.reshaped(first, 1.0)
-    assert len(shapes) == 8 + 4  # turned, and two regular figures each turned once
+    assert len(shapes) == 3 + 2 * 3  # turned, and two regular figures each turned twice
     np.testing.assert_array_equal(shapes[0], first)
-    for scene in shapes:
+    middle, spread = moments_of(first)
+    for scene in shapes[1:3]:
         np.testing.assert_array_equal(scene[:, 2], first[:, 2])
-        np.testing.assert_allclose(scene[:, :2].mean(axis=0), first[:, :2].mean(axis=0))
-        np.testing.assert_allclose(scene[:, :2].var(axis=0).sum(), first[:, :2].var(axis=0).sum())
-    turn = np.exp(0.25j * np.pi)
-    place, turned = (each[:, 0] + 1j * each[:, 1] for each in shapes[:2])
-    np.testing.assert_allclose(turned - turned.mean(), turn * (place - place.mean()))
-    assert len(kernel.reshaped(first[:2], 1.0)) == 8
-    assert len(kernel.reshaped(first, 0.3)) == len(kernel.reshaped(first[:1], 1.0)) == 1
+        np.testing.assert_allclose(moments_of(scene)[0], middle)
+        np.testing.assert_allclose(moments_of(scene)[1], spread)
+    for scene in shapes[3:]:  # figures are those of targets of the same flux
+        np.testing.assert_array_equal(scene[:, 2], first[:, 2])
+        np.testing.assert_allclose(scene[:, :2].mean(axis=0), middle)
+        np.testing.assert_allclose(np.cov(scene[:, :2].T, ddof=0), spread)
+    for one, other in combinations(shapes[:, :, :2], 2):  # none twice
+        apart = np.linalg.norm(one[:, None] - other, axis=-1)
+        assert apart[linear_sum_assignment(apart)].max() > 0.02
+
+
+def test_figures_of_targets_on_a_line_have_some_width() -> None:
+    line = np.array([[4.0, 4.0, 230.0], [5.0, 5.0, 230.0], [6.0, 6.0, 230.0]])
+    figures = kernel.reshaped(line, 2.0)[3:]
+    assert len(figures) == 3
+    for scene in figures:
+        across, along = np.linalg.eigvalsh(moments_of(scene)[1])
+        assert along == pytest.approx(4.0 / 3.0)
+        assert across == pytest.approx(0.1 * along)
+
+
+@pytest.mark.parametrize("change", [[1.0, 1.0, 0.0], [0.0, 0.0, 1.0]], ids=["dark", "one place"])
+def test_shapes_of_targets_without_a_spread_are_places(change: Any) -> None:
+    shapes = kernel.reshaped(
+        np.array([[4.0, 4.0, 9.0], [4.5, 5.0, 9.0], [5.0, 5.0, 9.0]]) * change, 2.0
+    )
+    assert np.isfinite(shapes).all()
+
+
+def test_targets_apart_and_one_alone_keep_their_shape() -> None:
+    pair = np.array([[4.6, 4.9, 225.0], [5.1, 4.7, 240.0]])
+    assert len(kernel.reshaped(pair, 1.0)) == 3
+    assert len(kernel.reshaped(pair, 0.2)) == len(kernel.reshaped(pair[:1], 1.0)) == 1
 
 
 def test_scenes_in_a_likely_cell_are_among_the_optima() -> None:

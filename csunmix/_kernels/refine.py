@@ -31,7 +31,9 @@ _SLACK = 0.02  # px, of distances that the prior bounds
 _UNSURE = (0.97, 1.03)  # of the light that the grid has, less and more
 _LEAST = float(np.finfo(float).tiny)  # weight, of targets without flux
 _LINES = 4  # along which a target is split
-_TURNS = 8  # of a cluster until it is back, the first of which is the cluster
+_TURNS = 3  # of a cluster until it is back, the first of which is the cluster
+_SHIFTS = 3  # ways that a regular figure is turned, from one corner to the next
+_THIN = 0.1  # variance of a cluster across, of that along it, at least
 
 
 class Rules(NamedTuple):
@@ -84,6 +86,17 @@ class _Path(NamedTuple):
     value: FloatArray  # (n,)
     evidence: FloatArray  # (n,)
     kept: FloatArray  # (n,), 1, or 0 where a fit is left out
+
+
+class _Spread(NamedTuple):
+    """Middle and principal axes of the light of targets."""
+
+    y: float
+    x: float
+    sine: float  # of the angle of the long axis to x
+    cosine: float
+    far: float  # standard deviation along it, px
+    near: float  # and across
 
 
 @kernel()
@@ -579,59 +592,86 @@ def _with_others(task: Task, theta: FloatArray) -> Fit:
 
 @part()
 def reshaped(targets: FloatArray, reach: float) -> FloatArray:
-    """Scenes (n, K, 3): targets as they are, turned about their middle, and in regular figures.
+    """Scenes (n, K, 3): targets as they are, in other shapes, and in regular figures.
 
-    The light of a cluster hardly tells its shape from one that is turned, nor from another of the
-    same spread: many an optimum is that of another shape. Targets that stand apart, and one alone,
-    are left as they are. Figures are those of all targets at equal angles, and of all but one, that
-    in the middle, each also turned by half an angle.
+    The light of a cluster tells its middle and its spread along each axis best, and hardly the
+    shape within: many an optimum is another shape of these. Shapes are those of the targets turned,
+    figures those of all targets at equal angles, and of all but one, that in the middle; both as if
+    the spread were the same all around, stretched to what it is. Targets that stand apart, and one
+    alone, are left as they are.
     """
-    count, y, x, spread, far = targets.shape[0], 0.0, 0.0, 0.0, 0.0
+    count, spread, n = targets.shape[0], _spread(targets), 1
+    scenes = np.empty((_TURNS + 2 * _SHIFTS, count, 3))
     for k in range(count):
-        y += targets[k, 0] / count
-        x += targets[k, 1] / count
-    for k in range(count):
-        away2 = (targets[k, 0] - y) ** 2 + (targets[k, 1] - x) ** 2
-        spread, far = spread + away2, max(far, away2)
-    scenes = np.empty((_TURNS + 4, count, 3))
-    _turn(targets, y, x, 0.0, scenes[0])
-    if count == 1 or far > reach * reach:
+        copy(targets[k], scenes[0, k])
+    if count == 1 or _farthest(targets, spread) > reach:
         return scenes[:1]
-    for s in range(1, _TURNS):
-        _turn(targets, y, x, 2.0 * math.pi * s / _TURNS, scenes[s])
-    n = _TURNS
+    for turn in range(1, _TURNS):
+        _turn(targets, spread, 2.0 * math.pi * turn / _TURNS, scenes[n])
+        n += 1
     for corners in (count, count - 1):
-        if 3 <= corners <= FEW:
-            for half in range(2):
-                _place_at_corners(targets, y, x, math.sqrt(spread), corners, half, scenes[n])
-                n += 1
+        for shift in range(_SHIFTS if 3 <= corners <= FEW else 0):
+            _place_at_corners(targets, spread, corners, shift / _SHIFTS, scenes[n])
+            n += 1
     return scenes[:n]
 
 
 @leaf()
-def _turn(targets: FloatArray, y: float, x: float, angle: float, out: FloatArray) -> None:
-    """Targets turned about a place."""
+def _spread(targets: FloatArray) -> _Spread:
+    """The spread of the light of targets (K, 3), never that of a line."""
+    light, y, x, of_y, of_x, both = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
+    for k in range(targets.shape[0]):
+        flux = max(targets[k, 2], _LEAST)
+        light += flux
+        y += flux * targets[k, 0]
+        x += flux * targets[k, 1]
+    y, x = y / light, x / light
+    for k in range(targets.shape[0]):
+        share, dy, dx = max(targets[k, 2], _LEAST) / light, targets[k, 0] - y, targets[k, 1] - x
+        of_y, of_x, both = of_y + share * dy * dy, of_x + share * dx * dx, both + share * dy * dx
+    mean, more = 0.5 * (of_x + of_y), math.hypot(0.5 * (of_x - of_y), both)
+    angle = 0.5 * math.atan2(2.0 * both, of_x - of_y)
+    far, near = max(mean + more, _LEAST), max(mean - more, _THIN * (mean + more), _LEAST)
+    return _Spread(y, x, math.sin(angle), math.cos(angle), math.sqrt(far), math.sqrt(near))
+
+
+@leaf()
+def _farthest(targets: FloatArray, spread: _Spread) -> float:
+    """The largest distance of a target to the middle."""
+    away = 0.0
+    for k in range(targets.shape[0]):
+        away = max(away, math.hypot(targets[k, 0] - spread.y, targets[k, 1] - spread.x))
+    return away
+
+
+@leaf()
+def _turn(targets: FloatArray, spread: _Spread, angle: float, out: FloatArray) -> None:
+    """Targets turned where their spread is 1 all around."""
     sine, cosine = math.sin(angle), math.cos(angle)
     for k in range(targets.shape[0]):
-        dy, dx = targets[k, 0] - y, targets[k, 1] - x
-        out[k, 0], out[k, 1] = y + cosine * dy - sine * dx, x + sine * dy + cosine * dx
+        dy, dx = targets[k, 0] - spread.y, targets[k, 1] - spread.x
+        along = (spread.cosine * dx + spread.sine * dy) / spread.far
+        across = (spread.cosine * dy - spread.sine * dx) / spread.near
+        _put(spread, cosine * along - sine * across, sine * along + cosine * across, out[k])
         out[k, 2] = targets[k, 2]
 
 
 @leaf()
 def _place_at_corners(
-    targets: FloatArray,
-    y: float,
-    x: float,
-    spread: float,
-    corners: int,
-    half: int,
-    out: FloatArray,
+    targets: FloatArray, spread: _Spread, corners: int, shift: float, out: FloatArray
 ) -> None:
-    """Targets at the corners of a regular figure around a place, others there."""
-    radius = spread / math.sqrt(corners)
-    for k in range(targets.shape[0]):
-        angle = math.pi * (2 * k + half) / corners
-        far = radius if k < corners else 0.0
-        out[k, 0], out[k, 1] = y + far * math.cos(angle), x + far * math.sin(angle)
+    """Targets at the corners of a regular figure of their spread, others in its middle."""
+    count = targets.shape[0]
+    radius = math.sqrt(2.0 * count / corners)  # of a spread of 1
+    for k in range(count):
+        angle, away = 2.0 * math.pi * (k + shift) / corners, radius if k < corners else 0.0
+        _put(spread, away * math.cos(angle), away * math.sin(angle), out[k])
         out[k, 2] = targets[k, 2]
+
+
+@leaf()
+def _put(spread: _Spread, along: float, across: float, out: FloatArray) -> None:
+    """A place along the axes of a spread, in units of it, as y and x."""
+    far, near = spread.far * along, spread.near * across
+    out[0] = spread.y + spread.sine * far + spread.cosine * near
+    out[1] = spread.x + spread.cosine * far - spread.sine * near
