@@ -249,16 +249,19 @@ def _none() -> Fit:
 
 @part()
 def _better(task: Task, scenes: FloatArray, best: Fit, least: float) -> tuple[Fit, bool]:
-    """The best of a fit and of that from scenes (n, K, 3); whether it explains the image.
+    """The best of a fit and of those from scenes (n, K, 3), up to one that explains the image.
 
-    One that does not has to leave less of the image than `least`.
+    One that does not has to leave less of the image than `least`. Whether it does is the second.
     """
-    fit = _fit(task, scenes, False)
-    if fit.values[0] < best.values[0]:
-        model, theta = model_for(task, scenes.shape[1], 0.0), fit.thetas[0]
-        explained = explains(model, theta, fit.values[0])
-        if explained or misfit(model, theta) < least:
-            return fit, explained
+    model = model_for(task, scenes.shape[1], 0.0)
+    for s in range(scenes.shape[0]):
+        fit = _fit(task, scenes[s : s + 1], False)
+        if fit.values[0] < best.values[0]:
+            explained = explains(model, fit.thetas[0], fit.values[0])
+            if explained or misfit(model, fit.thetas[0]) < least:
+                best = fit
+            if explained:
+                return best, True
     return best, False
 
 
