@@ -197,19 +197,27 @@ def _write_row(hessian: FloatArray, damping: float, i: int, space: Space) -> Non
 
 @leaf()
 def _factor(space: Space, sound: int, n: int) -> bool:
-    """Rows of the Cholesky factor from `sound` to `n`; False if one depends on those before it."""
-    gram, lower, scale = space.damped, space.factor, space.scale
-    for i in range(sound, n):
-        pivot = gram[i, i]
-        for j in range(i):
-            s = gram[i, j]
+    """Rows of the Cholesky factor from `sound` to `n`; False if one depends on those before it.
+
+    Column by column, two rows at a time: their sums do not wait for each other.
+    """
+    gram, lower, scale, last = space.damped, space.factor, space.scale, n - 1
+    for column in range(n):
+        j = np.uint64(column)  # indices that may be negative are slower
+        if column >= sound:
+            pivot = gram[j, j]
+            for m in range(j):
+                pivot -= lower[j, m] * lower[j, m]
+            if not pivot > DEPENDENT * gram[j, j]:  # or it is NaN
+                return False
+            scale[j] = 1.0 / math.sqrt(pivot)
+        for row in range(max(column + 1, sound), n, 2):
+            i, k = np.uint64(row), np.uint64(min(row + 1, last))
+            s, t = gram[i, j], gram[k, j]
             for m in range(j):
                 s -= lower[i, m] * lower[j, m]
-            lower[i, j] = s * scale[j]
-            pivot -= lower[i, j] * lower[i, j]
-        if not pivot > DEPENDENT * gram[i, i]:  # or it is NaN
-            return False
-        scale[i] = 1.0 / math.sqrt(pivot)
+                t -= lower[k, m] * lower[j, m]
+            lower[i, j], lower[k, j] = s * scale[j], t * scale[j]
     return True
 
 

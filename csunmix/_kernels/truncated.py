@@ -13,7 +13,7 @@ from csunmix._validation import FloatArray
 _SWEEPS = 30
 _DAMPING = 0.9
 _LEAST = 1e-12  # variance left by two bounds, of that without them
-_SETTLED = 1e-3  # change of a mean, in standard deviations, that ends the sweeps
+_SETTLED = 1e-2  # change of a mean, in standard deviations, that ends the sweeps
 _SQRT_HALF = math.sqrt(0.5)
 _DENSITY = 1.0 / math.sqrt(2.0 * math.pi)
 
