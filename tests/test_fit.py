@@ -331,7 +331,7 @@ def test_targets_without_noise_are_found_exactly(count: int, flux: Any) -> None:
 
 
 def test_no_long_search_beats_the_fit() -> None:
-    """Three to five targets, clipped: ten times the starts, all of them refined."""
+    """Three to five targets, clipped: ten times the starts."""
     setting, better = setting_of(), 0
     for count in (3, 4, 5):
         for image in simulated(count, n=4, seed=count).images:

@@ -410,6 +410,10 @@ def test_other_shapes_have_the_middle_and_the_spread_of_the_first() -> None:
     first = np.array([[4.6, 4.9, 225.0], [5.1, 4.7, 400.0], [5.2, 5.4, 131.0], [5.0, 5.0, 229.0]])
     shapes = kernel.reshaped(first, 1.0)
     assert len(shapes) == 3 + 2 * 3  # turned, and two regular figures each turned twice
+    three = kernel.reshaped(first[:3] * [1.0, 1.0, 0.0] + [0.0, 0.0, 230.0], 1.0)
+    for one, other in combinations(three[:3, :, :2], 2):  # nor of three, a triangle where stretched
+        apart = np.linalg.norm(one[:, None] - other, axis=-1)
+        assert apart[linear_sum_assignment(apart)].max() > 0.1
     np.testing.assert_array_equal(shapes[0], first)
     middle, spread = moments_of(first)
     for scene in shapes[1:3]:

@@ -2,8 +2,7 @@
 
     python -m benchmarks.accuracy.multistart --n 1000 --seed 2026
 
-The usual search of `csunmix.continuous.fit.fit` beside one of 1,000 starts, none of which is left
-out or cut short, and beside a fit that starts at the truth: as good is an objective (minus the log
+The usual search of `csunmix.continuous.fit.fit` beside one of 1,000 starts, and beside a fit that starts at the truth: as good is an objective (minus the log
 likelihood) no more than 0.01 above the better of these. The number of targets is told. *CSIST*:
 8-bit images clipped at 255, 1 to 5 targets as the preset's prior has them. *Many*: 6 to 10 targets
 of 150-300 DN at least 0.9 px apart in a box of 5 px, noise of 1 DN, 13 x 13 pixels. *Wide*: 2 to 8

@@ -25,10 +25,7 @@ from csunmix._kernels.scene import (
 from csunmix._validation import FloatArray, IntArray
 
 _DAMPING = (1e-9, 1e-3, 1e9)  # least, first and largest
-_EASE, _BRAKE = (
-    3.0,
-    6.0,
-)  # factors of the damping after a step that leads down, and one that does not
+_EASE, _BRAKE = 3.0, 6.0  # of the damping: factors after a step that leads down, and one that not
 _LEAST = 1e-12  # precision of a parameter that nothing is known of
 _SETTLED = 1e-8  # the same of a step, by the gradient, that is not worth a try
 _UNUSUAL = 10.0  # standard deviations of what noise leaves of an image
@@ -43,7 +40,7 @@ class Strictness(NamedTuple):
 
 EXACT = Strictness(1.0 / 0.003**2, 1e-6)
 ROUGH = Strictness(1.0 / 0.01**2, 1e-2)
-"""Along limits that give way, targets take longer steps past each other."""
+"""To begin with: along limits that give way, targets take longer steps past each other."""
 
 
 class Space(NamedTuple):
@@ -199,7 +196,8 @@ def _write_row(hessian: FloatArray, damping: float, i: int, space: Space) -> Non
 def _factor(space: Space, sound: int, n: int) -> bool:
     """Rows of the Cholesky factor from `sound` to `n`; False if one depends on those before it.
 
-    Column by column, two rows at a time: their sums do not wait for each other.
+    Those before `sound` must be there. Column by column, two rows at a time: their sums do not wait
+    for each other.
     """
     gram, lower, scale, last = space.damped, space.factor, space.scale, n - 1
     for column in range(n):

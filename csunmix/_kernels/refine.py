@@ -31,7 +31,8 @@ _SLACK = 0.02  # px, of distances that the prior bounds
 _UNSURE = (0.97, 1.03)  # of the light that the grid has, less and more
 _LEAST = float(np.finfo(float).tiny)  # weight, of targets without flux
 _LINES = 4  # along which a target is split
-_TURNS = 3  # of a cluster until it is back, the first of which is the cluster
+_TURNS = 3  # of a cluster, the first of which is the cluster
+_GOLDEN = math.pi * (math.sqrt(5.0) - 1.0)  # angle from one turn to the next: none comes twice
 _SHIFTS = 3  # ways that a regular figure is turned, from one corner to the next
 _THIN = 0.1  # variance of a cluster across, of that along it, at least
 
@@ -251,7 +252,8 @@ def _none() -> Fit:
 def _better(task: Task, scenes: FloatArray, best: Fit, least: float) -> tuple[Fit, bool]:
     """The best of a fit and of those from scenes (n, K, 3), up to one that explains the image.
 
-    One that does not has to leave less of the image than `least`. Whether it does is the second.
+    One that does not has to leave less of the image than `least`. The second value tells whether
+    the last one explains it. Other optima of so many targets are not looked for here.
     """
     model = model_for(task, scenes.shape[1], 0.0)
     for s in range(scenes.shape[0]):
@@ -600,17 +602,17 @@ def reshaped(targets: FloatArray, reach: float) -> FloatArray:
     The light of a cluster tells its middle and its spread along each axis best, and hardly the
     shape within: many an optimum is another shape of these. Shapes are those of the targets turned,
     figures those of all targets at equal angles, and of all but one, that in the middle; both as if
-    the spread were the same all around, stretched to what it is. Targets that stand apart, and one
-    alone, are left as they are.
+    the spread were the same all around, stretched to what it is (that of figures is for targets of
+    the same flux). Targets that stand apart, and one alone, are left as they are.
     """
     count, spread, n = targets.shape[0], _spread(targets), 1
     scenes = np.empty((_TURNS + 2 * _SHIFTS, count, 3))
     for k in range(count):
         copy(targets[k], scenes[0, k])
-    if count == 1 or _farthest(targets, spread) > reach:
+    if count == 1 or _farthest(targets) > reach:
         return scenes[:1]
     for turn in range(1, _TURNS):
-        _turn(targets, spread, 2.0 * math.pi * turn / _TURNS, scenes[n])
+        _turn(targets, spread, turn * _GOLDEN, scenes[n])
         n += 1
     for corners in (count, count - 1):
         for shift in range(_SHIFTS if 3 <= corners <= FEW else 0):
@@ -639,11 +641,13 @@ def _spread(targets: FloatArray) -> _Spread:
 
 
 @leaf()
-def _farthest(targets: FloatArray, spread: _Spread) -> float:
-    """The largest distance of a target to the middle."""
-    away = 0.0
-    for k in range(targets.shape[0]):
-        away = max(away, math.hypot(targets[k, 0] - spread.y, targets[k, 1] - spread.x))
+def _farthest(targets: FloatArray) -> float:
+    """The largest distance of a target to the middle of all, whatever their light."""
+    count, y, x, away = targets.shape[0], 0.0, 0.0, 0.0
+    for k in range(count):
+        y, x = y + targets[k, 0] / count, x + targets[k, 1] / count
+    for k in range(count):
+        away = max(away, math.hypot(targets[k, 0] - y, targets[k, 1] - x))
     return away
 
 

@@ -20,7 +20,7 @@ from csunmix._validation import FloatArray, IntArray
 ITERATIONS = (40, 100)
 """Steps of all starts, and of those that end apart."""
 
-_SAME = 0.05  # px, between targets of fits that are the same
+_SAME = 0.02  # px, between targets of fits that are the same
 _NEAR = 6.0  # objective above the best of an optimum that matters
 _MOVES = 4  # for every target
 _STEP = 0.5  # px, between places where one is put
@@ -55,9 +55,9 @@ def search(
     leave; then single targets of the best fit so far are moved to where they would explain more.
     Random starts follow, `n_starts` of them, or as many as it takes until `enough` in a row have
     led to nothing new that is near the best. After one that led nowhere comes one near the best fit
-    so far, one of the `n_starts` but none of those in a row. The fit of a start goes on beyond
-    `rough_iter` steps where it is not on the way to an optimum that others led to, nor far above
-    the best. The objective is inf where there was no start.
+    so far, one of the `n_starts` but none of those in a row. The fit of a start is rough
+    for at most `rough_iter` steps, and goes on where it is not on the way to an optimum that others
+    led to, nor far above the best. The objective is inf where there was no start.
     """
     np.random.seed(seed)
     d, moves = model.precision.size, _MOVES * model.n_targets
@@ -135,7 +135,10 @@ def _with_cells(model: Model, known: Optima, max_iter: int, room: Room) -> Optim
 def _follow(
     model: Model, theta: FloatArray, rough_iter: int, max_iter: int, known: Optima, room: Room
 ) -> tuple[bool, float]:
-    """Fit from `theta` and keep where it ends; whether that is new and near, and its objective."""
+    """Fit from `theta` and keep where it ends; whether that is new and near, and its objective.
+
+    That of a known optimum where the fit is on the way to it.
+    """
     count, values, n = model.n_targets, known.values, known.n
     value = descend(model, theta, rough_iter, ROUGH, room)
     at = _known(count, known.thetas[: n[0]], theta)
