@@ -2,13 +2,14 @@
 
     python -m benchmarks.accuracy.multistart --n 1000 --seed 2026
 
-The usual search of `csunmix.continuous.fit.fit` beside one of 1,000 starts, and beside a fit that starts at the truth: as good is an objective (minus the log
-likelihood) no more than 0.01 above the better of these. The number of targets is told. *CSIST*:
-8-bit images clipped at 255, 1 to 5 targets as the preset's prior has them. *Many*: 6 to 10 targets
-of 150-300 DN at least 0.9 px apart in a box of 5 px, noise of 1 DN, 13 x 13 pixels. *Wide*: 2 to 8
-targets of 200-600 DN at least 1 px apart anywhere in 31 x 31 pixels, noise of 2 DN, of which the
-fit is told nothing. A tenth as many images of either. "At least" is what the share is with 95 %
-confidence (Clopper & Pearson 1934, Biometrika 26, 404).
+The usual search of `csunmix.continuous.fit.fit` beside one of 1,000 starts, and beside a fit that
+starts at the truth: as good is an objective (minus the log likelihood) no more than 0.01 above the
+better of these. The number of targets is told. *CSIST*: 8-bit images clipped at 255, 1 to 5 targets
+as the preset's prior has them. *Many*: 6 to 10 targets of 150-300 DN at least 0.9 px apart in a box
+of 5 px, noise of 1 DN, 13 x 13 pixels. *Wide*: 2 to 8 targets of 200-600 DN at least 1 px apart
+anywhere in 31 x 31 pixels, noise of 2 DN, of which the fit is told nothing. A tenth as many images
+of either. "At least" is what the share is with 95 % confidence (Clopper & Pearson 1934, Biometrika
+26, 404).
 """
 
 from __future__ import annotations
