@@ -451,6 +451,8 @@ def test_targets_apart_and_one_alone_keep_their_shape() -> None:
     pair = np.array([[4.6, 4.9, 225.0], [5.1, 4.7, 240.0]])
     assert len(kernel.reshaped(pair, 1.0)) == 3
     assert len(kernel.reshaped(pair, 0.2)) == len(kernel.reshaped(pair[:1], 1.0)) == 1
+    bright_and_faint = np.array([[5.0, 5.0, 1000.0], [5.0, 6.4, 50.0]])  # whatever their light
+    assert len(kernel.reshaped(bright_and_faint, 1.0)) == 3
 
 
 def test_scenes_in_a_likely_cell_are_among_the_optima() -> None:

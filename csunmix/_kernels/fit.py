@@ -27,7 +27,7 @@ from csunmix._validation import FloatArray, IntArray
 _DAMPING = (1e-9, 1e-3, 1e9)  # least, first and largest
 _EASE, _BRAKE = 3.0, 6.0  # of the damping: factors after a step that leads down, and one that not
 _LEAST = 1e-12  # precision of a parameter that nothing is known of
-_SETTLED = 1e-8  # the same of a step, by the gradient, that is not worth a try
+_SETTLED = 1e-8  # decrease of the objective, by the gradient, of a step not worth a try
 _UNUSUAL = 10.0  # standard deviations of what noise leaves of an image
 
 
