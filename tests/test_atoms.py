@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import csunmix as cu
-from csunmix._kernels import active_set, atoms, pursuit
+from csunmix._kernels import active_set, atoms, selection
 from csunmix._kernels.linalg import cholesky_append
 
 
@@ -113,27 +113,34 @@ def test_bounds_of_rows_hide_no_atom(even: bool, plain: bool) -> None:
 @pytest.mark.parametrize("plain", [False, True])
 def test_what_the_chosen_atoms_leave_of_the_others(plain: bool) -> None:
     seen, matrix = view(even=False)
-    project_out = pursuit._project_out.py_func if plain else pursuit._project_out
-    chosen = atoms.new_chosen(4, 30)
-    room = pursuit._new_room(seen.a_y, seen.a_x, 3, 30)
-    pursuit._renew((matrix**2).sum(axis=0), room)
+    span, update_row = selection.span, selection._update_row
+    if plain:
+        span, update_row = span.py_func, update_row.py_func
+    energies, height = (matrix**2).sum(axis=0), seen.a_y.shape[1]
+    chosen, rows = atoms.new_chosen(4, 30), selection.new_rows(seen, 3)
+    selection.weigh(energies, rows)
+    selection.see(seen, seen.target, rows, rows.image)
     for k, atom in enumerate((50, 52, 200)):
         atoms.append(seen, chosen, atom, 1.0, 0.0)
         assert cholesky_append(chosen.gram, k, chosen.lower)
-        assert project_out(seen, chosen, room)
+        assert span(seen, chosen, rows, np.empty(3))
+        for i in range(k % 2, height):  # the first row is left for later
+            update_row(seen, energies, i, True, rows)
         basis = np.linalg.qr(matrix[:, chosen.atoms[: k + 1]])[0]
         left = ((matrix - basis @ (basis.T @ matrix)) ** 2).sum(axis=0)
-        np.testing.assert_allclose(room.free, left, atol=1e-12)
         fit = basis @ (basis.T @ seen.target)
-        np.testing.assert_allclose(room.fit, matrix.T @ fit, atol=1e-9)
-        wanted = left > 1e-9
-        np.testing.assert_allclose(room.inverse[wanted], 1 / left[wanted], rtol=1e-6)
-        assert (room.inverse[chosen.atoms[: k + 1]] == 0).all()
+        done = np.arange(left.size) // (left.size // height) >= k % 2
+        np.testing.assert_allclose(rows.free.ravel()[done], left[done], atol=1e-12)
+        g = matrix.T @ (seen.target - fit)
+        np.testing.assert_allclose(rows.g.ravel()[done], g[done], atol=1e-9)
+        wanted = done & (left > 1e-9)
+        np.testing.assert_allclose(rows.inverse.ravel()[wanted], 1 / left[wanted], rtol=1e-6)
+        assert (rows.inverse.ravel()[chosen.atoms[: k + 1]] == 0).all()
     atoms.drop(chosen, 0)
-    assert not project_out(seen, chosen, room)
-    pursuit._renew((matrix**2).sum(axis=0), room)
-    assert (room.spanned == -1).all()
-    assert not room.fit.any()
+    assert not span(seen, chosen, rows, np.empty(3))
+    selection.forget(rows)
+    assert (rows.spanned == -1).all()
+    assert not rows.hidden.any()
 
 
 @pytest.mark.parametrize("watched", [False, True])

@@ -21,7 +21,17 @@ from scipy.optimize import lsq_linear, nnls
 import csunmix as cu
 from csunmix import _kernels
 from csunmix._kernels import active_set as active
-from csunmix._kernels import atoms, banded, claims, jit, linalg, merging, proximal, pursuit
+from csunmix._kernels import (
+    atoms,
+    banded,
+    claims,
+    jit,
+    linalg,
+    merging,
+    proximal,
+    pursuit,
+    selection,
+)
 
 RNG_SEEDS = pytest.mark.parametrize("seed", range(3))
 
@@ -59,6 +69,15 @@ def random_view(seed: int, **options: Any) -> tuple[atoms.View, Any, Any, np.ran
 
 
 # --- linear algebra -----------------------------------------------------------------------------
+
+
+@both(linalg.largest, linalg.first_largest)
+def test_largest_and_the_first_of_them(largest: Any, first_largest: Any) -> None:
+    rng = np.random.default_rng(1)
+    for n in range(1, 14):
+        for a in (rng.normal(size=n), rng.integers(0, 3, n) - 5.0, np.full(n, -np.inf)):
+            assert largest(a) == a.max()
+            assert first_largest(a) == a.argmax()
 
 
 @both(linalg.inner, linalg.add)
@@ -147,9 +166,9 @@ def test_cholesky_follows_what_comes_and_goes(
 
 
 @pytest.mark.parametrize("dense", [False, True], ids=["separable", "dense"])
-@both(atoms.new_view, atoms.write_atom, atoms.correlate, atoms.forward)
+@both(atoms.new_view, atoms.write_atom, atoms.forward)
 def test_views_equal_the_weighted_matrix(
-    new_view: Any, write_atom: Any, correlate: Any, forward: Any, dense: bool
+    new_view: Any, write_atom: Any, forward: Any, dense: bool
 ) -> None:
     view, matrix, target, rng = random_view(3, dense=dense)
     plain = new_view(view.a_y, view.a_x, np.ones(view.root.shape), view.root**2)
@@ -163,10 +182,6 @@ def test_views_equal_the_weighted_matrix(
         np.testing.assert_allclose(column, matrix[:, atom], rtol=1e-14)
     write_atom(view, matrix.shape[1] + 7, column)  # the pixels' own atoms stand behind
     np.testing.assert_allclose(column, np.where(np.arange(20) == 7, -view.root.ravel(), 0))
-
-    g = np.empty(matrix.shape[1])
-    correlate(view, target, g)
-    np.testing.assert_allclose(g, matrix.T @ target, rtol=1e-12, atol=1e-12)
 
     x = rng.normal(size=matrix.shape[1]) * (rng.random(matrix.shape[1]) < 0.2)
     image = np.empty(view.root.shape)
@@ -508,7 +523,7 @@ def test_dependent_atoms_are_exchanged_at_no_loss(exchange: Any, seed: int) -> N
 
 
 def rules(low: float = 0.0, high: float = np.inf, width: int = 10, **distances: float) -> Any:
-    return pursuit.Rules(
+    return selection.Rules(
         low, high, width, distances.get("exclusion", 0.0), distances.get("reach", 0.0), False
     )
 
@@ -547,7 +562,7 @@ def test_fit_drops_dependent_and_negative_atoms(fit: Any) -> None:
 
 @RNG_SEEDS
 @pytest.mark.parametrize(("low", "high"), [(0.0, np.inf), (0.5, 1.5), (-np.inf, np.inf)])
-@both(pursuit._best_pair, pursuit._best_value)
+@both(pursuit._best_pair, selection.best_value)
 def test_best_coefficients_of_one_and_two_atoms(
     best_pair: Any, best_value: Any, seed: int, low: float, high: float
 ) -> None:
@@ -645,10 +660,8 @@ def test_two_atoms_move_together_to_the_best_neighbours(move_two: Any, seed: int
         np.testing.assert_allclose(r, target - matrix[:, best] @ chosen.x[:2], atol=1e-10)
 
 
-@both(pursuit._select, pursuit._near, pursuit._invert)
-def test_select_takes_the_largest_gain_outside_the_bands(
-    select: Any, near: Any, invert: Any
-) -> None:
+@both(selection.select, selection.near)
+def test_select_takes_the_largest_gain_outside_the_bands(select: Any, near: Any) -> None:
     view, matrix, target, _ = random_view(6)
     energies = (matrix**2).sum(axis=0)
     chosen = atoms.new_chosen(3, target.size)
@@ -660,80 +673,103 @@ def test_select_takes_the_largest_gain_outside_the_bands(
     assert not near(banned, 33, chosen, 0, 0)  # the atom itself is left out
     gain = np.where(energies > 1e-12 * energies.max(), np.maximum(g, 0) ** 2, 0)
     gain[energies > 0] /= energies[energies > 0]
-    room = pursuit._new_room(view.a_y, view.a_x, 3, target.size)
-    invert(energies, 1e-12 * energies.max(), room.free, room.inverse)
-    room.image[:], room.fit[:] = g + 1.0, 1.0
-    best, value = select(banned, room, chosen)
+    rows = selection.new_rows(view, 3)
+    selection.weigh(energies, rows)
+    selection.see(view, target, rows, rows.left)
+    best, value = select(view, banned, energies, rows, chosen)
     assert best == max(far, key=lambda j: float(gain[j]))
     assert value == pytest.approx(g[best] / energies[best])
-    room.image[:] = 1.0 - np.abs(g)
-    assert select(banned, room, chosen)[0] == -1
-    room.image[:] = g + 1.0
-    invert(np.zeros(80), 0.0, room.free, room.inverse)
-    assert select(banned, room, chosen)[0] == -1
+    selection.see(view, -np.abs(target), rows, rows.left)
+    assert select(view, banned, energies, rows, chosen)[0] == -1
+    selection.weigh(np.zeros(80), rows)
+    assert select(view, rules(-np.inf), np.zeros(80), rows, chosen)[0] == -1
 
 
 @pytest.mark.parametrize("side", [4, 8, 9, 16])
 @pytest.mark.parametrize("bounds", [(-np.inf, np.inf), (0.0, np.inf), (0.5, 3.0)])
-@both(pursuit._select, pursuit._write_gains, pursuit._write_bounded_gains, pursuit._largest_in)
-def test_select_in_maps_of_any_number_of_blocks(
-    select: Any,
-    write_gains: Any,
-    write_bounded_gains: Any,
-    largest_in: Any,
-    bounds: tuple[float, float],
-    side: int,
+@both(selection.select, selection._write_gains)
+def test_select_in_maps_of_any_size(
+    select: Any, write_gains: Any, bounds: tuple[float, float], side: int
 ) -> None:
-    a_y = a_x = np.eye(side)
-    room, none = pursuit._new_room(a_y, a_x, 1, side**2), atoms.new_chosen(1, side**2)
     rng = np.random.default_rng(side)
-    room.free[:] = rng.uniform(0.5, 2.0, side**2)
-    room.inverse[:] = 1.0 / room.free
-    told = rules(*bounds, width=side)
-    for atom in {0, 1, 2, 3, min(63, side**2 - 1), side**2 - 2, side**2 - 1}:
-        room.image[:] = rng.uniform(-1.0, 1.0, side**2)
-        room.image[atom] = 4.0 * room.free[atom]  # which gains 3 at least, others 1 at most
-        best, value = select(told, room, none)
+    weights, told = rng.uniform(0.5, 2.0, (side, side)), rules(*bounds, width=side)
+    eye, none = np.eye(side), atoms.new_chosen(1, side**2)
+    for atom in {0, 1, 2, 3, side**2 - 2, side**2 - 1}:
+        y = rng.uniform(-1.0, 1.0, (side, side))
+        y.flat[atom] = 4.0  # which gains 4 at least, others 1 at most
+        view = atoms.new_view(eye, eye, y, weights)
+        rows = selection.new_rows(view, 1)
+        selection.weigh(weights.ravel(), rows)
+        selection.see(view, view.target, rows, rows.left)
+        best, value = select(view, told, weights.ravel(), rows, none)
         assert best == atom
         assert value == pytest.approx(min(4.0, bounds[1]))
-        out = np.empty(side**2)
-        if bounds[0] > 0:
-            write_bounded_gains(*bounds, room.image, room.fit, room.free, room.inverse, out)
-        else:
-            write_gains(bounds[0], room.image, room.fit, room.inverse, out)
-        v = np.clip(room.image / room.free, *bounds)
-        np.testing.assert_allclose(out, v * room.image - 0.5 * v**2 * room.free)
-        assert largest_in(room.gain, atom // 64) == pytest.approx(out[atom])
-    room.image[:] = -1.0
-    if bounds[0] == 0.0:
-        assert select(told, room, none)[0] == -1
+        out, g, energies = np.empty(side), weights[0] * y[0], weights[0].copy()
+        write_gains(told, g, energies, 1.0 / energies, out)
+        v = np.clip(y[0], *bounds)
+        np.testing.assert_allclose(out, v * g - 0.5 * v**2 * energies)
+
+
+def rows_of(seed: int, even: bool, dense: bool) -> tuple[Any, ...]:
+    """A view, its matrix, image and energies, and room for six chosen atoms."""
+    a_y, a_x = factors(dense=dense)
+    rng = np.random.default_rng(seed)
+    sizes = (len(a_y), len(a_x))
+    w = np.full(sizes, 1.7) if even else rng.uniform(0.3, 2, sizes)
+    view, matrix, target = view_of(rng.normal(size=sizes), w, a_y, a_x)
+    energies, rows = (matrix**2).sum(axis=0), selection.new_rows(view, 6)
+    selection.weigh(energies, rows)
+    selection.see(view, target, rows, rows.image)
+    return view, matrix, target, energies, rows, atoms.new_chosen(6, target.size)
 
 
 @pytest.mark.parametrize("dense", [False, True], ids=["separable", "dense"])
 @pytest.mark.parametrize("even", [False, True], ids=["weights", "even"])
-@both(pursuit._write_products, atoms.write_rays)
-def test_products_of_all_atoms_with_a_sum_of_chosen_ones(
-    write_products: Any, write_rays: Any, even: bool, dense: bool
+@both(selection.see_left, selection._see_sum)
+def test_rows_see_what_chosen_atoms_explain_and_leave(
+    see_left: Any, see_sum: Any, even: bool, dense: bool
 ) -> None:
-    a_y, a_x = factors(dense=dense)
-    rng = np.random.default_rng(2)
-    sizes = (len(a_y), len(a_x))
-    w = np.full(sizes, 1.7) if even else rng.uniform(0.3, 2, sizes)
-    view, matrix, target = view_of(rng.normal(size=sizes), w, a_y, a_x)
-    chosen = atoms.new_chosen(6, target.size)
-    room = pursuit._new_room(a_y, a_x, 6, target.size)
+    view, matrix, target, _, rows, chosen = rows_of(2, even, dense)
+    rng, out = np.random.default_rng(3), np.empty(rows.left.shape)
     for atom in (3, 11, 20, 8, 30):
         atoms.append(view, chosen, atom, 1.0, 0.0)
         k = chosen.number[0]
-        x = rng.normal(size=k)
-        write_products(view, chosen, x, room, room.products)
-        fitted = matrix[:, chosen.atoms[:k]] @ x
-        np.testing.assert_allclose(room.products, matrix.T @ fitted, atol=1e-12)
-    rays = np.empty(81 if dense else 18)
-    write_rays(view, 33, rays)
-    gram = np.outer(rays[:1], rays[1:]) if dense else np.outer(rays[:8], rays[8:])
-    unweighted = np.kron(a_y, a_x)
-    np.testing.assert_allclose(gram.ravel(), unweighted.T @ unweighted[:, 33], atol=1e-14)
+        chosen.x[:k] = rng.normal(size=k)
+        fitted = matrix[:, chosen.atoms[:k]] @ chosen.x[:k]
+        see_left(view, chosen, target - fitted, rows)
+        see_sum(view, chosen, chosen.x[:k], rows, out)
+        for seen, twin in ((rows.left, target - fitted), (out, fitted)):
+            weighted = twin.reshape(view.root.shape) * view.root
+            np.testing.assert_allclose(seen, weighted.T @ view.a_y, atol=1e-12)
+
+
+@pytest.mark.parametrize("dense", [False, True], ids=["separable", "dense"])
+@pytest.mark.parametrize("even", [False, True], ids=["weights", "even"])
+@pytest.mark.parametrize("refitted", [False, True], ids=["correlation", "residual"])
+@both(selection._bound, selection.span)
+def test_bounds_of_rows_exceed_what_their_atoms_gain(
+    bound: Any, span: Any, refitted: bool, even: bool, dense: bool
+) -> None:
+    hidden = 0
+    for seed in range(5):
+        view, matrix, target, energies, rows, chosen = rows_of(seed, even, dense)
+        for k in range(4):
+            basis = np.linalg.qr(matrix[:, chosen.atoms[:k]])[0]
+            r = target - basis @ (basis.T @ target)
+            left = energies.copy()
+            if refitted:
+                left = ((matrix - basis @ (basis.T @ matrix)) ** 2).sum(axis=0)
+                assert span(view, chosen, rows, np.empty(6))
+            gain = np.zeros(len(left))
+            np.divide(0.5 * (matrix.T @ r) ** 2, left, out=gain, where=left > 1e-9)
+            selection.see(view, r, rows, rows.left)
+            bound(rows)
+            most = gain.reshape(view.a_y.shape[1], -1).max(axis=1)
+            assert (rows.bound >= most - 1e-12 * most.max()).all()
+            hidden += np.count_nonzero(rows.bound < most.max())
+            atoms.append(view, chosen, int(gain.argmax()), 1.0, 0.0)
+            assert linalg.cholesky_append(chosen.gram, k, chosen.lower)
+    assert hidden > 5
 
 
 def pursuit_arguments(seed: int) -> tuple[Any, ...]:

@@ -163,16 +163,21 @@ def contains(chosen: Chosen, atom: int) -> bool:
     return found
 
 
-@leaf()
+@leaf(fastmath={"contract"})
 def residual(view: View, chosen: Chosen, out: FloatArray) -> None:
     """Weighted image less the chosen atoms."""
-    target, columns, x = view.target, chosen.columns, chosen.x
-    for p in range(out.size):
+    target, columns, x, k = view.target, chosen.columns, chosen.x, chosen.number[0]
+    for p in range(np.uint64(out.size)):
         out[p] = target[p]
-    for m in range(chosen.number[0]):
-        row, factor = np.uint64(m), x[m]
+    for m in range(0, k, 4):  # four at a time, to load and store less
+        i0, i1 = np.uint64(m), np.uint64(min(m + 1, k - 1))
+        i2, i3 = np.uint64(min(m + 2, k - 1)), np.uint64(min(m + 3, k - 1))
+        x0, x1 = x[i0], x[i1] if m + 1 < k else 0.0
+        x2, x3 = x[i2] if m + 2 < k else 0.0, x[i3] if m + 3 < k else 0.0
         for p in range(np.uint64(out.size)):
-            out[p] -= factor * columns[row, p]
+            out[p] -= (x0 * columns[i0, p] + x1 * columns[i1, p]) + (
+                x2 * columns[i2, p] + x3 * columns[i3, p]
+            )
 
 
 @leaf()
@@ -219,12 +224,6 @@ def largest_box(a_y: FloatArray, a_x: FloatArray) -> int:
         return int(height)
     around = (2 * (height // a_y.shape[0]) + 1) * (2 * (width // a_x.shape[0]) + 1)
     return int(min(max(around, _LARGE_BOX), height * width))
-
-
-@leaf()
-def correlate(view: View, r: FloatArray, out: FloatArray) -> None:
-    """Inner products of all weighted atoms with `r`."""
-    correlate_box(view, r, whole(view), out)
 
 
 @leaf()
@@ -283,23 +282,6 @@ def correlate_rows(view: View, r: FloatArray, box: Box, out: FloatArray) -> None
         for q in range(n_q):
             weighted[q, p] = root[p, q] * r[p * n_q + q]
     multiply(weighted, view.a_x, Box(0, n_p, box.left, box.right), out)
-
-
-@leaf()
-def write_rays(view: View, atom: int, out: FloatArray) -> None:
-    """Inner products of an atom with all others along y, and behind them along x.
-
-    Without weights the product with an atom is that of two of them. A dense dictionary is a single
-    row of cells.
-    """
-    height, width = view.a_y.shape[1], view.a_x.shape[1]
-    if width == 1:
-        out[0] = 1.0
-        sum_rows(view.a_y, view.a_y, Box(atom, atom + 1, 0, height), out[1:])
-        return
-    i, j = atom // width, atom % width
-    sum_rows(view.a_y, view.a_y, Box(i, i + 1, 0, height), out[:height])
-    sum_rows(view.a_x, view.a_x, Box(j, j + 1, 0, width), out[height:])
 
 
 @leaf(fastmath={"reassoc", "contract"})

@@ -12,6 +12,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
+from llvmlite.binding import Linkage
 from numba._dynfunc import make_function
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import CompilerBase, DefaultPassBuilder
@@ -23,7 +24,7 @@ _REFUSE = ctypes.cast(ctypes.pythonapi.PyObject_Call, ctypes.c_void_p).value
 """Called with a function's closure, it raises that this is not callable."""
 
 
-class _Code(JITCodeLibrary):
+class _Part(JITCodeLibrary):
     """Code to be optimised, and made machine code, where it is linked to."""
 
     def finalize(self) -> None:
@@ -36,8 +37,22 @@ class _Code(JITCodeLibrary):
         self._finalized = True
 
 
+class _Whole(JITCodeLibrary):
+    """Code with its parts, which nothing else calls.
+
+    LLVM then passes them only what they use, and not every array of a named tuple.
+    """
+
+    def _optimize_final_module(self) -> None:
+        for each in self._final_module.functions:
+            # Those of numba's runtime are told by their names, and kept as they are.
+            if each.linkage == Linkage.linkonce_odr and not each.name.startswith("NRT_"):
+                each.linkage = Linkage.internal
+        super()._optimize_final_module()
+
+
 @register_pass(mutates_CFG=True, analysis_only=False)
-class _Lowering(NativeLowering):
+class _LowerPart(NativeLowering):
     """As numba's, up to where it makes machine code."""
 
     _name = "csunmix_part"
@@ -45,7 +60,7 @@ class _Lowering(NativeLowering):
     def run_pass(self, state: Any) -> bool:
         """Lower a function, and let other functions call it."""
         context, name = state.targetctx, state.func_id.func_name
-        state.library = _Code(context.codegen(), state.func_id.func_qualname)
+        state.library = _Part(context.codegen(), state.func_id.func_qualname)
         state.flags.no_compile = state.flags.no_cpython_wrapper = True
         super().run_pass(state)
         made = state["cr"]
@@ -56,16 +71,43 @@ class _Lowering(NativeLowering):
         return True
 
 
+@register_pass(mutates_CFG=True, analysis_only=False)
+class _LowerKernel(NativeLowering):
+    """As numba's, for code that is called from outside at one place alone."""
+
+    _name = "csunmix_kernel"
+
+    def run_pass(self, state: Any) -> bool:
+        """Lower a function and make machine code of it and its parts."""
+        state.library = _Whole(state.targetctx.codegen(), state.func_id.func_qualname)
+        state.library.enable_object_caching()
+        return bool(super().run_pass(state))
+
+
 class _Compiler(CompilerBase):
-    """Compiles a function to what goes into those that call it."""
+    """numba's compiler with a lowering of our own."""
+
+    lowering: type[NativeLowering]
 
     def define_pipelines(self) -> list[Any]:
         """The only pipeline."""
         passes = DefaultPassBuilder.define_nopython_pipeline(self.state)
-        lowering = {NativeLowering: _Lowering}
-        passes.passes = [(lowering.get(each, each), about) for each, about in passes.passes]
+        ours = {NativeLowering: self.lowering}
+        passes.passes = [(ours.get(each, each), about) for each, about in passes.passes]
         passes.finalize()
         return [passes]
+
+
+class _PartCompiler(_Compiler):
+    """Compiles a function to what goes into those that call it."""
+
+    lowering = _LowerPart
+
+
+class _KernelCompiler(_Compiler):
+    """Compiles a function for Python to call."""
+
+    lowering = _LowerKernel
 
 
 class Part(CPUDispatcher):
@@ -77,7 +119,7 @@ class Part(CPUDispatcher):
         locals: dict[str, Any] | None = None,  # as numba names it, which unpickles by position
         targetoptions: dict[str, Any] | None = None,
     ) -> None:
-        super().__init__(py_func, locals or {}, targetoptions or {}, pipeline_class=_Compiler)
+        super().__init__(py_func, locals or {}, targetoptions or {}, pipeline_class=_PartCompiler)
 
     def __call__(self, *args: Any, **named: Any) -> Any:
         """Call the function that is compiled by itself."""
@@ -90,6 +132,14 @@ class Part(CPUDispatcher):
 
 class Kernel(CPUDispatcher):
     """A function for Python to call."""
+
+    def __init__(
+        self,
+        py_func: Any,
+        locals: dict[str, Any] | None = None,
+        targetoptions: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(py_func, locals or {}, targetoptions or {}, pipeline_class=_KernelCompiler)
 
     def compile(self, signature: Any) -> Any:
         """Compile it without looking for garbage meanwhile: nearly all that is made then lasts."""

@@ -49,6 +49,28 @@ def add(factor: float, a: FloatArray, out: FloatArray) -> None:
 
 
 @leaf()
+def largest(a: FloatArray) -> float:
+    """Largest entry of a vector, by four at a time."""
+    n, one = np.uint64(a.size), np.uint64(1)
+    s, t, u, v = a[n - one], -np.inf, -np.inf, -np.inf
+    for p in range(np.uint64(0), n - n % np.uint64(4), np.uint64(4)):
+        s, t = max(s, a[p]), max(t, a[p + one])
+        u, v = max(u, a[p + one + one]), max(v, a[p + one + one + one])
+    for p in range(n - n % np.uint64(4), n):
+        s = max(s, a[p])
+    return float(max(max(s, t), max(u, v)))
+
+
+@leaf()
+def first_largest(a: FloatArray) -> int:
+    """Where the largest entry of a vector is, the first of them."""
+    most, p = largest(a), 0
+    while p < a.size - 1 and not a[p] >= most:
+        p += 1
+    return p
+
+
+@leaf()
 def to_shares(logs: FloatArray, share: FloatArray) -> float:
     """``exp(logs)`` over their sum, into `share`; returns the log of the sum."""
     top, total = -np.inf, 0.0

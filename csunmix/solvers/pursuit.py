@@ -54,11 +54,12 @@ class _Pursuit(ABC):
             dictionary, images, positive=self.positive, weights=weights, censored=censored, x0=x0
         )
         # A greedy step knows no bounds: censored pixels are ignored.
-        problem = replace(
-            problem,
-            weights=np.where(problem.censored, 0.0, problem.weights),
-            censored=np.zeros_like(problem.censored),
-        )
+        if problem.censored.any():
+            problem = replace(
+                problem,
+                weights=np.where(problem.censored, 0.0, problem.weights),
+                censored=np.zeros_like(problem.censored),
+            )
         return self._run(problem, dictionary.grid.factor, Monitor(callback))
 
     @abstractmethod
@@ -103,7 +104,8 @@ class MatchingPursuit(_Pursuit):
         as_integer(self.max_iter, "max_iter", minimum=1)
 
     def _run(self, problem: Problem, factor: int, monitor: Monitor) -> SolveResult:
-        from csunmix._kernels.pursuit import Rules, matching_pursuit
+        from csunmix._kernels.pursuit import matching_pursuit
+        from csunmix._kernels.selection import Rules
 
         rules = Rules(
             low=0.0 if self.positive else -np.inf,
@@ -202,7 +204,8 @@ class OMP(_Pursuit):
         as_number(self.exclusion_radius, "exclusion_radius", minimum=0.0)
 
     def _run(self, problem: Problem, factor: int, monitor: Monitor) -> SolveResult:
-        from csunmix._kernels.pursuit import Rules, orthogonal_matching_pursuit
+        from csunmix._kernels.pursuit import orthogonal_matching_pursuit
+        from csunmix._kernels.selection import Rules
 
         low, high = self.bounds or (0.0 if self.positive else -np.inf, np.inf)
         cells = float(factor)
