@@ -110,7 +110,7 @@ def active_set(
     answer = _new_coefficients(np.zeros(len(y) + 1, np.int64), 16 * len(y))
     x = np.zeros(n_atoms)  # of one image
     for b in range(len(y)):
-        view = look(view, y[b], weights[b])
+        look(view, y[b], weights[b])
         fresh = start.first[b] == start.first[b + 1]
         for m in range(start.first[b], start.first[b + 1]):
             x[start.atoms[m]] = start.x[m]
@@ -244,7 +244,7 @@ def _lasso(
     norm = np.sqrt(long_inner(view.target, view.target))
     bounded = extremes(excess)[1] >= 0.0
     # Where products of atoms are cheap and pixels need no look, columns can wait.
-    lean = not bounded and not np.isnan(view.even) and view.a_x.shape[1] > 1
+    lean = not bounded and not np.isnan(view.even[0]) and view.a_x.shape[1] > 1
     box, gap = Box(0, 0, 0, 0), np.inf
     steps, optimal, any_blocked = 0, False, False
     while True:

@@ -26,7 +26,7 @@ class View(NamedTuple):
     a_x: FloatArray
     root: FloatArray  # (p, q)
     target: FloatArray  # (p q,), the weighted image
-    even: float  # the weight that all pixels have; NaN where they differ
+    even: FloatArray  # (1,), the weight that all pixels have; NaN where they differ
     weighted: FloatArray  # (q, p), scratch
     along_x: FloatArray
 
@@ -56,21 +56,29 @@ class Chosen(NamedTuple):
 def new_view(a_y: FloatArray, a_x: FloatArray, y: FloatArray, weights: FloatArray) -> View:
     """See an image through its weights."""
     room = y.shape[0] * a_x.shape[1] + a_y.shape[1]
-    new = np.empty(y.shape), np.empty(y.size), np.nan, np.empty(y.shape[::-1]), np.empty(room)
-    return look(View(a_y, a_x, *new), y, weights)
+    root, target, even = np.empty(y.shape), np.empty(y.size), np.full(1, np.nan)
+    view = View(a_y, a_x, root, target, even, np.empty(y.shape[::-1]), np.empty(room))
+    look(view, y, weights)
+    return view
 
 
-@part()
-def look(view: View, y: FloatArray, weights: FloatArray) -> View:
-    """See another image, in the memory of a view."""
-    a_y, a_x, root, target, _, weighted, along_x = view
-    even = weights[0, 0]
-    for p in range(y.shape[0]):
-        for q in range(y.shape[1]):
-            root[p, q] = np.sqrt(weights[p, q])
-            target[p * y.shape[1] + q] = root[p, q] * y[p, q]
-            even = even if weights[p, q] == even else np.nan
-    return View(a_y, a_x, root, target, even, weighted, along_x)
+@leaf()
+def look(view: View, y: FloatArray, weights: FloatArray) -> None:
+    """See another image."""
+    root, target, alike = view.root, view.target, 0
+    n_p, n_q, first = np.uint64(y.shape[0]), np.uint64(y.shape[1]), weights[0, 0]
+    for p in range(n_p):
+        for q in range(n_q):
+            alike += 1 if weights[p, q] == first else 0
+    even = first if alike == y.size else np.nan
+    if even != view.even[0]:  # else roots are those of the image before
+        view.even[0] = even
+        for p in range(n_p):
+            for q in range(n_q):
+                root[p, q] = np.sqrt(weights[p, q])
+    for p in range(n_p):
+        for q in range(n_q):
+            target[p * n_q + q] = root[p, q] * y[p, q]
 
 
 @part()
@@ -248,7 +256,7 @@ def correlate_atom(view: View, atom: int, column: FloatArray, box: Box, out: Flo
     With even weights a product is one along y times one along x.
     """
     width = box.right - box.left
-    if np.isnan(view.even) or view.a_x.shape[1] == 1:
+    if np.isnan(view.even[0]) or view.a_x.shape[1] == 1:
         correlate_box(view, column, box, out)
         return
     height = box.bottom - box.top
@@ -265,7 +273,7 @@ def correlate_atom(view: View, atom: int, column: FloatArray, box: Box, out: Flo
         sum_rows(view.a_y, view.a_y, Box(i, i + 1, box.top, box.bottom), along_y)
         sum_rows(view.a_x, view.a_x, Box(j, j + 1, box.left, box.right), along_x)
     for i in range(height):
-        factor = view.even * along_y[i]
+        factor = view.even[0] * along_y[i]
         for j in range(width):
             out[i * width + j] = factor * along_x[j]
 

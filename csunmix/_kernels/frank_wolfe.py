@@ -68,7 +68,7 @@ def new_task(
 @part()
 def _grid_factors(table: FloatArray, n: int) -> FloatArray:
     """Factors (m, rank, n) at equal steps from -0.5 to n - 0.5."""
-    rank, n_phases = table.shape[0], table.shape[1] - 1
+    rank, n_phases = table.shape[0], table.shape[1]
     m = math.ceil(n * n_phases / _PHASES_PER_STEP) + 1
     factors = np.empty((m, rank, n))
     for k in range(m):
@@ -280,7 +280,7 @@ def _lit(theta: FloatArray) -> FloatArray:
 @part()
 def merge(task: Task, theta: FloatArray, value: float) -> tuple[FloatArray, float]:
     """Make the closest two atoms one, as often as that does not raise the objective."""
-    closest = _PHASES_APART / (task.optics.y.shape[1] - 1)
+    closest = _PHASES_APART / task.optics.y.shape[1]
     while theta.size > 3:
         atoms = theta.reshape(-1, 3)
         a, b, least = 0, 0, closest

@@ -80,7 +80,7 @@ def orthogonal_matching_pursuit(
     view, chosen = new_view(a_y, a_x, y[0], weights[0]), new_chosen(most + 1, n_pixels)
     number, rows, share, r = chosen.number, new_rows(view, most), np.empty(most), np.empty(n_pixels)
     for b in range(len(y)):
-        view = look(view, y[b], weights[b])
+        look(view, y[b], weights[b])
         own = energies[min(b, len(energies) - 1)]
         if b == 0 or len(energies) > 1:
             weigh(own, rows)
@@ -139,7 +139,7 @@ def matching_pursuit(
     view, none = new_view(a_y, a_x, y[0], weights[0]), new_chosen(0, 0)
     rows, r, column = new_rows(view, 0), np.empty(n_pixels), np.empty(n_pixels)
     for b in range(len(y)):
-        view = look(view, y[b], weights[b])
+        look(view, y[b], weights[b])
         own = energies[min(b, len(energies) - 1)]
         if b == 0 or len(energies) > 1:
             weigh(own, rows)
@@ -174,9 +174,9 @@ def matching_pursuit(
 @leaf()
 def _keep(chosen: Chosen, picks: Picks, b: int) -> None:
     """Write down what is chosen for an image."""
-    picks.number[b] = chosen.number[0]
-    for m in range(chosen.number[0]):
-        picks.atoms[b, m], picks.x[b, m] = chosen.atoms[m], chosen.x[m]
+    picks.number[b], image = chosen.number[0], np.uint64(b)
+    for m in range(np.uint64(chosen.number[0])):
+        picks.atoms[image, m], picks.x[image, m] = chosen.atoms[m], chosen.x[m]
 
 
 @leaf()

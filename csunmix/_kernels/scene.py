@@ -29,8 +29,8 @@ _LOST = 37.0  # logarithm below which a number is lost against another
 class Optics(NamedTuple):
     """A PSF as a sum of products of one factor in y and one in x, tabulated along each axis.
 
-    Tables are (rank, n_phases + 1, 2, 2 reach + 2): phase p holds the factor, and its change from
-    one phase to the next, at the offsets ``j - reach - p/n_phases`` px.
+    Tables are (rank, n_phases, 4, 2 reach + 2): phase p holds the factor at the offsets
+    ``j - reach - (p + h)/n_phases`` px as cubics in h, which goes from 0 to 1: their coefficients.
     """
 
     y: FloatArray
@@ -51,17 +51,14 @@ class Pixels(NamedTuple):
 
 @leaf()
 def axis_factor(table: FloatArray, position: float, k: int, out: FloatArray) -> None:
-    """Factors (rank, n) of target k at `position` along an axis: a cubic between two phases."""
+    """Factors (rank, n) of target k at `position` along an axis."""
     p, h, first, start, stop = _locate(table, position, out.shape[2])
-    v0, v1 = (1.0 + 2.0 * h) * (1.0 - h) ** 2, h * h * (3.0 - 2.0 * h)
-    d0, d1 = h * (1.0 - h) ** 2, h * h * (h - 1.0)
     out[k] = 0.0
     for r in range(table.shape[0]):
-        v, w = table[r, p, 0, start - first :], table[r, p + 1, 0, start - first :]
-        s, t = table[r, p, 1, start - first :], table[r, p + 1, 1, start - first :]
-        value = out[k, r, start:stop]
-        for q in range(value.size):
-            value[q] = v0 * v[q] + v1 * w[q] + d0 * s[q] + d1 * t[q]
+        cubic, value, skip = table[r, p], out[k, r, start:stop], np.uint64(start - first)
+        for n in range(np.uint64(value.size)):
+            q = skip + n
+            value[n] = cubic[0, q] + h * (cubic[1, q] + h * (cubic[2, q] + h * cubic[3, q]))
 
 
 @leaf()
@@ -70,26 +67,23 @@ def axis_factors(
 ) -> None:
     """The same, and their derivatives by the position, 1/px."""
     p, h, first, start, stop = _locate(table, position, out.shape[2])
-    n_phases = table.shape[1] - 1
-    v0, v1 = (1.0 + 2.0 * h) * (1.0 - h) ** 2, h * h * (3.0 - 2.0 * h)
-    d0, d1 = h * (1.0 - h) ** 2, h * h * (h - 1.0)
-    g = 6.0 * h * (1.0 - h) * n_phases
-    e0, e1 = (1.0 - h) * (1.0 - 3.0 * h) * n_phases, h * (3.0 * h - 2.0) * n_phases
+    n_phases = table.shape[1]
     out[k] = 0.0
     by[k] = 0.0
     for r in range(table.shape[0]):
-        v, w = table[r, p, 0, start - first :], table[r, p + 1, 0, start - first :]
-        s, t = table[r, p, 1, start - first :], table[r, p + 1, 1, start - first :]
+        cubic, skip = table[r, p], np.uint64(start - first)
         value, rise = out[k, r, start:stop], by[k, r, start:stop]
-        for q in range(value.size):
-            value[q] = v0 * v[q] + v1 * w[q] + d0 * s[q] + d1 * t[q]
-            rise[q] = g * (w[q] - v[q]) + e0 * s[q] + e1 * t[q]
+        for n in range(np.uint64(value.size)):
+            q = skip + n
+            c1, c2, c3 = cubic[1, q], cubic[2, q], cubic[3, q]
+            value[n] = cubic[0, q] + h * (c1 + h * (c2 + h * c3))
+            rise[n] = n_phases * (c1 + h * (2.0 * c2 + 3.0 * h * c3))
 
 
 @leaf(forceinline=True)
 def _locate(table: FloatArray, position: float, n: int) -> tuple[int, float, int, int, int]:
     """Phase and what is beyond it, and in n pixels where the table begins and counts."""
-    n_phases, width = table.shape[1] - 1, table.shape[3]
+    n_phases, width = table.shape[1], table.shape[3]
     whole = math.floor(position)
     place = (position - whole) * n_phases
     p = min(int(place), n_phases - 1)

@@ -139,12 +139,12 @@ def see(view: View, r: FloatArray, rows: Rows, out: FloatArray) -> None:
 @leaf()
 def see_left(view: View, chosen: Chosen, r: FloatArray, rows: Rows) -> None:
     """The residual `r` that the chosen atoms leave of the image, along y, into `rows.left`."""
-    if np.isnan(view.even):
+    if np.isnan(view.even[0]):
         see(view, r, rows, rows.left)
         return
     k = chosen.number[0]
     _see_atoms(view, chosen, k, rows)
-    _write_sum(-view.even, chosen.x[:k], rows, rows.image, rows.left)
+    _write_sum(-view.even[0], chosen.x[:k], rows, rows.image, rows.left)
 
 
 @leaf()
@@ -224,12 +224,12 @@ def span(view: View, chosen: Chosen, rows: Rows, share: FloatArray) -> bool:
 def _see_sum(view: View, chosen: Chosen, factors: FloatArray, rows: Rows, out: FloatArray) -> None:
     """The sum of the first chosen atoms times `factors`, along y."""
     k = factors.size
-    if np.isnan(view.even):
+    if np.isnan(view.even[0]):
         sum_rows(factors.reshape(k, 1), chosen.columns[:k], Box(0, 1, 0, rows.r.size), rows.r)
         see(view, rows.r, rows, out)
     else:
         _see_atoms(view, chosen, k, rows)
-        _write_sum(view.even, factors, rows, rows.dark, out)
+        _write_sum(view.even[0], factors, rows, rows.dark, out)
 
 
 @leaf()

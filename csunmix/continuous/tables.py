@@ -79,7 +79,12 @@ def _spline(factor: FloatArray, offset: FloatArray) -> BSpline:
 
 
 def _table(factor: FloatArray, offset: FloatArray, reach: int, n_phases: int) -> FloatArray:
-    """Values and changes per phase, (rank, n_phases + 1, 2, 2 reach + 2), see `Optics`."""
+    """Cubics of each phase, (rank, n_phases, 4, 2 reach + 2), see `Optics`.
+
+    They have the values and the slopes of the factor where phases meet.
+    """
     spline = _spline(factor, offset)
     place = np.arange(-reach, reach + 2) - np.arange(n_phases + 1)[:, None] / n_phases
-    return np.stack([spline(place), -spline(place, 1) / n_phases], axis=2)
+    value, change = spline(place), -spline(place, 1) / n_phases
+    v, w, d, e = value[:, :-1], value[:, 1:], change[:, :-1], change[:, 1:]
+    return np.stack([v, d, 3 * (w - v) - 2 * d - e, 2 * (v - w) + d + e], axis=2)

@@ -181,8 +181,9 @@ class Problem:
     ) -> Problem:
         """Check what a solver was given; see `Solver.solve`."""
         as_instance(dictionary, Dictionary, "dictionary")
-        y = as_images(images, shape=dictionary.image_shape)
+        y = as_images(images, shape=dictionary.image_shape, finite=False)
         if not usable(y).all():
+            as_images(y)  # says where one is not finite
             raise ValueError(f"images must be below {LARGEST:g} DN, got {np.abs(y).max():g}")
         w = as_finite(1.0 if weights is None else weights, "weights")
         if (w < 0).any():

@@ -242,7 +242,7 @@ class OMP(_Pursuit):
 def _energies(problem: Problem) -> FloatArray:
     """Squared norms of the weighted atoms, shape (b, k l), or (1, k l) where all are alike."""
     weights = problem.weights
-    if (weights == weights[:1]).all():
+    if weights.min() == weights.max() or (weights == weights[:1]).all():
         weights = weights[:1]
     energies = (np.square(problem.a_y).T @ weights) @ np.square(problem.a_x)
     return np.asarray(energies.reshape(len(weights), -1))
