@@ -60,7 +60,7 @@ def compile_ahead(steps: Sequence[Step]) -> None:
     Where a step fails, the run compiles by itself. No fork and no spawn: either would have a part
     of the caller's program run once more.
     """
-    if len(steps) < 2 or _processors() < 2 or not sys.executable:
+    if len(steps) < 2 or processors() < 2 or not sys.executable:
         return
     argv = [sys.executable, "-P", "-c", _CHILD.format(folder=str(_KERNELS.parents[1]))]
     start = partial(Popen, argv, stdin=PIPE, stdout=DEVNULL, stderr=DEVNULL)
@@ -88,7 +88,8 @@ def _end_with_input() -> None:
     os._exit(1)
 
 
-def _processors() -> int:
+def processors() -> int:
+    """How many this process may run on."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -38,7 +38,7 @@ METHODS = {
 }
 
 
-@pytest.mark.skipif(_ahead._processors() < 2, reason="one processor compiles one after the other")
+@pytest.mark.skipif(_ahead.processors() < 2, reason="one processor compiles one after the other")
 @pytest.mark.parametrize("method", METHODS)
 def test_a_run_finds_all_compiled(method: str, tmp_path: Path) -> None:
     script = tmp_path / "script.py"
@@ -52,14 +52,14 @@ def test_a_run_finds_all_compiled(method: str, tmp_path: Path) -> None:
 def test_a_step_that_fails_is_left_to_the_run(tmp_path: Path, capfd: Any) -> None:
     makers = partial(os.mkdir, tmp_path / "no" / "folder"), partial(os.mkdir, tmp_path / "mark")
     _ahead.compile_ahead([_ahead.Step(make, "") for make in makers])
-    assert (tmp_path / "mark").exists() is (_ahead._processors() > 1)
+    assert (tmp_path / "mark").exists() is (_ahead.processors() > 1)
     assert capfd.readouterr() == ("", "")
 
 
 def test_a_single_step_is_left_to_the_run(monkeypatch: Any, tmp_path: Path) -> None:
     step = _ahead.Step(partial(os.mkdir, tmp_path / "mark"), "")
     _ahead.compile_ahead([step])
-    monkeypatch.setattr(_ahead, "_processors", lambda: 1)
+    monkeypatch.setattr(_ahead, "processors", lambda: 1)
     _ahead.compile_ahead([step, step])
     assert not (tmp_path / "mark").exists()
 
@@ -69,7 +69,7 @@ def test_no_step_outlives_the_program(sent: signal.Signals, tmp_path: Path) -> N
     mark = tmp_path / "mark"
     code = (
         "from csunmix import _ahead; from functools import partial; import os, time;"
-        f"_ahead._processors = lambda: 2; mark = partial(os.mkdir, {str(mark)!r});"
+        f"_ahead.processors = lambda: 2; mark = partial(os.mkdir, {str(mark)!r});"
         "_ahead.compile_ahead([_ahead.Step(mark, ''), _ahead.Step(partial(time.sleep, 1000), '')])"
     )
     with subprocess.Popen([sys.executable, "-c", code]) as program:

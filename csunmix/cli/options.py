@@ -379,8 +379,6 @@ def _number_or(*words: str) -> Callable[[str], float | str]:
 
 def unmixer_from(options: argparse.Namespace, shape: tuple[int, int]) -> Unmixer:
     """The unmixer that the options of `unmix` describe, for images of `shape`."""
-    import os
-
     from csunmix import (
         ContinuousUnmixer,
         PosteriorUnmixer,
@@ -389,6 +387,7 @@ def unmixer_from(options: argparse.Namespace, shape: tuple[int, int]) -> Unmixer
         grid_unmixer,
         presets,
     )
+    from csunmix._ahead import processors
 
     psf = _given_psf(options)
     preset = preset_name(options)
@@ -406,8 +405,7 @@ def unmixer_from(options: argparse.Namespace, shape: tuple[int, int]) -> Unmixer
         **({"extent": None, "cell": False} | place if place else {}),
     )
     kind = PosteriorUnmixer if options.method == "posterior" else ContinuousUnmixer
-    here = options.scheduler is None and hasattr(os, "sched_getaffinity")
-    n_jobs = len(os.sched_getaffinity(0)) if here else 1
+    n_jobs = processors() if options.scheduler is None else 1
     given = _given(options, "seed", "psf_error", "n_effective")
     off_grid = partial(kind, psf, sensor, prior, n_jobs=n_jobs, **given)
     on_grid = partial(
