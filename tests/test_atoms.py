@@ -113,31 +113,34 @@ def test_bounds_of_rows_hide_no_atom(even: bool, plain: bool) -> None:
 @pytest.mark.parametrize("plain", [False, True])
 def test_what_the_chosen_atoms_leave_of_the_others(plain: bool) -> None:
     seen, matrix = view(even=False)
-    span, update_row = selection.span, selection._update_row
+    span, look_at_row = selection.span, selection._look_at_row
     if plain:
-        span, update_row = span.py_func, update_row.py_func
+        span, look_at_row = span.py_func, look_at_row.py_func
     energies, height = (matrix**2).sum(axis=0), seen.a_y.shape[1]
     chosen, rows = atoms.new_chosen(4, 30), selection.new_rows(seen, 3)
     selection.weigh(energies, rows)
-    selection.see(seen, seen.target, rows, rows.image)
+    selection.begin(seen, rows)
+    told = selection.Rules(-np.inf, np.inf, 18, 0.0, 0.0, True)
     for k, atom in enumerate((50, 52, 200)):
         atoms.append(seen, chosen, atom, 1.0, 0.0)
         assert cholesky_append(chosen.gram, k, chosen.lower)
-        assert span(seen, chosen, rows, np.empty(3))
+        assert span(seen, chosen, rows)
         for i in range(k % 2, height):  # the first row is left for later
-            update_row(seen, energies, i, True, rows)
+            look_at_row(seen, told, energies, i, True, rows, chosen)
         basis = np.linalg.qr(matrix[:, chosen.atoms[: k + 1]])[0]
         left = ((matrix - basis @ (basis.T @ matrix)) ** 2).sum(axis=0)
         fit = basis @ (basis.T @ seen.target)
         done = np.arange(left.size) // (left.size // height) >= k % 2
         np.testing.assert_allclose(rows.free.ravel()[done], left[done], atol=1e-12)
         g = matrix.T @ (seen.target - fit)
+        weighted = (seen.target - fit).reshape(seen.root.shape) * seen.root
+        np.testing.assert_allclose(rows.left, weighted.T @ seen.a_y, atol=1e-9)
         np.testing.assert_allclose(rows.g.ravel()[done], g[done], atol=1e-9)
         wanted = done & (left > 1e-9)
         np.testing.assert_allclose(rows.inverse.ravel()[wanted], 1 / left[wanted], rtol=1e-6)
         assert (rows.inverse.ravel()[chosen.atoms[: k + 1]] == 0).all()
     atoms.drop(chosen, 0)
-    assert not span(seen, chosen, rows, np.empty(3))
+    assert not span(seen, chosen, rows)
     selection.forget(rows)
     assert (rows.spanned == -1).all()
     assert not rows.hidden.any()

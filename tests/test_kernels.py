@@ -676,13 +676,13 @@ def test_select_takes_the_largest_gain_outside_the_bands(select: Any, near: Any)
     rows = selection.new_rows(view, 3)
     selection.weigh(energies, rows)
     selection.see(view, target, rows, rows.left)
-    best, value = select(view, banned, energies, rows, chosen)
+    best, value = select(view, banned, energies, True, rows, chosen)
     assert best == max(far, key=lambda j: float(gain[j]))
     assert value == pytest.approx(g[best] / energies[best])
     selection.see(view, -np.abs(target), rows, rows.left)
-    assert select(view, banned, energies, rows, chosen)[0] == -1
+    assert select(view, banned, energies, True, rows, chosen)[0] == -1
     selection.weigh(np.zeros(80), rows)
-    assert select(view, rules(-np.inf), np.zeros(80), rows, chosen)[0] == -1
+    assert select(view, rules(-np.inf), np.zeros(80), True, rows, chosen)[0] == -1
 
 
 @pytest.mark.parametrize("side", [4, 8, 9, 16])
@@ -701,7 +701,7 @@ def test_select_in_maps_of_any_size(
         rows = selection.new_rows(view, 1)
         selection.weigh(weights.ravel(), rows)
         selection.see(view, view.target, rows, rows.left)
-        best, value = select(view, told, weights.ravel(), rows, none)
+        best, value = select(view, told, weights.ravel(), True, rows, none)
         assert best == atom
         assert value == pytest.approx(min(4.0, bounds[1]))
         out, g, energies = np.empty(side), weights[0] * y[0], weights[0].copy()
@@ -719,7 +719,7 @@ def rows_of(seed: int, even: bool, dense: bool) -> tuple[Any, ...]:
     view, matrix, target = view_of(rng.normal(size=sizes), w, a_y, a_x)
     energies, rows = (matrix**2).sum(axis=0), selection.new_rows(view, 6)
     selection.weigh(energies, rows)
-    selection.see(view, target, rows, rows.image)
+    selection.begin(view, rows)
     return view, matrix, target, energies, rows, atoms.new_chosen(6, target.size)
 
 
@@ -759,7 +759,7 @@ def test_bounds_of_rows_exceed_what_their_atoms_gain(
             left = energies.copy()
             if refitted:
                 left = ((matrix - basis @ (basis.T @ matrix)) ** 2).sum(axis=0)
-                assert span(view, chosen, rows, np.empty(6))
+                assert span(view, chosen, rows)
             gain = np.zeros(len(left))
             np.divide(0.5 * (matrix.T @ r) ** 2, left, out=gain, where=left > 1e-9)
             selection.see(view, r, rows, rows.left)

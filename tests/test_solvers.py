@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from scipy.optimize import nnls
+from scipy.optimize import lsq_linear, nnls
 from scipy.sparse import issparse
 
 import csunmix as cu
@@ -787,6 +787,87 @@ def test_omp_equals_its_plain_twin(name: str, positive: bool, weighted: bool) ->
         if positive:
             assert (twin >= 0).all()  # else the cases would not be comparable
         np.testing.assert_allclose(result.x[b].ravel(), twin, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_omp_in_wide_images_equals_its_plain_twin(weighted: bool) -> None:
+    d = cu.Dictionary(cu.GaussianPSF(0.5), (5, 18), 2)
+    rng = np.random.default_rng(8)
+    y = rng.normal(0, 10, (4, 5, 18))
+    w = rng.uniform(0.3, 2, (5, 18)) if weighted else np.full((5, 18), 2.0)
+    result = cu.OMP(n_nonzero=6, positive=False).solve(d, y, weights=w)
+    root = np.sqrt(w.ravel())
+    for b in range(4):
+        twin = omp_twin(d.to_dense() * root[:, None], y[b].ravel() * root, 6, False)
+        np.testing.assert_allclose(result.x[b].ravel(), twin, rtol=1e-8, atol=1e-8)
+
+
+def bounded_twin(matrix: Floats, y: Floats, n: int, bounds: tuple[float, float]) -> Floats:
+    """Orthogonal least squares with coefficients in a box, by gains that count refitting."""
+    x, support = np.zeros(matrix.shape[1]), []
+    for _ in range(n):
+        basis = np.linalg.qr(matrix[:, support])[0]
+        free = ((matrix - basis @ (basis.T @ matrix)) ** 2).sum(axis=0)
+        g, seen = matrix.T @ (y - matrix @ x), free > 1e-9
+        v = np.clip(g / np.where(seen, free, 1.0), *bounds)
+        support.append(int(np.argmax(np.where(seen, v * g - 0.5 * v**2 * free, -np.inf))))
+        x[support] = lsq_linear(matrix[:, support], y, bounds, method="bvls", tol=1e-14).x
+    return x
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_omp_by_residual_within_bounds(weighted: bool) -> None:
+    d = cu.Dictionary(cu.GaussianPSF(0.5), (6, 7), 2)
+    rng = np.random.default_rng(9)
+    truth = np.zeros((6, *d.map_shape))
+    for b in range(6):
+        truth[b].ravel()[rng.choice(truth[b].size, 4, replace=False)] = rng.uniform(80, 250, 4)
+    y = d.forward(truth) + rng.normal(0, 1, (6, 6, 7))
+    w = rng.uniform(0.3, 2, (6, 7)) if weighted else np.ones((6, 7))
+    bounds = (50.0, 200.0)
+    result = cu.OMP(n_nonzero=3, selection="residual", bounds=bounds).solve(d, y, weights=w)
+    root = np.sqrt(w.ravel())
+    for b in range(6):
+        twin = bounded_twin(d.to_dense() * root[:, None], y[b].ravel() * root, 3, bounds)
+        np.testing.assert_allclose(result.x[b].ravel(), twin, rtol=1e-6)
+
+
+@pytest.mark.parametrize("started", [False, True])
+@pytest.mark.parametrize(
+    "solver",
+    [
+        cu.OMP(n_nonzero=4),
+        cu.OMP(n_nonzero=4, positive=False, selection="residual"),
+        cu.OMP(n_nonzero=4, selection="residual", bounds=(1.0, 50.0)),
+        cu.MatchingPursuit(max_iter=8, n_nonzero=3),
+        cu.ActiveSet(lam=1.0),
+    ],
+    ids=["omp", "residual", "bounds", "matching", "active-set"],
+)
+@pytest.mark.parametrize("shape", [(6, 7), (5, 17)])
+def test_images_of_a_batch_do_not_know_of_each_other(
+    solver: Any, shape: tuple[int, int], started: bool
+) -> None:
+    d, rng = cu.Dictionary(cu.GaussianPSF(0.5), shape, 2), np.random.default_rng(10)
+    y = rng.normal(5, 10, (5, *shape))
+    w = np.ones((5, *shape))
+    w[1], w[2], w[3:] = 4.0, rng.uniform(0.2, 2.0, shape), 4.0
+    x0 = np.zeros((5, *d.map_shape))
+    if started:
+        x0[:, 4, 4] = x0[:, 5, 8] = 20.0
+    result = solver.solve(d, y, weights=w, x0=x0)
+    for b in range(5):
+        alone = solver.solve(d, y[b], weights=w[b], x0=x0[b])
+        np.testing.assert_allclose(result.x[b], alone.x, rtol=1e-9, atol=1e-9)
+        assert result.objective[b] == pytest.approx(float(alone.objective), rel=1e-9)
+
+
+def test_matching_pursuit_takes_no_more_atoms_than_asked_for() -> None:
+    d, y = dictionary(), images()[:2]
+    start = np.zeros((2, *d.map_shape))
+    start[0, 3, 3:7] = 5.0  # for which there is room in the other image, too
+    result = cu.MatchingPursuit(n_nonzero=2, max_iter=30).solve(d, y, x0=start)
+    assert np.count_nonzero(result.x[1]) <= 2
 
 
 def test_omp_residual_is_orthogonal_to_its_support() -> None:

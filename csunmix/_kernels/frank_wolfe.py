@@ -161,7 +161,7 @@ def correlate(optics: Optics, pull: FloatArray, y: float, x: float) -> Slope:
 @part()
 def _bent(table: FloatArray, position: float, n: int) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Factors (rank, n) of an axis, their derivative, and the difference quotient of that."""
-    half = 0.5 / (table.shape[1] - 1)
+    half = 0.5 / table.shape[1]
     factor, slope = np.empty((3, table.shape[0], n)), np.empty((3, table.shape[0], n))
     for k in range(3):
         axis_factors(table, position + (k - 1) * half, k, factor, slope)

@@ -27,6 +27,7 @@ from csunmix._kernels.jit import kernel, leaf, part
 from csunmix._kernels.linalg import add, cholesky_append, cholesky_solve, inner
 from csunmix._kernels.selection import (
     Rules,
+    begin,
     best_value,
     bounded,
     clash,
@@ -40,6 +41,7 @@ from csunmix._kernels.selection import (
     select,
     select_again,
     span,
+    spanning,
     weigh,
 )
 from csunmix._validation import FloatArray, IntArray
@@ -78,7 +80,7 @@ def orthogonal_matching_pursuit(
     """
     n_pixels, most = y[0].size, min(n_nonzero, picks.atoms.shape[1], y[0].size)
     view, chosen = new_view(a_y, a_x, y[0], weights[0]), new_chosen(most + 1, n_pixels)
-    number, rows, share, r = chosen.number, new_rows(view, most), np.empty(most), np.empty(n_pixels)
+    number, rows, r = chosen.number, new_rows(view, most), np.empty(n_pixels)
     for b in range(len(y)):
         look(view, y[b], weights[b])
         own = energies[min(b, len(energies) - 1)]
@@ -86,8 +88,8 @@ def orthogonal_matching_pursuit(
             weigh(own, rows)
         elif rules.refitted:
             forget(rows)
-        see(view, view.target, rows, rows.image)
-        number[0] = 0
+        begin(view, rows)
+        uneven, number[0] = np.isnan(view.even[0]), 0
         for m in range(min(picks.number[b], most)):
             append(view, chosen, picks.atoms[b, m], picks.x[b, m], 0.0)
         before, energy[b] = -1, np.inf
@@ -104,11 +106,12 @@ def orthogonal_matching_pursuit(
             if k == most or k <= before or left <= residual_tol * residual_tol:
                 break
             before = k
-            if rules.refitted and not span(view, chosen, rows, share):
+            if rules.refitted and not span(view, chosen, rows):
                 forget(rows)
-                span(view, chosen, rows, share)
-            see_left(view, chosen, r, rows)
-            best, value = select(view, rules, own, rows, chosen)
+                span(view, chosen, rows)
+            if not spanning(rules):
+                see_left(view, chosen, r, rows)
+            best, value = select(view, rules, own, uneven, rows, chosen)
             if best < 0:
                 break
             append(view, chosen, best, value, 0.0)
@@ -154,9 +157,9 @@ def matching_pursuit(
                 break
             see(view, r, rows, rows.left)
             if number < min(n_nonzero, atoms.size):
-                best, value = select(view, rules, own, rows, none)
+                best, value = select(view, rules, own, True, rows, none)
             else:
-                best, value = select_again(view, rules, own, rows, atoms)
+                best, value = select_again(view, rules, own, rows, atoms[:number])
             if best < 0:
                 break
             write_atom(view, best, column)

@@ -7,8 +7,9 @@ more than
 .. math:: \frac{\|t_i\|^2}{2 (\min_j e_{ij} / \|a_{x,j}\|^2 - \sum_m \|u_{m,i}\|^2)},
 
 ``e`` being the atoms' energies and ``u_m`` what ``t`` is of the orthonormal vectors that the chosen
-atoms span, if these are refitted with an atom. Most rows gain too little and are never looked at.
-A dense dictionary's atoms are a row each.
+atoms span, if these are refitted with an atom; there is no bound where that leaves nothing of the
+energy. Most rows of a scene gain too little and are never looked at; where nothing but noise is
+left, all are. A dense dictionary's atoms are a row each.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from csunmix._kernels.linalg import copy, first_largest, largest
 from csunmix._validation import FloatArray, IntArray
 
 _UNSEEN = 1e-12  # energy of an atom not worth taking, relative to the largest
-_ROUNDED = 1.0 + 1e-9  # bounds must hold in spite of rounding
+_ROUNDED = 1.0 + 1e-9  # for a bound that a gain reaches but for rounding
 
 
 class Rules(NamedTuple):
@@ -38,30 +39,39 @@ class Rules(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """What is known of the map's rows; ``along`` means summed up along y with a row's factor."""
+    """What is known of the map's rows; ``along y`` is summed up with the factor of each row.
+
+    That of atoms is there for the rows that were looked at.
+    """
 
     weighted: FloatArray  # (p, q), scratch
+    r: FloatArray  # (p q,), scratch
     image: FloatArray  # (q, k), the weighted image along y
-    left: FloatArray  # the weighted residual
-    dark: FloatArray  # zeros
-    spans: FloatArray  # (n, q, k), orthonormal vectors that the chosen atoms span
-    spanned: IntArray  # (n,), the atoms that each of these came with; -1 for none
-    parts: FloatArray  # (n,), the image's products with these
+    left: FloatArray  # (q, k), the weighted residual
+    dark: FloatArray  # (q, k), zeros
     least: FloatArray  # (k,), least energy of a row's atoms over their squared norm along x
-    hidden: FloatArray  # what the spanned vectors take of that
-    bound: FloatArray  # gain that no atom of the row exceeds
-    without: IntArray  # how many vectors `free` is without; -1 where it is of another image
-    free: FloatArray  # (k, l), energies of the atoms, without what those vectors span, 0 for none
-    inverse: FloatArray  # of these; 0 for none
-    g: FloatArray  # (k, l), products of the atoms with the weighted residual
+    hidden: FloatArray  # (k,), what the spanned vectors take of that
+    bound: FloatArray  # (k,), gain that no atom of the row exceeds
+    spans: FloatArray  # (n, q, k), orthonormal vectors that the chosen atoms span
+    shares: FloatArray  # (n, n), of the chosen atoms in each of these
+    parts: FloatArray  # (n,), the image's products with these
+    spanned: IntArray  # (n,), the atoms that these came with; -1 for none
+    without: (
+        IntArray  # (k,), how many of these `free` and `g` are without; -1 where they are not there
+    )
+    seen: IntArray  # (k,), 1 where `of_image` is there
+    of_image: FloatArray  # (k, l), products of the atoms with the weighted image
+    g: FloatArray  # (k, l), with the weighted residual
+    free: FloatArray  # (k, l), energies without what the vectors span, 0 for next to nothing
+    inverse: FloatArray  # (k, l), of these; 0 for none
     products: FloatArray  # (l,), of a row's atoms with a vector, scratch
     gain: FloatArray  # (l,), of a row's atoms
-    per_norm: FloatArray  # one over the squared norm of each factor along x, 0 for none
+    per_norm: FloatArray  # (l,), one over the squared norm of each factor along x, 0 for none
     floor: FloatArray  # (1,), energy of an atom not worth taking
-    rays: FloatArray  # (n, k), products of each chosen atom's factor along y with those of all rows
-    across: FloatArray  # (n, q), its factor along x
-    ray_of: IntArray  # (n,), the atom of each of these
-    r: FloatArray  # (p q,), scratch
+    known: IntArray  # (n,), the chosen atoms that the next three are of
+    across: FloatArray  # (n, q), factors along x
+    rays_y: FloatArray  # (n, k), products of the factors along y with those of all rows
+    rays_x: FloatArray  # (n, l), and of those along x with those of all columns
 
 
 @part()
@@ -69,36 +79,38 @@ def new_rows(view: View, most: int) -> Rows:
     """Room for `most` chosen atoms."""
     n_p, n_q = view.root.shape
     height, width = view.a_y.shape[1], view.a_x.shape[1]
-    maps, rows = np.zeros((3, n_q, height)), np.empty((3, height))
-    cells, row = np.empty((3, height, width)), np.empty((3, width))
+    per_norm = np.zeros(width)
     for j in range(width):
-        norm2 = 0.0
         for q in range(n_q):
-            norm2 += view.a_x[q, j] ** 2
-        row[2, j] = 1.0 / norm2 if norm2 > 0.0 else 0.0
+            per_norm[j] += view.a_x[q, j] ** 2
+        per_norm[j] = 1.0 / per_norm[j] if per_norm[j] > 0.0 else 0.0
     return Rows(
-        np.empty((n_p, n_q)),
-        maps[0],
-        maps[1],
-        maps[2],
-        np.empty((most, n_q, height)),
-        np.full(most, -1),
-        np.empty(most),
-        rows[0],
-        rows[1],
-        rows[2],
-        np.empty(height, np.int64),
-        cells[0],
-        cells[1],
-        cells[2],
-        row[0],
-        row[1],
-        row[2],
-        np.empty(1),
-        np.empty((most, height)),
-        np.empty((most, n_q)),
-        np.full(most, -1),
-        np.empty(n_p * n_q),
+        weighted=np.empty((n_p, n_q)),
+        r=np.empty(n_p * n_q),
+        image=np.empty((n_q, height)),
+        left=np.empty((n_q, height)),
+        dark=np.zeros((n_q, height)),
+        least=np.empty(height),
+        hidden=np.empty(height),
+        bound=np.empty(height),
+        spans=np.empty((most, n_q, height)),
+        shares=np.empty((most, most)),
+        parts=np.empty(most),
+        spanned=np.full(most, -1),
+        without=np.empty(height, np.int64),
+        seen=np.zeros(height, np.int64),
+        of_image=np.empty((height, width)),
+        g=np.empty((height, width)),
+        free=np.empty((height, width)),
+        inverse=np.empty((height, width)),
+        products=np.empty(width),
+        gain=np.empty(width),
+        per_norm=per_norm,
+        floor=np.empty(1),
+        known=np.full(most, -1),
+        across=np.empty((most, n_q)),
+        rays_y=np.empty((most, height)),
+        rays_x=np.empty((most, width)),
     )
 
 
@@ -115,6 +127,14 @@ def weigh(energies: FloatArray, rows: Rows) -> None:
             least = over if (energy > rows.floor[0]) & (over < least) else least
         rows.least[i] = least
     forget(rows)
+
+
+@leaf()
+def begin(view: View, rows: Rows) -> None:
+    """Begin with the image that is in the view."""
+    see(view, view.target, rows, rows.image)
+    for i in range(rows.seen.size):
+        rows.seen[i] = 0
 
 
 @leaf()
@@ -143,70 +163,90 @@ def see_left(view: View, chosen: Chosen, r: FloatArray, rows: Rows) -> None:
         see(view, r, rows, rows.left)
         return
     k = chosen.number[0]
-    _see_atoms(view, chosen, k, rows)
-    _write_sum(-view.even[0], chosen.x[:k], rows, rows.image, rows.left)
+    _know(view, chosen, rows)
+    _write_sums(-view.even[0], chosen.x[:k], rows, rows.image, rows.left)
 
 
 @leaf()
-def _see_atoms(view: View, chosen: Chosen, k: int, rows: Rows) -> None:
-    """The first chosen atoms along y where all weights are the same: products of two factors."""
+def _know(view: View, chosen: Chosen, rows: Rows) -> None:
+    """What an atom makes of all others where weights are the same: products of two factors."""
     width, height = view.a_x.shape[1], view.a_y.shape[1]
-    for m in range(k):
+    for m in range(chosen.number[0]):
         atom = chosen.atoms[m]
-        if rows.ray_of[m] != atom:
-            rows.ray_of[m], i, j = atom, atom // width, np.uint64(atom % width)
-            sum_rows(view.a_y, view.a_y, Box(i, i + 1, 0, height), rows.rays[m])
+        if rows.known[m] != atom:
+            rows.known[m], i, j = atom, atom // width, atom % width
+            sum_rows(view.a_y, view.a_y, Box(i, i + 1, 0, height), rows.rays_y[m])
+            sum_rows(view.a_x, view.a_x, Box(j, j + 1, 0, width), rows.rays_x[m])
             for q in range(np.uint64(view.a_x.shape[0])):
-                rows.across[m, q] = view.a_x[q, j]
+                rows.across[m, q] = view.a_x[q, np.uint64(j)]
 
 
 @leaf(fastmath={"contract"})
-def _write_sum(
+def _write_sums(
     weight: float, factors: FloatArray, rows: Rows, start: FloatArray, out: FloatArray
 ) -> None:
-    """``start`` and `weight` times the sum of seen atoms times `factors`, four at a time."""
-    across, rays, last = rows.across, rows.rays, factors.size - 1
+    """``start`` and `weight` times the sum of known atoms times `factors`, along y."""
+    first, second, last = rows.across, rows.rays_y, factors.size - 1
     n_q, height = np.uint64(out.shape[0]), np.uint64(out.shape[1])
     if factors.size == 0:
         copy(start.reshape(start.size), out.reshape(out.size))
-    for first in range(0, factors.size, 4):
-        m0, m1 = np.uint64(first), np.uint64(min(first + 1, last))
-        m2, m3 = np.uint64(min(first + 2, last)), np.uint64(min(first + 3, last))
-        # Beyond the last atom there are zeros of it.
-        f0, f1 = weight * factors[m0], weight * factors[m1] if first < last else 0.0
-        f2 = weight * factors[m2] if first + 1 < last else 0.0
-        f3 = weight * factors[m3] if first + 2 < last else 0.0
+    for term in range(0, factors.size, 4):  # four at a time, to load and store less
+        a, b = np.uint64(term), np.uint64(min(term + 1, last))
+        c, d = np.uint64(min(term + 2, last)), np.uint64(min(term + 3, last))
+        # Beyond the last there are zeros of it.
+        f, g = weight * factors[a], weight * factors[b] if term < last else 0.0
+        h = weight * factors[c] if term + 1 < last else 0.0
+        e = weight * factors[d] if term + 2 < last else 0.0
         for q in range(n_q):
-            u0, u1 = f0 * across[m0, q], f1 * across[m1, q]
-            u2, u3 = f2 * across[m2, q], f3 * across[m3, q]
-            if first == 0:
+            u, v = f * first[a, q], g * first[b, q]
+            w, z = h * first[c, q], e * first[d, q]
+            if term == 0:
                 for i in range(height):
                     out[q, i] = start[q, i] + (
-                        (u0 * rays[m0, i] + u1 * rays[m1, i])
-                        + (u2 * rays[m2, i] + u3 * rays[m3, i])
+                        (u * second[a, i] + v * second[b, i])
+                        + (w * second[c, i] + z * second[d, i])
                     )
             else:
                 for i in range(height):
-                    out[q, i] += (u0 * rays[m0, i] + u1 * rays[m1, i]) + (
-                        u2 * rays[m2, i] + u3 * rays[m3, i]
+                    out[q, i] += (u * second[a, i] + v * second[b, i]) + (
+                        w * second[c, i] + z * second[d, i]
                     )
 
 
+@leaf(fastmath={"contract"})
+def _add_sum(weight: float, factors: FloatArray, rows: Rows, i: int, out: FloatArray) -> None:
+    """Add products of a row's atoms with the sum of known ones times `factors`, and `weight`."""
+    first, second, last = rows.rays_y, rows.rays_x, factors.size - 1
+    row, width = np.uint64(i), np.uint64(out.size)
+    for term in range(0, factors.size, 4):
+        a, b = np.uint64(term), np.uint64(min(term + 1, last))
+        c, d = np.uint64(min(term + 2, last)), np.uint64(min(term + 3, last))
+        u = weight * factors[a] * first[a, row]
+        v = weight * factors[b] * first[b, row] if term < last else 0.0
+        w = weight * factors[c] * first[c, row] if term + 1 < last else 0.0
+        z = weight * factors[d] * first[d, row] if term + 2 < last else 0.0
+        for j in range(width):
+            out[j] += (u * second[a, j] + v * second[b, j]) + (w * second[c, j] + z * second[d, j])
+
+
 @leaf()
-def span(view: View, chosen: Chosen, rows: Rows, share: FloatArray) -> bool:
-    """Take what the chosen atoms span from what others can gain.
+def span(view: View, chosen: Chosen, rows: Rows) -> bool:
+    """Take what the chosen atoms span from what others can gain, and from the image: `rows.left`.
 
     For the atoms in `rows.spanned` it was done before; False if one of them has gone: all must
-    start anew. The factor `chosen.lower` must be the chosen atoms'.
+    start anew (`forget`). The factor `chosen.lower` must be the chosen atoms'.
     """
     k, lower, spanned = chosen.number[0], chosen.lower, rows.spanned
     for m in range(spanned.size):
         if spanned[m] >= 0 and (m >= k or chosen.atoms[m] != spanned[m]):
             return False
+    if k == 0 or spanned[0] < 0:
+        copy(rows.image.reshape(rows.image.size), rows.left.reshape(rows.left.size))
     for m in range(k):
         if spanned[m] >= 0:
             continue
         # Row m of the factor's inverse: the orthonormal vector that atom m adds to those before.
+        share = rows.shares[m]
         for n in range(m, -1, -1):
             s = 1.0 if n == m else 0.0
             for i in range(n + 1, m + 1):
@@ -217,7 +257,16 @@ def span(view: View, chosen: Chosen, rows: Rows, share: FloatArray) -> bool:
             rows.parts[m] += share[n] * chosen.rhs[n]
         _see_sum(view, chosen, share[: m + 1], rows, rows.spans[m])
         _add_squares(rows.spans[m], rows.hidden)
+        _subtract(rows.parts[m], rows.spans[m], rows.left)
     return True
+
+
+@leaf(fastmath={"contract"})
+def _subtract(factor: float, a: FloatArray, out: FloatArray) -> None:
+    """``out -= factor a`` of two arrays (q, k)."""
+    for q in range(np.uint64(a.shape[0])):
+        for i in range(np.uint64(a.shape[1])):
+            out[q, i] -= factor * a[q, i]
 
 
 @leaf()
@@ -228,33 +277,33 @@ def _see_sum(view: View, chosen: Chosen, factors: FloatArray, rows: Rows, out: F
         sum_rows(factors.reshape(k, 1), chosen.columns[:k], Box(0, 1, 0, rows.r.size), rows.r)
         see(view, rows.r, rows, out)
     else:
-        _see_atoms(view, chosen, k, rows)
-        _write_sum(view.even[0], factors, rows, rows.dark, out)
+        _know(view, chosen, rows)
+        _write_sums(view.even[0], factors, rows, rows.dark, out)
 
 
 @leaf()
 def select(
-    view: View, rules: Rules, energies: FloatArray, rows: Rows, chosen: Chosen
+    view: View, rules: Rules, energies: FloatArray, afresh: bool, rows: Rows, chosen: Chosen
 ) -> tuple[int, float]:
     """Atom that gains most outside the bands of those chosen, and its coefficient; -1 if none.
 
-    `rows.left` must be the residual's; `energies` (k l,) are all atoms'.
+    `rows.left` must be the residual's (by `see`, `see_left` or `span`), and the rows those of these
+    `energies` (k l,) (by `weigh`). Products with the residual are sums over its pixels if `afresh`,
+    else what is left of those with the image of `begin`.
     """
-    best, value, most, width = -1, 0.0, -np.inf if bounded(rules) else 0.0, view.a_x.shape[1]
-    kept = rules.refitted and not bounded(rules)  # what atoms explain is then what they span
+    best, value, most = -1, 0.0, -np.inf if bounded(rules) else 0.0
     _bound(rows)
-    while True:
-        i = first_largest(rows.bound)
-        if not rows.bound[i] > most:
-            return best, value
-        rows.bound[i] = -np.inf
-        _update_row(view, energies, i, kept, rows)
-        if not kept:
-            sum_rows(rows.left, view.a_x, Box(i, i + 1, 0, width), rows.g[i])
+    first, width = first_largest(rows.bound), view.a_x.shape[1]
+    for n in range(-1, rows.bound.size):
+        i = n if n >= 0 else first
+        if not rows.bound[i] > most or n == first:
+            continue
+        _look_at_row(view, rules, energies, i, afresh, rows, chosen)
         j = _best_in_row(rules, i, most, rows, chosen)
         if j >= 0:
             best, most = i * width + j, rows.gain[j]
             value = clip(rows.g[i, j] * rows.inverse[i, j], rules.low, rules.high)
+    return best, value
 
 
 @leaf()
@@ -277,23 +326,49 @@ def _add_squares(a: FloatArray, out: FloatArray) -> None:
 
 
 @leaf()
-def _update_row(view: View, energies: FloatArray, i: int, kept: bool, rows: Rows) -> None:
-    """Energies of a row's atoms without what the chosen ones span, and products, if `kept`."""
-    width, n_spanned = rows.gain.size, 0
+def _look_at_row(
+    view: View,
+    rules: Rules,
+    energies: FloatArray,
+    i: int,
+    afresh: bool,
+    rows: Rows,
+    chosen: Chosen,
+) -> None:
+    """Products of a row's atoms with the residual, and their energies."""
+    row, width = Box(i, i + 1, 0, rows.gain.size), rows.gain.size
+    kept = spanning(rules)
+    if rows.seen[i] == 0 and (kept or not afresh):
+        sum_rows(rows.image, view.a_x, row, rows.of_image[i])
+        rows.seen[i] = 1
+    n_spanned = 0
     while n_spanned < rows.spanned.size and rows.spanned[n_spanned] >= 0:
         n_spanned += 1
-    if rows.without[i] == n_spanned:
-        return
-    free, inverse = rows.free[i], rows.inverse[i]
-    if rows.without[i] < 0:
-        rows.without[i] = 0
-        for j in range(width):
-            energy = energies[i * width + j]
-            free[j] = energy if energy > rows.floor[0] else 0.0
-        if kept:
-            sum_rows(rows.image, view.a_x, Box(i, i + 1, 0, width), rows.g[i])
+    if rows.without[i] != n_spanned:
+        if rows.without[i] < 0:
+            for j in range(width):
+                energy = energies[i * width + j]
+                rows.free[i, j] = energy if energy > rows.floor[0] else 0.0
+                rows.g[i, j] = rows.of_image[i, j]  # written anew below, if not `kept`
+            rows.without[i] = 0
+        _take_spanned(view, i, n_spanned, rows)
+    if afresh and not kept:
+        sum_rows(rows.left, view.a_x, row, rows.g[i])
+    elif not kept:
+        copy(rows.of_image[i], rows.g[i])
+        _add_sum(-view.even[0], chosen.x[: chosen.number[0]], rows, i, rows.g[i])
+
+
+@leaf()
+def _take_spanned(view: View, i: int, n_spanned: int, rows: Rows) -> None:
+    """Take from a row's atoms the spanned vectors that they still have."""
+    free, inverse, width = rows.free[i], rows.inverse[i], rows.gain.size
     for m in range(rows.without[i], n_spanned):
-        sum_rows(rows.spans[m], view.a_x, Box(i, i + 1, 0, width), rows.products)
+        if np.isnan(view.even[0]):
+            sum_rows(rows.spans[m], view.a_x, Box(i, i + 1, 0, width), rows.products)
+        else:
+            rows.products[:] = 0.0
+            _add_sum(view.even[0], rows.shares[m, : m + 1], rows, i, rows.products)
         _take_out(rows.products, rows.parts[m], rows.g[i], free)
     for j in range(width):
         new = 1.0 / (free[j] if free[j] > 0.0 else 1.0)
@@ -331,9 +406,9 @@ def _best_in_row(rules: Rules, i: int, most: float, rows: Rows, chosen: Chosen) 
 def _write_gains(
     rules: Rules, g: FloatArray, free: FloatArray, inverse: FloatArray, out: FloatArray
 ) -> None:
-    """Gain of each atom with its best coefficient in the box, without branches.
+    """Gain of each atom with its best coefficient, as by `best_value` but without branches.
 
-    As by `best_value`, but -inf where there is none.
+    Where there is no atom to take it is -inf, or 0 if the box is no more than a sign.
     """
     low, high = rules.low, rules.high
     if bounded(rules):
@@ -369,6 +444,12 @@ def select_again(
 def bounded(rules: Rules) -> bool:
     """Whether the box is more than a sign."""
     return rules.low > 0.0 or rules.high < np.inf
+
+
+@leaf()
+def spanning(rules: Rules) -> bool:
+    """Whether chosen atoms explain what they span, and other atoms are judged without that."""
+    return rules.refitted and not bounded(rules)
 
 
 @leaf()
