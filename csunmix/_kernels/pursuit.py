@@ -141,6 +141,7 @@ def matching_pursuit(
     n_pixels = y[0].size
     view, none = new_view(a_y, a_x, y[0], weights[0]), new_chosen(0, 0)
     rows, r, column = new_rows(view, 0), np.empty(n_pixels), np.empty(n_pixels)
+    afresh = True  # as no atoms are kept that the image is known to be without
     for b in range(len(y)):
         look(view, y[b], weights[b])
         own = energies[min(b, len(energies) - 1)]
@@ -157,7 +158,7 @@ def matching_pursuit(
                 break
             see(view, r, rows, rows.left)
             if number < min(n_nonzero, atoms.size):
-                best, value = select(view, rules, own, True, rows, none)
+                best, value = select(view, rules, own, afresh, rows, none)
             else:
                 best, value = select_again(view, rules, own, rows, atoms[:number])
             if best < 0:

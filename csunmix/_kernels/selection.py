@@ -20,7 +20,7 @@ import numpy as np
 
 from csunmix._kernels.atoms import Box, Chosen, View, extremes, multiply, sum_rows
 from csunmix._kernels.jit import leaf, part
-from csunmix._kernels.linalg import copy, first_largest, largest
+from csunmix._kernels.linalg import add, copy, first_largest, largest
 from csunmix._validation import FloatArray, IntArray
 
 _UNSEEN = 1e-12  # energy of an atom not worth taking, relative to the largest
@@ -56,9 +56,7 @@ class Rows(NamedTuple):
     shares: FloatArray  # (n, n), of the chosen atoms in each of these
     parts: FloatArray  # (n,), the image's products with these
     spanned: IntArray  # (n,), the atoms that these came with; -1 for none
-    without: (
-        IntArray  # (k,), how many of these `free` and `g` are without; -1 where they are not there
-    )
+    without: IntArray  # (k,), how many of these `free` and `g` lack; -1 where there are neither
     seen: IntArray  # (k,), 1 where `of_image` is there
     of_image: FloatArray  # (k, l), products of the atoms with the weighted image
     g: FloatArray  # (k, l), with the weighted residual
@@ -240,8 +238,9 @@ def span(view: View, chosen: Chosen, rows: Rows) -> bool:
     for m in range(spanned.size):
         if spanned[m] >= 0 and (m >= k or chosen.atoms[m] != spanned[m]):
             return False
+    left = rows.left.reshape(rows.left.size)
     if k == 0 or spanned[0] < 0:
-        copy(rows.image.reshape(rows.image.size), rows.left.reshape(rows.left.size))
+        copy(rows.image.reshape(left.size), left)
     for m in range(k):
         if spanned[m] >= 0:
             continue
@@ -257,16 +256,8 @@ def span(view: View, chosen: Chosen, rows: Rows) -> bool:
             rows.parts[m] += share[n] * chosen.rhs[n]
         _see_sum(view, chosen, share[: m + 1], rows, rows.spans[m])
         _add_squares(rows.spans[m], rows.hidden)
-        _subtract(rows.parts[m], rows.spans[m], rows.left)
+        add(-rows.parts[m], rows.spans[m].reshape(left.size), left)
     return True
-
-
-@leaf(fastmath={"contract"})
-def _subtract(factor: float, a: FloatArray, out: FloatArray) -> None:
-    """``out -= factor a`` of two arrays (q, k)."""
-    for q in range(np.uint64(a.shape[0])):
-        for i in range(np.uint64(a.shape[1])):
-            out[q, i] -= factor * a[q, i]
 
 
 @leaf()
@@ -341,9 +332,7 @@ def _look_at_row(
     if rows.seen[i] == 0 and (kept or not afresh):
         sum_rows(rows.image, view.a_x, row, rows.of_image[i])
         rows.seen[i] = 1
-    n_spanned = 0
-    while n_spanned < rows.spanned.size and rows.spanned[n_spanned] >= 0:
-        n_spanned += 1
+    n_spanned = chosen.number[0] if rules.refitted else 0
     if rows.without[i] != n_spanned:
         if rows.without[i] < 0:
             for j in range(width):
