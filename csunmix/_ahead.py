@@ -23,7 +23,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple, cast
 import numpy as np
 
 from csunmix._kernels.modes import Modes, approximate, log_volume
-from csunmix._kernels.search import search
+from csunmix._kernels.search import THOROUGH, search
 from csunmix._validation import FloatArray
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ def compile_refinement() -> None:
 def compile_fit() -> None:
     """Compile the joint fit of the grid-free methods, and what is made of its optima."""
     model = _example().model
-    approximate(model, *search(model, 1, 1, 1, 1, 0))
+    approximate(model, *search(model, 1, 1, THOROUGH, 0))
 
 
 def compile_draws() -> None:

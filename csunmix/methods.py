@@ -24,12 +24,14 @@ __all__ = ["DEFAULT_GRID_METHOD", "GRID_METHODS", "PEAK_RULES", "grid_unmixer"]
 
 # For sigma = 0.5 px (a width of 0.55 px with the pixel); lengths scale with the width. Factor,
 # merging radius and lam are tuned with benchmarks/accuracy/tune.py, the pursuit's radii by trial on
-# the same seed, which no table uses. The smallest share was chosen on the WISE images of real.py.
+# the same seed, which no table uses; lam of what is refined on seeds 3, 5, 13 and 14. The smallest
+# share was chosen on the WISE images of real.py.
 _CELLS_PER_WIDTH = 3.8
 _MERGING_RADIUS = 0.64  # widths
 _SEARCH_RADIUS = 1.8  # widths
 _EXCLUSION_RADIUS = 0.55  # widths
 _LAM_PER_NOISE = 0.07
+_REFINED_LAM = 0.5  # of the universal one
 _MIN_SHARE = 0.06
 # Relative gaps of the first-order methods at the universal lam, and the most at a smaller one.
 _TOL = {"ista": 1e-3, "fista": 3e-3, "split-bregman": 1e-3}
@@ -70,8 +72,8 @@ def grid_unmixer(
     factor : int, optional
         Cells per pixel; by default about 3.8 per width of the PSF, 2 at least.
     lam : float or "auto", optional
-        Weight of the l1 norm, DN; by default "auto", or 0.07 times the sensor's noise (DN) where
-        the sensor saturates.
+        Weight of the l1 norm, DN; by default "auto". Where the sensor saturates, 0.07 times its
+        noise (DN), or half of `universal_lam` with `refine`.
     n_nonzero : int, optional
         Most atoms of a pursuit; by default the prior's largest count, or 5.
     peaks : str, optional
@@ -119,13 +121,14 @@ def grid_unmixer(
     shape = as_shape(shape)
     sensor = Sensor() if sensor is None else as_instance(sensor, Sensor, "sensor")
     prior = Prior() if prior is None else as_instance(prior, Prior, "prior")
+    refine = as_bool(refine, "refine")
     width = psf.width
     if factor is None:
         factor = int(np.clip(round(_CELLS_PER_WIDTH / width), 2, 15))
+    dictionary = Dictionary(psf, shape, factor)
+    enough = float(universal_lam(dictionary, sensor.noise))
     if lam is None:
-        # A saturated pixel holds its targets by a bound only: shrinkage takes their flux away.
-        bounded = sensor.saturation is not None and sensor.noise > 0
-        lam = _LAM_PER_NOISE * sensor.noise if bounded else "auto"
+        lam = _default_lam(sensor, enough, refine)
     check_lam(lam)  # also where the method does not use it
     if n_nonzero is None:
         n_nonzero = prior.count[1] if prior.count is not None else 5
@@ -138,16 +141,24 @@ def grid_unmixer(
     if peaks is None:
         peaks = "every-cell" if method in PURSUITS else "mass-merging"
     residual_tol = sensor.noise * float(np.sqrt(shape[0] * shape[1]))
-    dictionary = Dictionary(psf, shape, factor)
-    enough = float(universal_lam(dictionary, sensor.noise))
     return GridUnmixer(
         dictionary,
         solver=_solver(method, lam, enough, n_nonzero, residual_tol, prior, width),
         peaks=_peak_rule(peaks, threshold, min_share, width),
         sensor=sensor,
         background=background,
-        refine=prior if as_bool(refine, "refine") else None,
+        refine=prior if refine else None,
     )
+
+
+def _default_lam(sensor: Sensor, enough: float, refine: bool) -> Lam:
+    """A saturated pixel holds its targets by a bound only: shrinkage takes their flux away.
+
+    Targets that are refined get it back, and what the noise makes them begin with takes time.
+    """
+    if sensor.saturation is None or sensor.noise == 0:
+        return "auto"
+    return _REFINED_LAM * enough if refine else _LAM_PER_NOISE * sensor.noise
 
 
 def _default_threshold(width: float, sensor: Sensor, prior: Prior) -> float:

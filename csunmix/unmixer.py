@@ -90,7 +90,7 @@ class GridUnmixer:
         is likely is not weighed): rough, and too sure where targets lie closer than half a PSF
         width; a PSF wider than the one told makes two of one. A scene that is one cluster begins
         anew in other shapes of the same spread: turned, and, of 3 to 13 targets, as regular
-        figures; up to 12 begin in a cell that is likely, too. Positions, fluxes and their errors
+        figures, until some in a row lead to nothing new; up to 12 begin in a cell that is likely, too. Positions, fluxes and their errors
         are means and standard deviations of the normal distributions around all optima found, cut
         off by the prior's bounds (which a mean of several may leave): nearly those of
         `ContinuousUnmixer`, whose draws follow what is not normal. A score is the probability that

@@ -333,13 +333,14 @@ def test_targets_without_noise_are_found_exactly(count: int, flux: Any) -> None:
 def test_no_long_search_beats_the_fit() -> None:
     """Three to five targets, clipped: ten times the starts."""
     setting, better = setting_of(), 0
+    long = searching.THOROUGH._replace(max_iter=200)
     for count in (3, 4, 5):
         for image in simulated(count, n=4, seed=count).images:
             window = window_of(setting, image)
             found = fit(setting, window, count, 0)
             assert found is not None
             starts = 10 * (4 + 6 * count)
-            values = searching.search(found.model, starts, starts, 15, 200, 99)[1]
+            values = searching.search(found.model, starts, starts, long, 99)[1]
             better += values[0] < found.objective - 1e-2
     assert better <= 1  # of 12
 
@@ -428,7 +429,7 @@ def test_among_the_optima_are_those_of_a_cell_that_is_likely() -> None:
         best = fit(setting, window_of(setting, image), 5, 0)
         assert best is not None
         sure = best.model._replace(box=sure_cell(best.model.box))
-        inside = searching.search(sure, 68, 21, 15, 100, 0)[1][0]
+        inside = searching.search(sure, 68, 21, searching.THOROUGH, 0)[1][0]
         if inside > best.objective + 0.01:
             beside += 1
             assert np.abs(best.objectives - inside).min() < 0.01
@@ -443,7 +444,7 @@ def test_starts_that_lead_to_the_same_optimum_have_it_once() -> None:
         assert best is not None
         turned = best.theta.reshape(3, 3)[[2, 0, 1]].ravel()
         starts = np.array([best.theta, turned, best.theta + 0.01])
-        thetas, values = searching.explore(best.model, starts, 15, 100, False)
+        thetas, values = searching.explore(best.model, starts, searching.THOROUGH, 3, 0.0, False)
         assert values[0] == pytest.approx(best.objective, abs=1e-3)
         assert (np.diff(values) > 0.0).all()
         assert len(thetas) < 3

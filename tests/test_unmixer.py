@@ -559,6 +559,9 @@ def test_settings_that_are_chosen() -> None:
     assert DEFAULT_GRID_METHOD == "active-set"
     assert unmix.dictionary.grid.factor == 7
     assert unmix.solver == cu.ActiveSet(lam=0.07 * noise)
+    half = 0.5 * float(cu.universal_lam(unmix.dictionary, noise))
+    assert named(refine=True).solver == cu.ActiveSet(lam=half)
+    assert named(refine=True, sensor=cu.Sensor()).solver == cu.ActiveSet(lam="auto")
     assert isinstance(unmix.peaks, cu.MassMerging)
     assert unmix.peaks.threshold == pytest.approx(44.0)
     assert unmix.peaks.min_share == 0

@@ -25,11 +25,12 @@ from benchmarks.accuracy.protocol import REPORT_SEED
 from benchmarks.report import to_markdown, write_report
 from csunmix._kernels.fit import EXACT, descend
 from csunmix._kernels.scene import new_room
-from csunmix._kernels.search import search
-from csunmix.continuous.fit import ITERATIONS, Fit, fit
+from csunmix._kernels.search import THOROUGH, search
+from csunmix.continuous.fit import Fit, fit
 from csunmix.continuous.window import Setting
 
 _STARTS = 1000
+_LONG = THOROUGH._replace(rough_iter=THOROUGH.max_iter)
 _AS_GOOD = 0.01  # in log likelihood
 
 
@@ -57,8 +58,7 @@ def as_good(setting: Setting, scene: cu.Prior, n: int, seed: int) -> pd.DataFram
         window = setting.window(made.images[frame])
         found = None if window is None else fit(setting, window, len(truth), int(frame))
         if found is not None:
-            longest = ITERATIONS[1]
-            best = search(found.model, _STARTS, _STARTS, longest, longest, 10_000 + int(frame))[1]
+            best = search(found.model, _STARTS, _STARTS, _LONG, 10_000 + int(frame))[1]
             least = min(best[0], from_truth(found, truth))
             rows.append((found.count, found.objective <= least + _AS_GOOD))
     return pd.DataFrame(rows, columns=["targets", "as good"])
@@ -69,7 +69,7 @@ def from_truth(found: Fit, truth: pd.DataFrame) -> float:
     theta = truth[["y", "x", "flux"]].to_numpy() - [*found.window.origin, 0.0]
     theta = theta.ravel()
     room = new_room(found.model.optics, found.count, theta.size, *found.model.pixels.low.shape)
-    return float(descend(found.model, theta, 2 * ITERATIONS[1], EXACT, room))
+    return float(descend(found.model, theta, 2 * THOROUGH.max_iter, EXACT, room))
 
 
 def summary(name: str, table: pd.DataFrame) -> pd.DataFrame:

@@ -27,7 +27,6 @@ from csunmix._validation import FloatArray, IntArray
 _DAMPING = (1e-9, 1e-3, 1e9)  # least, first and largest
 _EASE, _BRAKE = 3.0, 6.0  # of the damping: factors after a step that leads down, and one that not
 _LEAST = 1e-12  # precision of a parameter that nothing is known of
-_SETTLED = 1e-8  # decrease of the objective, by the gradient, of a step not worth a try
 _UNUSUAL = 10.0  # standard deviations of what noise leaves of an image
 
 
@@ -35,12 +34,17 @@ class Strictness(NamedTuple):
     """How closely a descent keeps to what it should, and how far it goes."""
 
     stiffness: float  # 1/px^2, of the limits to how targets lie to one another
-    flat: float  # decrease of the objective that ends it
+    flat: float  # decrease of the objective, by the gradient or in fact, of a step that ends it
 
 
 EXACT = Strictness(1.0 / 0.003**2, 1e-6)
 ROUGH = Strictness(1.0 / 0.01**2, 1e-2)
 """To begin with: along limits that give way, targets take longer steps past each other."""
+
+NEAR = Strictness(1.0 / 0.005**2, 1e-2)
+HASTY = Strictness(1.0 / 0.02**2, 3e-2)
+"""The same where means are taken around what is found: the last of a flat valley takes the most
+steps, and changes nothing."""
 
 
 class Space(NamedTuple):
@@ -80,7 +84,7 @@ def descend(
         better = False
         while damping < _DAMPING[2]:
             if bounded_step(hessian, gradient, damping, theta, lower, upper, space, step):
-                if not abs(inner(gradient, step)) > _SETTLED:  # or there is no step
+                if not abs(inner(gradient, step)) > flat:  # or there is no step
                     break
                 for a in range(d):
                     trial[a] = min(max(theta[a] + step[a], lower[a]), upper[a])

@@ -26,6 +26,7 @@ NEGLIGIBLE = 8.0
 
 _LEAST_ROOM = 0.01  # of the extent
 _RIDGE = 1e-10  # of the diagonal of a precision, against rounding
+_SAME = 0.5  # standard deviations, within which two fits are one
 _SINGULAR = 1e-10  # smallest pivot of a correlation matrix
 
 
@@ -80,7 +81,8 @@ def approximate(model: Model, thetas: FloatArray, values: FloatArray) -> Mixture
             for c in range(3):
                 at[3 * k + c] = thetas[s, 3 * order[k] + c]
         gradient, hessian = curvature(model, at, room)
-        known = m
+        if not _apart(model, theta[:m], at, hessian):
+            continue
         for kind in range(kinds):
             part = in_cell if kind == 1 else in_box
             copy(at, theta[m])
@@ -91,8 +93,6 @@ def approximate(model: Model, thetas: FloatArray, values: FloatArray) -> Mixture
             if cholesky(covariance, d, factor[m]) < d:
                 continue
             invert_lower(factor[m], inverse[m])
-            if not _apart(theta[:known], at, inverse[m]):
-                continue
             logs[m] = log_density(part.box, mean[m], model.n_targets) - values[s]
             for a in range(d):
                 pull = gradient[a]
@@ -361,16 +361,20 @@ def _regular(mean: FloatArray, covariance: FloatArray) -> bool:
 
 
 @leaf()
-def _apart(known: FloatArray, theta: FloatArray, inverse: FloatArray) -> bool:
-    """Whether a fit is none of those known but for how far they went."""
+def _apart(model: Model, known: FloatArray, theta: FloatArray, hessian: FloatArray) -> bool:
+    """Whether a fit is none of those known but for how far they went: half a standard deviation.
+
+    That is the root mean square along all axes of the precision, the prior's own counted.
+    """
     d = theta.size
     for m in range(known.shape[0]):
         distance2 = 0.0
         for a in range(d):
-            s = 0.0
-            for b in range(a + 1):
-                s += inverse[a, b] * (theta[b] - known[m, b])
-            distance2 += s * s
-        if distance2 <= d:
+            away = theta[a] - known[m, a]
+            s = model.precision[a] * away if a < 3 * model.n_targets else 0.0
+            for b in range(d):
+                s += hessian[a, b] * (theta[b] - known[m, b])
+            distance2 += s * away
+        if distance2 <= _SAME**2 * d:
             return False
     return True

@@ -18,7 +18,7 @@ from csunmix._kernels.model import Model, Views
 from csunmix._kernels.modes import approximate
 from csunmix._kernels.prior import Box
 from csunmix._kernels.scene import Optics, Pixels
-from csunmix._kernels.search import ITERATIONS, explore
+from csunmix._kernels.search import QUICK, explore
 from csunmix._validation import FloatArray, IntArray
 
 FEW = 12
@@ -31,9 +31,9 @@ _SLACK = 0.02  # px, of distances that the prior bounds
 _UNSURE = (0.97, 1.03)  # of the light that the grid has, less and more
 _LEAST = float(np.finfo(float).tiny)  # weight, of targets without flux
 _LINES = 4  # along which a target is split
-_TURNS = 3  # of a cluster, the first of which is the cluster
 _GOLDEN = math.pi * (math.sqrt(5.0) - 1.0)  # angle from one turn to the next: none comes twice
 _SHIFTS = 3  # ways that a regular figure is turned, from one corner to the next
+_FRESH = 0.23  # of the reach, from known optima within which no shape is followed
 _THIN = 0.1  # variance of a cluster across, of that along it, at least
 
 
@@ -257,7 +257,7 @@ def _better(task: Task, scenes: FloatArray, best: Fit, least: float) -> tuple[Fi
     """
     model = model_for(task, scenes.shape[1], 0.0)
     for s in range(scenes.shape[0]):
-        fit = _fit(task, scenes[s : s + 1], False)
+        fit = _fit(task, scenes[s : s + 1], 1, 0.0, False)
         if fit.values[0] < best.values[0]:
             explained = explains(model, fit.thetas[0], fit.values[0])
             if explained or misfit(model, fit.thetas[0]) < least:
@@ -268,11 +268,12 @@ def _better(task: Task, scenes: FloatArray, best: Fit, least: float) -> tuple[Fi
 
 
 @part()
-def _fit(task: Task, scenes: FloatArray, in_cells: bool) -> Fit:
-    """What scenes (n, K, 3) lead to, and that in cells."""
+def _fit(task: Task, scenes: FloatArray, enough: int, fresh: float, in_cells: bool) -> Fit:
+    """What scenes (n, K, 3) lead to, and that in cells; see `explore`."""
     n, count = scenes.shape[:2]
     model = model_for(task, count, 0.0)
-    thetas, values = explore(model, scenes.reshape(n, 3 * count), *ITERATIONS, in_cells)
+    starts = scenes.reshape(n, 3 * count)
+    thetas, values = explore(model, starts, QUICK, enough, fresh, in_cells)
     return Fit(thetas, values, 0.0)
 
 
@@ -359,7 +360,7 @@ def _climb(task: Task, fit: Fit) -> tuple[_Path, int]:
                 path.evidence[0] = _evidence(task, fit)
             gain = step * (path.value[best] - other.values[0])
             more = other.thetas[0] if step > 0 else theta
-            idle = gain < _GAIN and _closest(more)[0] < 0.999 * task.apart
+            idle = gain < _GAIN and _closest(more)[0] < task.apart - _SLACK
             if idle and step > 0:
                 break
             _add(path, n, other)
@@ -433,7 +434,7 @@ def _neighbour(task: Task, theta: FloatArray, step: int) -> Fit:
         for k in range(count):
             copy(scenes[least, k], starts[s, k])
         left[least] = np.inf
-    return _fit(task, starts, False)
+    return _fit(task, starts, starts.shape[0], 0.0, False)
 
 
 @part()
@@ -587,7 +588,8 @@ def _with_others(task: Task, theta: FloatArray) -> Fit:
     """The best of a fit, of what it becomes reshaped, and of both in a cell; others beside it."""
     count, box, rooms, size = theta.size // 3, task.box, task.rooms, task.size
     in_cells, density = 0.0 < box.cell < 1.0 and count <= FEW, 0.0
-    fit = _fit(task, reshaped(theta.copy().reshape(-1, 3), task.reach), in_cells)
+    scenes = reshaped(theta.copy().reshape(-1, 3), task.reach)
+    fit = _fit(task, scenes, max(count - 1, 1), _FRESH * task.reach, in_cells)
     if in_cells:
         room = _room(rooms, size[0], size[1], box.separation, 2 * count)
         in_cell = _room(rooms, 1.0, 1.0, box.separation, 2 * count + 1)
@@ -603,22 +605,24 @@ def reshaped(targets: FloatArray, reach: float) -> FloatArray:
     shape within: many an optimum is another shape of these. Shapes are those of the targets turned,
     figures those of all targets at equal angles, and of all but one, that in the middle; both as if
     the spread were the same all around, stretched to what it is (that of figures is for targets of
-    the same flux). Targets that stand apart, and one alone, are left as they are.
+    the same flux). First come those that most often lead elsewhere. Targets that stand apart, and
+    one alone, are left as they are.
     """
-    count, spread, n = targets.shape[0], _spread(targets), 1
-    scenes = np.empty((_TURNS + 2 * _SHIFTS, count, 3))
+    count, spread = targets.shape[0], _spread(targets)
+    scenes = np.empty((3 + 2 * _SHIFTS, count, 3))
     for k in range(count):
         copy(targets[k], scenes[0, k])
     if count == 1 or _farthest(targets) > reach:
         return scenes[:1]
-    for turn in range(1, _TURNS):
-        _turn(targets, spread, turn * _GOLDEN, scenes[n])
-        n += 1
-    for corners in (count, count - 1):
-        for shift in range(_SHIFTS if 3 <= corners <= FEW else 0):
-            _place_at_corners(targets, spread, corners, shift / _SHIFTS, scenes[n])
-            n += 1
-    return scenes[:n]
+    _turn(targets, spread, _GOLDEN, scenes[1])
+    n = 2
+    for shift in range(_SHIFTS):
+        for corners in (count - 1, count):
+            if 3 <= corners <= FEW:
+                _place_at_corners(targets, spread, corners, shift / _SHIFTS, scenes[n])
+                n += 1
+    _turn(targets, spread, 2.0 * _GOLDEN, scenes[n])
+    return scenes[: n + 1]
 
 
 @leaf()

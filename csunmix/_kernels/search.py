@@ -7,18 +7,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from csunmix._kernels.fit import EXACT, ROUGH, descend, objective
+from csunmix._kernels.fit import EXACT, HASTY, NEAR, ROUGH, Strictness, descend, objective
 from csunmix._kernels.jit import kernel, leaf, part
 from csunmix._kernels.labels import nearest
 from csunmix._kernels.linalg import copy
 from csunmix._kernels.model import Model, within
 from csunmix._kernels.modes import NEGLIGIBLE
-from csunmix._kernels.prior import Box, crowded, densities, draw_scene, sure_cell
+from csunmix._kernels.prior import Box, crowded, densities, draw_scene, limits, sure_cell
 from csunmix._kernels.scene import Pixels, Room, axis_factor, glow, new_room, noise_variance
 from csunmix._validation import FloatArray, IntArray
-
-ITERATIONS = (40, 100)
-"""Steps of all starts, and of those that end apart."""
 
 _SAME = 0.02  # px, between targets of fits that are the same
 _NEAR = 6.0  # objective above the best of an optimum that matters
@@ -30,6 +27,19 @@ _DARK = 1e-300  # of what is divided by
 _POOL = 3  # scenes that a start is the best of
 _MOVED = 1e-6  # px or DN, by a cell's walls
 _HOPELESS = 50.0  # objective of a rough fit above the best from where it is dropped
+
+
+class Effort(NamedTuple):
+    """How far starts are followed: all of them at first, then those that end apart."""
+
+    rough: Strictness
+    rough_iter: int
+    end: Strictness
+    max_iter: int
+
+
+THOROUGH = Effort(ROUGH, 40, EXACT, 100)
+QUICK = Effort(HASTY, 40, NEAR, 100)
 
 
 class Optima(NamedTuple):
@@ -45,8 +55,7 @@ def search(
     model: Model,
     n_starts: int,
     enough: int,
-    rough_iter: int,
-    max_iter: int,
+    effort: Effort,
     seed: int,
 ) -> tuple[FloatArray, FloatArray]:
     """Optima (n, d) that many starts end in, the best first, and their objectives.
@@ -55,9 +64,9 @@ def search(
     leave; then single targets of the best fit so far are moved to where they would explain more.
     Random starts follow, `n_starts` of them, or as many as it takes until `enough` in a row have
     led to nothing new that is near the best. After one that led nowhere comes one near the best fit
-    so far, one of the `n_starts` but none of those in a row. The fit of a start is rough
-    for at most `rough_iter` steps, and goes on where it is not on the way to an optimum that others
-    led to, nor far above the best. The objective is inf where there was no start.
+    so far, one of the `n_starts` but none of those in a row. The fit of a start is rough, and
+    goes on where it is not on the way to an optimum that others led to, nor far above the best. The
+    objective is inf where there was no start.
     """
     np.random.seed(seed)
     d, moves = model.precision.size, _MOVES * model.n_targets
@@ -66,12 +75,12 @@ def search(
     room = new_room(model.optics, model.n_targets, d, *model.pixels.low.shape)
     theta, in_vain = np.zeros(d), 0
     if _grow(model, theta, room):
-        _follow(model, theta, rough_iter, max_iter, known, room)
+        _follow(model, theta, effort, known, room)
     for _ in range(moves if model.n_targets > 1 and known.n[0] > 0 else 0):
         copy(known.thetas[known.n[1]], theta)
         before, in_vain = known.values[known.n[1]], in_vain + 1
         if _move(model, in_vain - 1, theta, room):
-            _follow(model, theta, rough_iter, max_iter, known, room)
+            _follow(model, theta, effort, known, room)
             if known.values[known.n[1]] < before - _BETTER:
                 in_vain = 0
         if in_vain == model.n_targets:
@@ -80,32 +89,40 @@ def search(
     for _ in range(n_starts):
         shaken = hopeless and _shake(model, known.thetas[known.n[1]], theta)
         if shaken or _draw(model, theta, room):
-            new, value = _follow(model, theta, rough_iter, max_iter, known, room)
+            new, value = _follow(model, theta, effort, known, room)
             hopeless = value > known.values[known.n[1]] + _HOPELESS and not shaken
             in_a_row = 0 if new else in_a_row + (0 if shaken else 1)
         if in_a_row >= enough:
             break
     in_cells = model.box.cell_density > 0.0
-    return _sorted(_with_cells(model, known, max_iter, room) if in_cells else known)
+    return _sorted(_with_cells(model, known, effort, room) if in_cells else known)
 
 
 @part()
 def explore(
-    model: Model, starts: FloatArray, rough_iter: int, max_iter: int, in_cells: bool
+    model: Model, starts: FloatArray, effort: Effort, enough: int, fresh: float, in_cells: bool
 ) -> tuple[FloatArray, FloatArray]:
-    """The same of given starts (n, d) alone, which may lead to fewer optima than there are."""
+    """The same of given starts (n, d) alone, which may lead to fewer optima than there are.
+
+    A start whose targets all lie within `fresh` px of those of a known optimum is not followed, and
+    none after `enough` in a row that led to nothing new near the best.
+    """
     n, d = starts.shape
     known = Optima(np.zeros((n, d)), np.full(n, np.inf), np.zeros(2, np.int64))
     room = new_room(model.optics, model.n_targets, d, *model.pixels.low.shape)
-    theta = np.empty(d)
+    theta, in_a_row = np.empty(d), 0
     for s in range(n):
         copy(starts[s], theta)
-        _follow(model, theta, rough_iter, max_iter, known, room)
-    return _sorted(_with_cells(model, known, max_iter, room) if in_cells else known)
+        if _known(model.n_targets, known.thetas[: known.n[0]], theta, fresh) < 0:
+            new, _ = _follow(model, theta, effort, known, room)
+            in_a_row = 0 if new else in_a_row + 1
+        if in_a_row >= enough:
+            break
+    return _sorted(_with_cells(model, known, effort, room) if in_cells else known)
 
 
 @part()
-def _with_cells(model: Model, known: Optima, max_iter: int, room: Room) -> Optima:
+def _with_cells(model: Model, known: Optima, effort: Effort, room: Room) -> Optima:
     """Optima, and what good ones become that have to lie in a pixel's cell.
 
     Where that is likely, the best scenes in a cell may weigh more than better ones beside it, and
@@ -114,6 +131,7 @@ def _with_cells(model: Model, known: Optima, max_iter: int, room: Room) -> Optim
     n, d = known.n[0], known.thetas.shape[1]
     found = Optima(np.zeros((2 * n, d)), np.full(2 * n, np.inf), known.n.copy())
     sure, good = within(model, sure_cell(model.box)), known.values[known.n[1]] + NEGLIGIBLE
+    lower, upper = np.empty(d), np.empty(d)
     for s in range(n):
         copy(known.thetas[s], found.thetas[s])
         found.values[s] = known.values[s]
@@ -122,7 +140,9 @@ def _with_cells(model: Model, known: Optima, max_iter: int, room: Room) -> Optim
             continue
         inside, moved = found.thetas[found.n[0]], 0.0
         copy(known.thetas[s], inside)
-        value = descend(sure, inside, max_iter, EXACT, room)
+        if _lies_in(sure, inside, lower, upper):
+            continue
+        value = descend(sure, inside, effort.max_iter, effort.end, room)
         for a in range(d):
             moved = max(moved, abs(inside[a] - known.thetas[s, a]))
         if moved > _MOVED and value <= good:
@@ -131,22 +151,32 @@ def _with_cells(model: Model, known: Optima, max_iter: int, room: Room) -> Optim
     return found
 
 
+@leaf()
+def _lies_in(sure: Model, theta: FloatArray, lower: FloatArray, upper: FloatArray) -> bool:
+    """Whether all targets lie in the cell that they would have to lie in."""
+    limits(sure.box, theta, sure.n_targets, True, lower, upper)
+    inside = True
+    for a in range(theta.size):
+        inside = inside and lower[a] <= theta[a] <= upper[a]
+    return inside
+
+
 @part()
 def _follow(
-    model: Model, theta: FloatArray, rough_iter: int, max_iter: int, known: Optima, room: Room
+    model: Model, theta: FloatArray, effort: Effort, known: Optima, room: Room
 ) -> tuple[bool, float]:
     """Fit from `theta` and keep where it ends; whether that is new and near, and its objective.
 
     That of a known optimum where the fit is on the way to it.
     """
     count, values, n = model.n_targets, known.values, known.n
-    value = descend(model, theta, rough_iter, ROUGH, room)
-    at = _known(count, known.thetas[: n[0]], theta)
+    value = descend(model, theta, effort.rough_iter, effort.rough, room)
+    at = _known(count, known.thetas[: n[0]], theta, _SAME)
     if at >= 0:
         return False, values[at]
     if value < values[n[1]] + _HOPELESS:
-        value = descend(model, theta, max_iter, EXACT, room)
-        at = _known(count, known.thetas[: n[0]], theta)
+        value = descend(model, theta, effort.max_iter, effort.end, room)
+        at = _known(count, known.thetas[: n[0]], theta, _SAME)
     new = at < 0 and value < values[n[1]] + _NEAR
     if at < 0:
         at = n[0]
@@ -348,8 +378,8 @@ def _draw(model: Model, theta: FloatArray, room: Room) -> bool:
 
 
 @part()
-def _known(count: int, thetas: FloatArray, theta: FloatArray) -> int:
-    """Which of `thetas` has its targets where those of `theta` are, or -1."""
+def _known(count: int, thetas: FloatArray, theta: FloatArray, reach: float) -> int:
+    """Which of `thetas` has its targets within `reach` px of those of `theta`, or -1."""
     for s in range(thetas.shape[0]):
         order = nearest(theta, thetas[s], count)
         away = 0.0
@@ -357,6 +387,6 @@ def _known(count: int, thetas: FloatArray, theta: FloatArray) -> int:
             for axis in range(2):
                 apart = abs(theta[3 * order[k] + axis] - thetas[s, 3 * k + axis])
                 away = max(away, apart)
-        if away < _SAME:
+        if away < reach:
             return s
     return -1

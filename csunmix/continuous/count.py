@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from csunmix._kernels.scene import render
-from csunmix._kernels.search import ITERATIONS, explore
+from csunmix._kernels.search import THOROUGH, explore
 from csunmix._validation import (
     BoolArray,
     FloatArray,
@@ -32,6 +32,7 @@ _DIRECTIONS = 4  # in which a target is split
 _FAINT = 0.2  # share of the light that goes to the new target
 _JITTER = 0.2  # of the PSF's width, by which simulated scenes are moved along each axis
 _SEEDS = 2**32
+_STAY = THOROUGH._replace(rough_iter=0, max_iter=0)  # to know an objective
 
 
 @dataclass(frozen=True, eq=False)
@@ -246,7 +247,7 @@ class _Test(NamedTuple):
         )
         model = few.model._replace(pixels=pixels)
         window = replace(few.window, pixels=pixels)
-        there = explore(model, few.theta[None], 0, 0, False)  # no steps: its objective
+        there = explore(model, few.theta[None], _STAY, 1, 0.0, False)
         ideal = Fit(window, model, *there)
         return self._statistic(ideal, rng)
 
@@ -268,4 +269,4 @@ def _split(setting: Setting, few: Fit, distance: float) -> Fit:
             theta = np.insert(few.theta, 3 * few.count, [y + away[0], x + away[1], _FAINT * flux])
             theta[3 * k + 2] -= _FAINT * flux
             starts.append(theta)
-    return Fit(window, model, *explore(model, np.array(starts), *ITERATIONS, False))
+    return Fit(window, model, *explore(model, np.array(starts), THOROUGH, len(starts), 0.0, False))

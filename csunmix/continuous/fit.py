@@ -12,7 +12,7 @@ from csunmix._kernels.measure import log_measure
 from csunmix._kernels.model import Model
 from csunmix._kernels.modes import Mixture, Modes, approximate, log_volume
 from csunmix._kernels.scene import least_share
-from csunmix._kernels.search import ITERATIONS, search
+from csunmix._kernels.search import THOROUGH, search
 from csunmix._validation import FloatArray
 from csunmix.continuous.importance import Draws, draw
 from csunmix.continuous.window import Setting, Window, log_room
@@ -228,7 +228,7 @@ def fit(setting: Setting, window: Window, count: int, seed: int) -> Fit | None:
     model = window.model(setting.optics, count)._replace(pixels=window.smooth)
     starts = (_STARTS[0] + _STARTS[1] * count) * window.n_cells
     enough = (_ENOUGH[0] + _ENOUGH[1] * count) * window.n_cells
-    thetas, values = search(model, starts, enough, *ITERATIONS, seed)
+    thetas, values = search(model, starts, enough, THOROUGH, seed)
     if not np.isfinite(values[0]):
         return None
     return Fit(window, model, thetas, values, seed)
