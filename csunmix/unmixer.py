@@ -90,15 +90,15 @@ class GridUnmixer:
         is likely is not weighed): rough, and too sure where targets lie closer than half a PSF
         width; a PSF wider than the one told makes two of one. A scene that is one cluster begins
         anew in other shapes of the same spread: turned, and, of 3 to 13 targets, as regular
-        figures, until some in a row lead to nothing new; up to 12 begin in a cell that is likely, too. Positions, fluxes and their errors
-        are means and standard deviations of the normal distributions around all optima found, cut
-        off by the prior's bounds (which a mean of several may leave): nearly those of
-        `ContinuousUnmixer`, whose draws follow what is not normal. A score is the probability that
-        the count is right among the numbers looked at, and the target within 0.1 px. Flags
-        `COUNT_AMBIGUOUS`, `AT_BOUND`, `FLAT` and `MISFIT` are as there. An image keeps the answer
-        of the grid, without errors and with `NOT_CONVERGED`, where nothing that the prior allows,
-        its count included, explains it or fits it better than that answer, or where a target lies
-        far from its light.
+        figures, until some in a row lead to nothing new; up to 12 begin in a cell that is likely,
+        too. Positions, fluxes and their errors are means and standard deviations of the normal
+        distributions around all optima found, cut off by the prior's bounds (which a mean of
+        several may leave): nearly those of `ContinuousUnmixer`, whose draws follow what is not
+        normal. A score is the probability that the count is right among the numbers looked at, and
+        the target within 0.1 px. Flags `COUNT_AMBIGUOUS`, `AT_BOUND`, `FLAT` and `MISFIT` are as
+        there. An image keeps the answer of the grid, without errors and with `NOT_CONVERGED`, where
+        nothing that the prior allows, its count included, explains it or fits it better than that
+        answer, or where a target lies far from its light.
     n_jobs : int
         Threads that work on the images; the answer is the same with any number. A solver and a
         peak rule of your own must bear to be called by several at once.
