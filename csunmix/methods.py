@@ -24,14 +24,14 @@ __all__ = ["DEFAULT_GRID_METHOD", "GRID_METHODS", "PEAK_RULES", "grid_unmixer"]
 
 # For sigma = 0.5 px (a width of 0.55 px with the pixel); lengths scale with the width. Factor,
 # merging radius and lam are tuned with benchmarks/accuracy/tune.py, the pursuit's radii by trial on
-# the same seed, which no table uses; lam of what is refined on seeds 3, 5, 13 and 14. The smallest
-# share was chosen on the WISE images of real.py.
+# the same seed, which no table uses; lam of what is refined on seeds 3, 5, 13, 14, 60 and 61. The
+# smallest share was chosen on the WISE images of real.py.
 _CELLS_PER_WIDTH = 3.8
 _MERGING_RADIUS = 0.64  # widths
 _SEARCH_RADIUS = 1.8  # widths
 _EXCLUSION_RADIUS = 0.55  # widths
 _LAM_PER_NOISE = 0.07
-_REFINED_LAM = 0.5  # of the universal one
+_REFINED_LAM = 0.35  # of the universal one
 _MIN_SHARE = 0.06
 # Relative gaps of the first-order methods at the universal lam, and the most at a smaller one.
 _TOL = {"ista": 1e-3, "fista": 3e-3, "split-bregman": 1e-3}
@@ -73,7 +73,7 @@ def grid_unmixer(
         Cells per pixel; by default about 3.8 per width of the PSF, 2 at least.
     lam : float or "auto", optional
         Weight of the l1 norm, DN; by default "auto". Where the sensor saturates, 0.07 times its
-        noise (DN), or half of `universal_lam` with `refine`.
+        noise (DN), or 0.35 times `universal_lam` with `refine`.
     n_nonzero : int, optional
         Most atoms of a pursuit; by default the prior's largest count, or 5.
     peaks : str, optional
@@ -152,9 +152,10 @@ def grid_unmixer(
 
 
 def _default_lam(sensor: Sensor, enough: float, refine: bool) -> Lam:
-    """A saturated pixel holds its targets by a bound only: shrinkage takes their flux away.
+    """The weight of the l1 norm, smaller where pixels saturate.
 
-    Targets that are refined get it back, and what the noise makes them begin with takes time.
+    Such a pixel holds its targets by a bound only, and shrinkage takes their flux away. Refined
+    targets get that back, while those of a smaller weight that are noise cost time.
     """
     if sensor.saturation is None or sensor.noise == 0:
         return "auto"

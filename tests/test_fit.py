@@ -451,6 +451,23 @@ def test_starts_that_lead_to_the_same_optimum_have_it_once() -> None:
         np.testing.assert_array_equal(starts[0], best.theta)
 
 
+def test_starts_near_an_optimum_and_after_some_in_vain_are_not_followed() -> None:
+    setting = setting_of(cell=False)
+    best = fit(setting, window_of(setting, simulated(3).images[0]), 3, 0)
+    assert best is not None
+    far = best.theta + np.tile([0.4, -0.4, 0.0], 3)
+    still = searching.THOROUGH._replace(rough_iter=0, max_iter=0)  # what is followed stays there
+    for starts, enough, fresh, n_known in (
+        ([best.theta, best.theta + 0.1], 2, 0.0, 2),
+        ([best.theta, best.theta + 0.1], 2, 0.15, 1),
+        ([best.theta, best.theta + 0.1, far], 2, 0.15, 2),
+        ([best.theta, best.theta, best.theta, far], 2, 0.0, 1),
+        ([best.theta, best.theta, best.theta, far], 3, 0.0, 2),
+    ):
+        found = searching.explore(best.model, np.array(starts), still, enough, fresh, False)
+        assert len(found[1]) == n_known
+
+
 def test_a_fit_is_reproducible_by_its_seed() -> None:
     setting, image = setting_of(), simulated(3).images[0]
     window = window_of(setting, image)

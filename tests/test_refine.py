@@ -65,13 +65,16 @@ def fitted(setting: Setting, image: Any, targets: Any) -> Fit:
     return Fit(window, model, *found[:2])
 
 
-def test_targets_of_noisy_saturated_images_are_counted() -> None:
-    """With the grid's own lam, which fits the noise, hardly any count was right."""
-    sensor = replace(PRESET.sensor, read_noise=10.0)
-    made = cu.simulate(PRESET.psf, sensor, PRESET.scene, shape=SHAPE, n=100, rng=8)
-    counts = unmixer(sensor=sensor)(made.images).groupby("frame").size()
+@pytest.mark.parametrize(("side", "noise", "least"), [(11, 10.0, 0.75), (31, 5.0, 0.9)])
+def test_targets_of_noisy_saturated_images_are_counted(
+    side: int, noise: float, least: float
+) -> None:
+    """Although the grid has many that are noise: none of these counts was right once."""
+    sensor, shape = replace(PRESET.sensor, read_noise=noise), (side, side)
+    made = cu.simulate(PRESET.psf, sensor, PRESET.scene, shape=shape, n=60, rng=8)
+    counts = unmixer(sensor=sensor, shape=shape)(made.images).groupby("frame").size()
     truth = made.truth.groupby("frame").size()
-    assert (counts.reindex(truth.index, fill_value=0) == truth).mean() > 0.75
+    assert (counts.reindex(truth.index, fill_value=0) == truth).mean() > least
 
 
 # --- the fit ------------------------------------------------------------------------------------
@@ -108,7 +111,7 @@ WIDE = (11, 40)
 FAR = [[5.0, 33.0, 150.0]]
 KEPT = {
     "beyond the extent": (cu.Prior(extent=1.2), [*PAIR, *FAR], [*NEAR, *FAR]),
-    "one too many, apart": (PRESET.prior, PAIR, [*NEAR, [5.0, 30.0, 60.0]]),
+    "one too many, apart": (PRESET.prior, PAIR, [*NEAR, [5.0, 30.0, 230.0]]),
     "more unknowns than pixels": (
         cu.Prior(),
         PAIR,
@@ -134,6 +137,19 @@ def test_what_the_prior_can_not_explain_is_left_as_it_was(
     assert (flags[mine] == Flag.NOT_CONVERGED).all()
     assert np.isfinite(errors[~mine]).all()  # the other image is not touched by this one
     assert not (flags[~mine] & (Flag.NOT_CONVERGED | Flag.MISFIT)).any()
+
+
+@pytest.mark.parametrize("far", [[[5.0, 30.0, 60.0]], [[5.0, 9.0, 20.0], [2.0, 37.0, 12.0]]])
+def test_targets_too_faint_and_too_far_to_be_any_are_noise(far: Any) -> None:
+    image = PRESET.sensor.expose(light_of(PAIR, shape=WIDE), rng=0)
+    setting = Setting(PRESET.psf, PRESET.sensor, PRESET.prior, WIDE, 0.0)
+    start = np.array([*far, *NEAR])
+    found = Candidates(np.zeros(len(start), np.int64), *start.T)
+    refined, errors, flags = refine(setting, image[None], found)
+    alone, *_ = refine(setting, image[None], Candidates(np.zeros(2, np.int64), *NEAR.T))
+    np.testing.assert_array_equal(np.column_stack(refined), np.column_stack(alone))
+    assert np.isfinite(errors).all()
+    assert not (flags & (Flag.NOT_CONVERGED | Flag.MISFIT)).any()
 
 
 @pytest.mark.parametrize(
@@ -405,7 +421,7 @@ def test_a_cluster_that_begins_in_a_line_ends_in_the_best_fit() -> None:
         assert window is not None
         best, found = fit(setting, window, 5, 0), fitted(setting, made.images[frame], scene)
         assert best is not None
-        same.append(found.objective < best.objective + 0.5)
+        same.append(found.objective < best.objective + 0.2)  # both end near an optimum
     assert np.mean(same) > 0.95
 
 
@@ -420,9 +436,8 @@ def test_other_shapes_have_the_middle_and_the_spread_of_the_first() -> None:
     shapes = kernel.reshaped(first, 1.0)
     assert len(shapes) == 3 + 2 * 3  # turned, and two regular figures each turned twice
     three = kernel.reshaped(first[:3] * [1.0, 1.0, 0.0] + [0.0, 0.0, 230.0], 1.0)
-    for one, other in combinations(
-        three[[0, 1, -1], :, :2], 2
-    ):  # nor of three, a triangle where stretched
+    turned = three[[0, 1, -1], :, :2]
+    for one, other in combinations(turned, 2):  # nor of three, a triangle where stretched
         apart = np.linalg.norm(one[:, None] - other, axis=-1)
         assert apart[linear_sum_assignment(apart)].max() > 0.1
     np.testing.assert_array_equal(shapes[0], first)
@@ -478,7 +493,7 @@ def test_scenes_in_a_likely_cell_are_among_the_optima() -> None:
         scene = truth[["y", "x", "flux"]].to_numpy()
         fit, inside = (fitted(each, made.images[frame], scene) for each in (likely, sure))
         if inside.objective > fit.objective + 0.01:
-            found.append(np.abs(fit.objectives - inside.objective).min() < 0.5)
+            found.append(np.abs(fit.objectives - inside.objective).min() < 0.2)
     assert len(found) > 4
     assert np.mean(found) > 0.8
 

@@ -17,7 +17,8 @@ from scipy.sparse import issparse
 import csunmix as cu
 from csunmix.background import noise_level
 from csunmix.solvers import IterationStats, Solver, duality_gap, kkt_violation, objective
-from csunmix.solvers.base import universal_lam
+from csunmix.solvers.active_set import _first_price
+from csunmix.solvers.base import Problem, universal_lam
 from csunmix.solvers.bregman import (
     _differences,
     _differences_adjoint,
@@ -178,6 +179,19 @@ def test_active_set_is_exact_at_every_lam(lam: float, factor: int) -> None:
             assert result.residual_norm[b] == pytest.approx(residual, rel=1e-8)
     else:
         assert (result.gap <= 1e-9).all()
+
+
+@pytest.mark.parametrize("lam", [0.0, 1e-9, 1e-5, 1e-3, 1.0])
+def test_active_set_begins_no_lower_than_a_share_of_the_largest_correlation(lam: float) -> None:
+    """Where pixels are censored: with `lam`, or 1e-6 times that."""
+    y = images()
+    w, censored = np.ones_like(y), y >= 0.7 * y.max(axis=(1, 2), keepdims=True)
+    w[1, 2], censored[0] = 0.0, False
+    for d in (dictionary("gauss-2"), dictionary("airy-2")):
+        problem = Problem.make(d, y, lam=lam, weights=w, censored=censored)
+        floor = 1e-6 * d.adjoint(w * y).max(axis=(1, 2))
+        expected = np.where(censored.any(axis=(1, 2)), np.maximum(lam, floor), lam)
+        np.testing.assert_allclose(_first_price(problem), expected, rtol=1e-12)
 
 
 def test_active_set_settles_which_censored_pixels_pull() -> None:

@@ -559,8 +559,8 @@ def test_settings_that_are_chosen() -> None:
     assert DEFAULT_GRID_METHOD == "active-set"
     assert unmix.dictionary.grid.factor == 7
     assert unmix.solver == cu.ActiveSet(lam=0.07 * noise)
-    half = 0.5 * float(universal_lam(unmix.dictionary, noise))
-    assert named(refine=True).solver == cu.ActiveSet(lam=half)
+    lam = 0.35 * float(universal_lam(unmix.dictionary, noise))
+    assert named(refine=True).solver == cu.ActiveSet(lam=lam)
     assert named(refine=True, sensor=cu.Sensor()).solver == cu.ActiveSet(lam="auto")
     assert isinstance(unmix.peaks, cu.MassMerging)
     assert unmix.peaks.threshold == pytest.approx(44.0)

@@ -34,7 +34,7 @@ class Strictness(NamedTuple):
     """How closely a descent keeps to what it should, and how far it goes."""
 
     stiffness: float  # 1/px^2, of the limits to how targets lie to one another
-    flat: float  # decrease of the objective, by the gradient or in fact, of a step that ends it
+    flat: float  # decrease of the objective, in fact or by the gradient alone, that ends it
 
 
 EXACT = Strictness(1.0 / 0.003**2, 1e-6)
@@ -43,8 +43,8 @@ ROUGH = Strictness(1.0 / 0.01**2, 1e-2)
 
 NEAR = Strictness(1.0 / 0.005**2, 1e-2)
 HASTY = Strictness(1.0 / 0.02**2, 3e-2)
-"""The same where means are taken around what is found: the last of a flat valley takes the most
-steps, and changes nothing."""
+"""The same where normal distributions are put around what is found: their means go the rest of the
+way, which along a flat valley, and along stiff limits, takes most of the steps."""
 
 
 class Space(NamedTuple):

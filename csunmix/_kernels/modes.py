@@ -364,7 +364,8 @@ def _regular(mean: FloatArray, covariance: FloatArray) -> bool:
 def _apart(model: Model, known: FloatArray, theta: FloatArray, hessian: FloatArray) -> bool:
     """Whether a fit is none of those known but for how far they went: half a standard deviation.
 
-    That is the root mean square along all axes of the precision, the prior's own counted.
+    That is the root mean square along all axes of the precision, the prior's own counted, which is
+    there before the moments are: these take longest.
     """
     d = theta.size
     for m in range(known.shape[0]):

@@ -16,7 +16,7 @@ from csunmix._kernels.linalg import copy, to_shares
 from csunmix._kernels.measure import cell_density, log_measure, log_room
 from csunmix._kernels.model import Model, Views
 from csunmix._kernels.modes import approximate
-from csunmix._kernels.prior import Box
+from csunmix._kernels.prior import Box, extremes
 from csunmix._kernels.scene import Optics, Pixels
 from csunmix._kernels.search import QUICK, explore
 from csunmix._validation import FloatArray, IntArray
@@ -33,7 +33,8 @@ _LEAST = float(np.finfo(float).tiny)  # weight, of targets without flux
 _LINES = 4  # along which a target is split
 _GOLDEN = math.pi * (math.sqrt(5.0) - 1.0)  # angle from one turn to the next: none comes twice
 _SHIFTS = 3  # ways that a regular figure is turned, from one corner to the next
-_FRESH = 0.23  # of the reach, from known optima within which no shape is followed
+_SHAPES = 3 + 2 * _SHIFTS  # a cluster as it is, turned twice, and two kinds of figures
+_FRESH = 0.23  # of the reach, around known optima: shapes there lead to these
 _THIN = 0.1  # variance of a cluster across, of that along it, at least
 
 
@@ -191,18 +192,19 @@ def _write(
 def fit_from(task: Task, start: FloatArray) -> tuple[Fit, float]:
     """The best fit that descents from `start` (K, 3) end in, rows ``y, x, flux``.
 
-    Where their light is too much for so many within the prior's bounds, the brightest become two.
-    Where a fit does not explain the image, so many may be too many: then the closest two of 30 at
-    most become one, again and again, until it does, or none stand close. Where the prior has a
-    count, the likeliest of one target more or fewer at a time follows, see `_likeliest`; its
-    probability is the second value. It goes down again from other shapes, and in a cell that is
-    likely; the fit has what they end in as its other optima. It is none where a target lies outside
-    of the window, there are more unknowns than pixels, no scene within the bounds is found that
-    explains the image or leaves less of it than the targets as they are, or none has a count of the
-    prior.
+    Targets that are noise are left out, see `_without_noise`. Where their light is too much for so
+    many within the prior's bounds, the brightest become two. Where a fit does not explain the
+    image, so many may be too many: then the closest two of 30 at most become one, again and again,
+    until it does, or none stand close. Where the prior has a count, the likeliest of one target
+    more or fewer at a time follows, see `_likeliest`; its probability is the second value. It goes
+    down again from other shapes, and in a cell that is likely; the fit has what they end in as its
+    other optima. It is none where a target lies outside of the window, there are more unknowns than
+    pixels, no scene within the bounds is found that explains the image or leaves less of it than
+    the targets as they are, or none has a count of the prior.
     """
     best, probability = _none(), 0.0
     n_y, n_x = task.pixels.low.shape
+    start = _without_noise(task, start)
     if start.size <= n_y * n_x and _inside(start, n_y, n_x):
         best = _explained(task, start)
     if best.values[0] < np.inf:
@@ -227,6 +229,37 @@ def _explained(task: Task, start: FloatArray) -> Fit:
         best, explained = _better(task, targets.copy().reshape(1, -1, 3), best, least)
         targets, more = _merged(targets, task.reach)
     return best
+
+
+@part()
+def _without_noise(task: Task, targets: FloatArray) -> FloatArray:
+    """Targets without the faintest, while some lie where none can and it is too faint to be one.
+
+    That is outside of the window, or further apart than the extent and what is one target.
+    """
+    n_y, n_x = task.pixels.low.shape
+    kept, extent = targets, task.box.extent + task.reach
+    while kept.shape[0] > 1 and not (_inside(kept, n_y, n_x) and _span(kept) <= extent):
+        faintest = 0
+        for k in range(kept.shape[0]):
+            faintest = k if kept[k, 2] < kept[faintest, 2] else faintest
+        if not kept[faintest, 2] < task.box.flux[0]:
+            break
+        rest = np.empty((kept.shape[0] - 1, 3))
+        for k in range(rest.shape[0]):
+            copy(kept[k + (1 if k >= faintest else 0)], rest[k])
+        kept = rest
+    return kept
+
+
+@part()
+def _span(targets: FloatArray) -> float:
+    """How far targets spread along either axis, at most."""
+    span, theta = 0.0, targets.ravel()
+    for axis in range(2):
+        first, last = extremes(theta, axis, targets.shape[0])
+        span = max(span, theta[last] - theta[first])
+    return span
 
 
 @leaf()
@@ -589,7 +622,8 @@ def _with_others(task: Task, theta: FloatArray) -> Fit:
     count, box, rooms, size = theta.size // 3, task.box, task.rooms, task.size
     in_cells, density = 0.0 < box.cell < 1.0 and count <= FEW, 0.0
     scenes = reshaped(theta.copy().reshape(-1, 3), task.reach)
-    fit = _fit(task, scenes, max(count - 1, 1), _FRESH * task.reach, in_cells)
+    enough = max(count - 1, 1)  # the more targets, the more optima
+    fit = _fit(task, scenes, enough, _FRESH * task.reach, in_cells)
     if in_cells:
         room = _room(rooms, size[0], size[1], box.separation, 2 * count)
         in_cell = _room(rooms, 1.0, 1.0, box.separation, 2 * count + 1)
@@ -609,7 +643,7 @@ def reshaped(targets: FloatArray, reach: float) -> FloatArray:
     one alone, are left as they are.
     """
     count, spread = targets.shape[0], _spread(targets)
-    scenes = np.empty((3 + 2 * _SHIFTS, count, 3))
+    scenes = np.empty((_SHAPES, count, 3))
     for k in range(count):
         copy(targets[k], scenes[0, k])
     if count == 1 or _farthest(targets) > reach:

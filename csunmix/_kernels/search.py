@@ -104,8 +104,8 @@ def explore(
 ) -> tuple[FloatArray, FloatArray]:
     """The same of given starts (n, d) alone, which may lead to fewer optima than there are.
 
-    A start whose targets all lie within `fresh` px of those of a known optimum is not followed, and
-    none after `enough` in a row that led to nothing new near the best.
+    A start whose targets all lie within `fresh` px, along each axis, of those of a known optimum is
+    not followed, and none after `enough` in a row that led to nothing new near the best.
     """
     n, d = starts.shape
     known = Optima(np.zeros((n, d)), np.full(n, np.inf), np.zeros(2, np.int64))
@@ -378,8 +378,8 @@ def _draw(model: Model, theta: FloatArray, room: Room) -> bool:
 
 
 @part()
-def _known(count: int, thetas: FloatArray, theta: FloatArray, reach: float) -> int:
-    """Which of `thetas` has its targets within `reach` px of those of `theta`, or -1."""
+def _known(count: int, thetas: FloatArray, theta: FloatArray, tolerance: float) -> int:
+    """Which of `thetas` has its targets where those of `theta` are, along each axis, or -1."""
     for s in range(thetas.shape[0]):
         order = nearest(theta, thetas[s], count)
         away = 0.0
@@ -387,6 +387,6 @@ def _known(count: int, thetas: FloatArray, theta: FloatArray, reach: float) -> i
             for axis in range(2):
                 apart = abs(theta[3 * order[k] + axis] - thetas[s, 3 * k + axis])
                 away = max(away, apart)
-        if away < reach:
+        if away < tolerance:
             return s
     return -1

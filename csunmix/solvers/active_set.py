@@ -136,9 +136,10 @@ def _first_price(problem: Problem) -> FloatArray:
     coefficient of up to about ``y^2 / lam``. Starting at ``y / lam = 10^6`` leaves ten digits.
     """
     price = problem.lam.copy()
+    # By Cauchy and Schwarz no correlation is larger, and most need not be looked at.
     light = np.sqrt(((problem.weights * problem.y) ** 2).sum(axis=(1, 2)))
-    reached = problem.lam < _LEAST_PRICE * problem.dictionary.largest_norm * light  # at most
-    bounded = np.flatnonzero(problem.censored.any(axis=(1, 2)) & reached)
+    small = problem.lam < _LEAST_PRICE * problem.dictionary.largest_norm * light
+    bounded = np.flatnonzero(problem.censored.any(axis=(1, 2)) & small)
     part = problem.take(bounded)
     largest = part.adjoint(part.weights * part.y).max(axis=(1, 2))
     price[bounded] = np.maximum(part.lam, _LEAST_PRICE * largest)
