@@ -16,7 +16,7 @@ at the truth. It shows what the data allow, and more where the chain does not fo
 more where posteriors are wide or have several optima (noise of 1 DN and above, no flux prior).
 There the samplers of `PosteriorUnmixer`, which agree (sampler.md), tell better what the data allow.
 Where a method is above it, by up to 0.1, or 0.4 ranked by score, both are at the limit, and the
-oracle's chain is short. Wanted were 84 with noise of 1 DN, told the extent alone: 0.03 to 0.2 are
+oracle's chain is short. Wanted were 84 with noise of 1 DN, told the extent alone: 0.06 to 0.1 are
 missing there.
 
 "Refined" is `grid_unmixer(refine=True)`: the exact l1 optimum on a grid of 1/7 px, made the start
@@ -25,7 +25,7 @@ in. Its errors are a little too small, pulls of places 1.0 to 1.3, where several
 together or no narrow flux range is told; targets without a flag, a fifth on the main protocol and
 fewer with more noise (a handful with 5 DN), have pulls of 0.94 to 1.03 where one is told. How it
 splits and merges what the grid has, and what shapes fits begin in, was chosen on images of seeds 3
-to 5, 7, 13, 14, 31, 41, 42 and 902 to 904.
+to 5, 7, 13, 14, 31, 41, 42, 60, 61 and 902 to 904.
 
 RMSE / bound compares the position errors of targets whose image was given the right count with
 their Cramer-Rao bounds (flux range included by van Trees' inequality), for targets whose bound is
