@@ -15,6 +15,8 @@ from scipy.optimize import linear_sum_assignment
 
 import csunmix as cu
 from csunmix._kernels import refine as kernel
+from csunmix._kernels.fit import EXACT, descend
+from csunmix._kernels.scene import new_room
 from csunmix.continuous.fit import Fit, fit
 from csunmix.continuous.refine import refine, rules
 from csunmix.continuous.window import Setting, log_room
@@ -65,16 +67,11 @@ def fitted(setting: Setting, image: Any, targets: Any) -> Fit:
     return Fit(window, model, *found[:2])
 
 
-@pytest.mark.parametrize(("side", "noise", "least"), [(11, 10.0, 0.75), (31, 5.0, 0.9)])
-def test_targets_of_noisy_saturated_images_are_counted(
-    side: int, noise: float, least: float
-) -> None:
-    """Although the grid has many that are noise: none of these counts was right once."""
-    sensor, shape = replace(PRESET.sensor, read_noise=noise), (side, side)
-    made = cu.simulate(PRESET.psf, sensor, PRESET.scene, shape=shape, n=60, rng=8)
-    counts = unmixer(sensor=sensor, shape=shape)(made.images).groupby("frame").size()
-    truth = made.truth.groupby("frame").size()
-    assert (counts.reindex(truth.index, fill_value=0) == truth).mean() > least
+def settled(found: Fit) -> float:
+    """Objective at the very end of the way, near which the fit ends."""
+    theta, optics = found.theta.copy(), found.model.optics
+    room = new_room(optics, found.count, theta.size, *found.model.pixels.low.shape)
+    return float(descend(found.model, theta, 400, EXACT, room))
 
 
 # --- the fit ------------------------------------------------------------------------------------
@@ -87,7 +84,7 @@ def test_the_descent_ends_where_a_search_does(prior: cu.Prior) -> None:
     assert window is not None
     best, found = fit(setting, window, 2, seed=0), fitted(setting, image, NEAR)
     assert best is not None
-    assert found.objective == pytest.approx(best.objective, abs=1e-3)
+    assert found.objective == pytest.approx(best.objective, abs=1e-4)
     order = found.theta.reshape(-1, 3)[:, 1].argsort()
     np.testing.assert_allclose(
         found.theta.reshape(-1, 3)[order, :2] + window.origin, PAIR[:, :2], atol=0.03
@@ -150,6 +147,18 @@ def test_targets_too_faint_and_too_far_to_be_any_are_noise(far: Any) -> None:
     np.testing.assert_array_equal(np.column_stack(refined), np.column_stack(alone))
     assert np.isfinite(errors).all()
     assert not (flags & (Flag.NOT_CONVERGED | Flag.MISFIT)).any()
+
+
+@pytest.mark.parametrize(("side", "noise", "least"), [(11, 10.0, 0.75), (31, 5.0, 0.9)])
+def test_targets_of_noisy_saturated_images_are_counted(
+    side: int, noise: float, least: float
+) -> None:
+    """Although the grid has some that are noise."""
+    sensor, shape = replace(PRESET.sensor, read_noise=noise), (side, side)
+    made = cu.simulate(PRESET.psf, sensor, PRESET.scene, shape=shape, n=60, rng=8)
+    counts = unmixer(sensor=sensor, shape=shape)(made.images).groupby("frame").size()
+    truth = made.truth.groupby("frame").size()
+    assert (counts.reindex(truth.index, fill_value=0) == truth).mean() > least
 
 
 @pytest.mark.parametrize(
@@ -421,7 +430,8 @@ def test_a_cluster_that_begins_in_a_line_ends_in_the_best_fit() -> None:
         assert window is not None
         best, found = fit(setting, window, 5, 0), fitted(setting, made.images[frame], scene)
         assert best is not None
-        same.append(found.objective < best.objective + 0.2)  # both end near an optimum
+        assert found.objective < best.objective + 1.0
+        same.append(settled(found) < best.objective + 0.01)
     assert np.mean(same) > 0.95
 
 
@@ -493,7 +503,7 @@ def test_scenes_in_a_likely_cell_are_among_the_optima() -> None:
         scene = truth[["y", "x", "flux"]].to_numpy()
         fit, inside = (fitted(each, made.images[frame], scene) for each in (likely, sure))
         if inside.objective > fit.objective + 0.01:
-            found.append(np.abs(fit.objectives - inside.objective).min() < 0.2)
+            found.append(np.abs(fit.objectives - inside.objective).min() < 0.2)  # both end near it
     assert len(found) > 4
     assert np.mean(found) > 0.8
 

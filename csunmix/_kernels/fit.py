@@ -84,7 +84,8 @@ def descend(
         better = False
         while damping < _DAMPING[2]:
             if bounded_step(hessian, gradient, damping, theta, lower, upper, space, step):
-                if not abs(inner(gradient, step)) > flat:  # or there is no step
+                # Or there is no step; one that the damping cuts short ends the descent, too.
+                if not abs(inner(gradient, step)) > flat:
                     break
                 for a in range(d):
                     trial[a] = min(max(theta[a] + step[a], lower[a]), upper[a])

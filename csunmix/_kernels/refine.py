@@ -246,8 +246,7 @@ def _without_noise(task: Task, targets: FloatArray) -> FloatArray:
         if not kept[faintest, 2] < task.box.flux[0]:
             break
         rest = np.empty((kept.shape[0] - 1, 3))
-        for k in range(rest.shape[0]):
-            copy(kept[k + (1 if k >= faintest else 0)], rest[k])
+        _leave_out(kept, faintest, rest)
         kept = rest
     return kept
 
@@ -581,8 +580,7 @@ def _fewer(targets: FloatArray, reach: float) -> FloatArray:
     count, n = targets.shape[0], targets.shape[0]
     out = np.empty((count * (count + 1) // 2, count - 1, 3))
     for k in range(count):
-        for m in range(count - 1):
-            copy(targets[m + (1 if m >= k else 0)], out[k, m])
+        _leave_out(targets, k, out[k])
     for k in range(count):
         for m in range(k + 1, count):
             dy, dx = targets[k, 0] - targets[m, 0], targets[k, 1] - targets[m, 1]
@@ -606,10 +604,16 @@ def _merged(targets: FloatArray, reach: float) -> tuple[FloatArray, bool]:
 
 
 @leaf()
+def _leave_out(targets: FloatArray, k: int, out: FloatArray) -> None:
+    """The targets without k."""
+    for i in range(out.shape[0]):
+        copy(targets[i + (1 if i >= k else 0)], out[i])
+
+
+@leaf()
 def _as_one(targets: FloatArray, k: int, m: int, out: FloatArray) -> None:
     """The targets with k and a later m as one between them, of all their light."""
-    for i in range(out.shape[0]):
-        copy(targets[i + (1 if i >= m else 0)], out[i])
+    _leave_out(targets, m, out)
     one, other = max(targets[k, 2], _LEAST), max(targets[m, 2], _LEAST)
     for axis in range(2):
         out[k, axis] = (one * targets[k, axis] + other * targets[m, axis]) / (one + other)
