@@ -151,14 +151,14 @@ def compile_refinement() -> None:
 def compile_fit() -> None:
     """Compile the joint fit of the grid-free methods, and what is made of its optima."""
     model = _example().model
-    approximate(model, *search(model, 1, 1, THOROUGH, 0))
+    approximate(model, *search(model, 1, 1, np.inf, THOROUGH, 0))
 
 
 def compile_draws() -> None:
     """Compile how the grid-free methods draw from a posterior, sum up the draws, and the rest."""
     from csunmix._kernels.fit import explains
     from csunmix._kernels.hops import wander
-    from csunmix._kernels.importance import add_density, log_level, log_posterior
+    from csunmix._kernels.importance import add_density, log_level, scatter
     from csunmix._kernels.labels import describe, settle
     from csunmix._kernels.measure import log_measure, log_room
     from csunmix._kernels.scene import least_share
@@ -167,7 +167,7 @@ def compile_draws() -> None:
     factor = 0.01 * np.eye(theta.size)[None]
     modes, one = Modes(theta, theta, factor, np.linalg.inv(factor)), np.ones(1)
     wander(model, modes, np.zeros(1, np.int64), 1, 1, 0.0, 0)
-    log_posterior(model, theta, theta, np.zeros(1, np.int64))
+    scatter(model, modes, np.zeros(1, np.int64), theta.copy())
     unit = log_level(modes.inverse[0], 1.0)
     add_density(theta, modes.inverse, one, unit, len(targets), theta, np.zeros(1))
     settle(targets[None], one, targets[:, :2].copy())

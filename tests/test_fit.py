@@ -340,7 +340,7 @@ def test_no_long_search_beats_the_fit() -> None:
             found = fit(setting, window, count, 0)
             assert found is not None
             starts = 10 * (4 + 6 * count)
-            values = searching.search(found.model, starts, starts, long, 99)[1]
+            values = searching.search(found.model, starts, starts, np.inf, long, 99)[1]
             better += values[0] < found.objective - 1e-2
     assert better <= 1  # of 12
 
@@ -429,7 +429,7 @@ def test_among_the_optima_are_those_of_a_cell_that_is_likely() -> None:
         best = fit(setting, window_of(setting, image), 5, 0)
         assert best is not None
         sure = best.model._replace(box=sure_cell(best.model.box))
-        inside = searching.search(sure, 68, 21, searching.THOROUGH, 0)[1][0]
+        inside = searching.search(sure, 68, 21, np.inf, searching.THOROUGH, 0)[1][0]
         if inside > best.objective + 0.01:
             beside += 1
             assert np.abs(best.objectives - inside).min() < 0.01

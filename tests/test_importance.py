@@ -17,15 +17,15 @@ from csunmix._kernels.importance import (
     NEVER,
     add_density,
     log_level,
-    log_posterior,
+    scatter,
 )
 from csunmix._kernels.labels import new_pairs, pair
+from csunmix._kernels.modes import Modes, sharp
 from csunmix._kernels.modes import approximate as approximations
-from csunmix._kernels.modes import sharp
 from csunmix._kernels.prior import log_prior
 from csunmix._kernels.scene import Pixels, illuminate, log_likelihood, new_room
 from csunmix.continuous.fit import Fit, fit
-from csunmix.continuous.importance import Draws, Mixture, draw, weigh_together
+from csunmix.continuous.importance import FULL, Draws, Mixture, draw, weigh_together
 from csunmix.continuous.sampling import (
     Sample,
     _pool,
@@ -109,21 +109,25 @@ def test_density_is_that_of_t_distributions_in_the_order_next_to_them(background
     np.testing.assert_allclose(total, expected, rtol=1e-9)
 
 
-def test_log_posterior_is_prior_and_likelihood_where_a_scene_may_be() -> None:
+def test_scenes_are_scattered_around_modes_and_told_prior_and_likelihood() -> None:
     model = model_of(separation=0.2)
     room = new_room(model.optics, COUNT, 9, *model.pixels.low.shape)
     illuminate(model.optics, INSIDE, room)
     seen = room.light.copy()
     model = model._replace(pixels=Pixels(seen, seen, 4.0, 0.0))
-    thetas = INSIDE + RNG.normal(0.0, 1.0, (400, 1)) * np.tile([0.3, 0.3, 20.0], COUNT)
-    thetas += RNG.normal(0.0, 1.0, (400, 9)) * np.tile([0.3, 0.3, 20.0], COUNT)
-    logs = log_posterior(model, thetas, INSIDE[None], np.zeros(400, np.int64))
+    mean = INSIDE + RNG.normal(0.0, 0.05, (2, 9))
+    factor = np.tril(RNG.uniform(0.0, 0.3, (2, 9, 9))) * np.tile([1.0, 1.0, 60.0], COUNT)[:, None]
+    modes = Modes(mean, mean, factor, np.linalg.inv(factor))
+    of, unit = RNG.integers(2, size=400), RNG.normal(0.0, 1.0, (400, 9))
+    thetas = unit.copy()
+    logs = scatter(model, modes, of, thetas)
+    np.testing.assert_allclose(thetas, mean[of] + np.einsum("nab,nb->na", factor[of], unit))
     expected = []
-    for theta in thetas:
+    for theta, k in zip(thetas, of, strict=True):
         illuminate(model.optics, theta, room)
         value = log_prior(model.box, theta, COUNT)
         value += log_likelihood(model.pixels, room.light, 0.0)
-        expected.append(value if pair(theta, INSIDE, new_pairs(COUNT)) else -np.inf)
+        expected.append(value if pair(theta, mean[k], new_pairs(COUNT)) else -np.inf)
     assert np.isfinite(expected).any()
     assert np.isinf(expected).any()
     given = np.where(np.isfinite(logs), logs, np.array(expected))  # hopeless scenes are left out
@@ -200,6 +204,23 @@ def test_what_the_modes_do_not_show_is_found() -> None:
         each = found.theta.reshape(-1, 5, 1, 3)[..., :2]
         far = np.hypot(*(each - place).transpose(3, 0, 1, 2)).min(axis=1).max(axis=1)
         assert found.weight[far < 0.2].sum() > 0.5
+
+
+def test_few_draws_find_what_many_do() -> None:
+    """Means of 20 scenes err by more than those of 500, but by no more than so few must."""
+    away, spreads, numbers = [], [], []
+    for count in (2, 3, 4, 5):
+        for best in fits_of(setting_of(), count, 6, 17):
+            many, few = drawn(best, 500.0), drawn(best, 20.0)
+            mean, spread = symmetric(many.theta, many.weight)
+            given, given_spread = symmetric(few.theta, few.weight)
+            away.append((given - mean) / spread)
+            spreads.append(np.log(given_spread / spread))
+            numbers.append(len(few.theta) / len(many.theta))
+            assert few.effective >= 20.0
+    assert np.sqrt(np.mean(np.square(away))) < 1.5 * np.sqrt(1.0 / 20.0 + 1.0 / 500.0)
+    assert abs(np.mean(spreads)) < 0.1
+    assert np.median(numbers) < 0.3
 
 
 @pytest.mark.parametrize("background", [0.0, "fit"])
@@ -454,7 +475,8 @@ def test_further_runs_begin_at_scenes_of_the_first(monkeypatch: pytest.MonkeyPat
 def test_only_draws_that_are_to_roam_have_chains(monkeypatch: pytest.MonkeyPatch) -> None:
     best = fits_of(setting_of(cu.Sensor(read_noise=3.0)), 4, 1, 1)[0]
     roamed = []
-    monkeypatch.setattr("csunmix.continuous.importance._NORMAL", np.inf)
+    picky = FULL._replace(normal=np.inf)
+    monkeypatch.setattr("csunmix.continuous.importance.FULL", picky)
     monkeypatch.setattr(
         "csunmix.continuous.importance._roam",
         lambda *a: roamed.append(a) or (np.empty((0, best.model.precision.size)), np.empty(0)),

@@ -16,8 +16,8 @@ from csunmix._kernels.scene import illuminate, log_likelihood
 from csunmix._validation import FloatArray, IntArray
 
 _ACCEPTANCE = 0.85
-_LEAP = (0.02, 0.1, 1.0)  # shortest, first and longest, standard deviations
-_DRAWS = 100  # that a chain's start is the likeliest of
+_LEAP = (0.02, 0.25, 1.0)  # shortest, first and longest, standard deviations
+_DRAWS = (20, 100)  # that a chain's start is the likeliest of, and at most until one is possible
 _OWN = 0.5  # of the paths have the mass of the mode that the chain started from
 _ADAPTING = 0.1  # share of a chain that adapts its leaps and is not kept
 
@@ -87,10 +87,12 @@ def wander(
 def _begin(model: Model, modes: Modes, k: int, extra: float, chain: Chain, trial: Chain) -> bool:
     """Put a chain at the likeliest of some draws around a mode; False if the prior has none."""
     best, d = -np.inf, modes.mean.shape[1]
-    for n in range(_DRAWS):
+    for n in range(_DRAWS[1]):
+        if n >= _DRAWS[0] and best > -np.inf:
+            break
         copy(modes.theta[k] if n % 2 == 0 else modes.mean[k], trial.theta)
         for b in range(d):
-            z = n / _DRAWS * np.random.normal()
+            z = n / _DRAWS[1] * np.random.normal()
             for a in range(b, d):
                 trial.theta[a] += modes.factor[k, a, b] * z
         if log_prior(model.box, trial.theta, model.n_targets) == -np.inf:

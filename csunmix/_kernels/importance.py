@@ -9,6 +9,7 @@ import numpy as np
 from csunmix._kernels.jit import kernel, leaf
 from csunmix._kernels.labels import Pairs, new_pairs, pair
 from csunmix._kernels.model import Model
+from csunmix._kernels.modes import Modes
 from csunmix._kernels.prior import log_prior
 from csunmix._kernels.scene import glow, log_likelihood, new_room
 from csunmix._validation import FloatArray, IntArray
@@ -22,23 +23,31 @@ NEVER = 50.0
 
 
 @kernel()
-def log_posterior(model: Model, thetas: FloatArray, means: FloatArray, of: IntArray) -> FloatArray:
-    """Log of likelihood times prior, the latter without ``(2 pi)^(d/2)``, of scenes (n, d).
+def scatter(model: Model, modes: Modes, of: IntArray, scenes: FloatArray) -> FloatArray:
+    """Make standard normal `scenes` (n, d), in place, some around the modes `of` (n,).
 
-    It is -inf where the targets of scene i do not lie next to those of ``means[of[i]]``, and where
-    a scene weighs nothing beside one before it.
+    Returns the log of likelihood times prior of each, the latter without ``(2 pi)^(d/2)``: -inf
+    where its targets do not lie next to those of the mode, and where a scene weighs nothing beside
+    one before it.
     """
-    logs = np.full(thetas.shape[0], -np.inf)
-    room = new_room(model.optics, model.n_targets, thetas.shape[1], *model.pixels.low.shape)
+    n, d = scenes.shape
+    logs = np.full(n, -np.inf)
+    room = new_room(model.optics, model.n_targets, d, *model.pixels.low.shape)
     pairs, floor = new_pairs(model.n_targets), -np.inf
-    for i in range(thetas.shape[0]):
-        prior = log_prior(model.box, thetas[i], model.n_targets)
-        if prior == -np.inf or not pair(thetas[i], means[of[i]], pairs):
+    for i in range(n):
+        mean, factor, scene = modes.mean[of[i]], modes.factor[of[i]], scenes[i]
+        for a in range(d - 1, -1, -1):
+            s = mean[a]
+            for b in range(a + 1):
+                s += factor[a, b] * scene[b]
+            scene[a] = s
+        prior = log_prior(model.box, scene, model.n_targets)
+        if prior == -np.inf or not pair(scene, mean, pairs):
             continue
-        glow(model.optics, thetas[i], room)
+        glow(model.optics, scene, room)
         value = log_likelihood(model.pixels, room.light, 0.0, floor)
         if value >= floor:
-            floor = max(floor, value - NEVER - thetas.shape[1])
+            floor = max(floor, value - NEVER - d)
             logs[i] = prior + value
     return logs
 

@@ -26,6 +26,7 @@ _SHAKEN, _TRIES = 0.2, 20  # share of the room and of a flux, and scenes tried
 _DARK = 1e-300  # of what is divided by
 _POOL = 3  # scenes that a start is the best of
 _MOVED = 1e-6  # px or DN, by a cell's walls
+_FEW = 2  # random starts for every target, that will do where all optima are above the limit
 _HOPELESS = 50.0  # objective of a rough fit above the best from where it is dropped
 
 
@@ -55,6 +56,7 @@ def search(
     model: Model,
     n_starts: int,
     enough: int,
+    limit: float,
     effort: Effort,
     seed: int,
 ) -> tuple[FloatArray, FloatArray]:
@@ -65,8 +67,9 @@ def search(
     Random starts follow, `n_starts` of them, or as many as it takes until `enough` in a row have
     led to nothing new that is near the best. After one that led nowhere comes one near the best fit
     so far, one of the `n_starts` but none of those in a row. The fit of a start is rough, and
-    goes on where it is not on the way to an optimum that others led to, nor far above the best. The
-    objective is inf where there was no start.
+    goes on where it is not on the way to an optimum that others led to, nor far above the best. A
+    few random starts will do where all optima are above the objective `limit`. The objective is inf
+    where there was no start.
     """
     np.random.seed(seed)
     d, moves = model.precision.size, _MOVES * model.n_targets
@@ -86,7 +89,9 @@ def search(
         if in_vain == model.n_targets:
             break
     in_a_row, hopeless = 0, False
-    for _ in range(n_starts):
+    for n in range(n_starts):
+        if n >= _FEW * model.n_targets and known.values[known.n[1]] > limit:
+            break
         shaken = hopeless and _shake(model, known.thetas[known.n[1]], theta)
         if shaken or _draw(model, theta, room):
             new, value = _follow(model, theta, effort, known, room)

@@ -154,11 +154,12 @@ def fit_counts(setting: Setting, window: Window, seed: int) -> dict[int, Fit]:
     fits: dict[int, Fit] = {}
     least = least_objectives(setting, window)
     for count in sorted(least, key=least.__getitem__):
-        if least[count] > min((e.objective for e in fits.values()), default=np.inf) + _EXCLUDED:
+        limit = min((e.objective for e in fits.values()), default=np.inf) + _EXCLUDED
+        if least[count] > limit:
             break
         if _beyond(fits, count, window.box.flux[0] > 0.0):
             continue
-        found = fit(setting, window, count, seed)
+        found = fit(setting, window, count, seed, limit)
         if found is not None:
             fits[count] = found
     if not fits:
@@ -221,14 +222,19 @@ def least_objectives(setting: Setting, window: Window) -> dict[int, float]:
     return out
 
 
-def fit(setting: Setting, window: Window, count: int, seed: int) -> Fit | None:
-    """Best fit of `count` targets; None if so many find no room."""
+def fit(
+    setting: Setting, window: Window, count: int, seed: int, limit: float = np.inf
+) -> Fit | None:
+    """Best fit of `count` targets; None if so many find no room.
+
+    It is looked for less long where objectives are above `limit`.
+    """
     if log_room(window.size, window.box.separation, count) == -np.inf:
         return None
     model = window.model(setting.optics, count)._replace(pixels=window.smooth)
     starts = (_STARTS[0] + _STARTS[1] * count) * window.n_cells
     enough = (_ENOUGH[0] + _ENOUGH[1] * count) * window.n_cells
-    thetas, values = search(model, starts, enough, THOROUGH, seed)
+    thetas, values = search(model, starts, enough, limit, THOROUGH, seed)
     if not np.isfinite(values[0]):
         return None
     return Fit(window, model, thetas, values, seed)

@@ -9,24 +9,39 @@ from typing import NamedTuple
 import numpy as np
 
 from csunmix._kernels.hops import wander
-from csunmix._kernels.importance import DEGREES, add_density, log_level, log_posterior
+from csunmix._kernels.importance import DEGREES, add_density, log_level, scatter
 from csunmix._kernels.model import Model
 from csunmix._kernels.modes import Modes, approximate
-from csunmix._validation import FloatArray
+from csunmix._validation import FloatArray, IntArray
 
-_FIRST = 1000  # draws around the optima
-_EVEN = 0.1  # of them, the same for every optimum
+_EVEN = 0.1  # of the first draws, the same for every optimum
 _HEAVIEST = 2  # scenes that a round draws around
-_NORMAL = 300.0  # of the first draws, those that count where all is near normal
-_CHAINS, _STEPS, _HOPS = 8, 40, 4  # or one for every mode; paths of each, and hops after a path
+_HOPS = 4  # of chains, after a path
 _NOISIER = 3.0  # times the noise's variance, what they add to it
-_SPREAD = (40, 100.0)  # known scenes that draws begin around, and draws of each
 _MORE = (500, 0.1)  # draws around each, at least, and share of all draws so far
 _LIGHT = 0.01  # of the largest weight, below which no scene is drawn around
 _RARE = 0.05  # share from where a kind of scene, in a cell or not, is drawn there
-_LEAST = 1000  # draws in all for every target beyond the first
 _NEGLIGIBLE = 1e-3  # of all weight, what scenes without any would have at most in each run
 _MOST = (40, 15_000, 200_000)  # draws for every scene that is to count, at least and at most
+
+
+class Budget(NamedTuple):
+    """How far draws look for where a posterior is."""
+
+    first: int  # draws around the optima
+    normal: float  # of these, that count where all is near normal
+    chains: int  # in all, or one for every mode
+    steps: int  # paths of each
+    spread: int  # known scenes that draws begin around
+    each: int  # draws of each
+    shaped: bool  # around such scenes as these are, rather than as the nearest mode
+    least: int  # draws in all for every target beyond the first
+
+
+FULL = Budget(1000, 300.0, 8, 40, 40, 100, True, 1000)
+SMALL = Budget(300, 20.0, 8, 10, 16, 75, False, 0)
+FEW = 50.0
+"""Scenes that are to count, up to which a small budget will do."""
 
 
 class Mixture(NamedTuple):
@@ -71,21 +86,21 @@ def draw(
     say where else, if asked for (`roam`), which roam it or, where it has bounds that are hard to
     find a way between, one like it without these, `smooth`.
     """
-    rng = np.random.default_rng(seed)
-    start, number = modes, np.ceil(_FIRST * ((1.0 - _EVEN) * share + _EVEN / share.size))
-    found = _follow(model, start, number, enough, _FIRST, rng)
-    normal = found.effective >= _NORMAL
+    rng, budget = np.random.default_rng(seed), SMALL if enough <= FEW else FULL
+    start, number = modes, np.ceil(budget.first * ((1.0 - _EVEN) * share + _EVEN / share.size))
+    found = _follow(model, start, number, enough, budget.first, rng)
+    normal = found.effective >= budget.normal
     if normal and found.effective >= enough:
         return found
     elsewhere = [] if known is None else [(known.theta, known.weight)]
     if roam and not normal:
-        elsewhere.append(_roam(model if smooth is None else smooth, modes, share, seed))
+        elsewhere.append(_roam(model if smooth is None else smooth, modes, share, budget, seed))
     for theta, weight in elsewhere:
         if weight.size:
-            others, of_others = _around(model, theta, weight, *_SPREAD, rng)
+            others, of_others = _spread(model, modes, theta, weight, budget, rng)
             start, number = _join([start, others]), np.append(number, of_others)
     most = float(np.clip(_MOST[0] * enough, *_MOST[1:]))
-    return _follow(model, start, number, enough, most, rng, _LEAST * (model.n_targets - 1))
+    return _follow(model, start, number, enough, most, rng, budget.least * (model.n_targets - 1))
 
 
 def weigh_together(runs: Sequence[Draws], count: int) -> list[FloatArray]:
@@ -116,16 +131,16 @@ def weigh_together(runs: Sequence[Draws], count: int) -> list[FloatArray]:
 
 
 def _roam(
-    model: Model, modes: Modes, share: FloatArray, seed: int
+    model: Model, modes: Modes, share: FloatArray, budget: Budget, seed: int
 ) -> tuple[FloatArray, FloatArray]:
     """Scenes (n, d) of chains that hop between the modes, and weights (n,), all the same.
 
     The noise in the dark is twice what it is.
     """
-    chains = np.maximum(np.rint(_CHAINS * share), 1).astype(int)
+    chains = np.maximum(np.rint(budget.chains * share), 1).astype(int)
     starts = np.repeat(np.arange(share.size), chains)
     extra = _NOISIER * model.pixels.variance
-    theta, _ = wander(model, modes, starts, _STEPS, _HOPS, extra, seed)
+    theta, _ = wander(model, modes, starts, budget.steps, _HOPS, extra, seed)
     theta = theta.reshape(-1, modes.mean.shape[1])
     return theta, np.full(len(theta), 1.0 / max(len(theta), 1))
 
@@ -174,13 +189,11 @@ def _draw_round(
 ) -> tuple[FloatArray, FloatArray]:
     """Scenes (n, d) from t distributions, so many of each, and the log posterior (n,) of each."""
     of = np.repeat(np.arange(number.size), number.astype(int))
-    unit = rng.standard_normal((of.size, modes.mean.shape[1]))
-    unit *= np.sqrt(DEGREES / rng.chisquare(DEGREES, of.size))[:, None]
-    parts = np.split(unit, np.cumsum(number).astype(int)[:-1])
-    away = [part @ factor.T for part, factor in zip(parts, modes.factor, strict=True)]
-    theta = modes.mean[of] + np.concatenate(away)
-    logs = log_posterior(model, theta, modes.mean, of)
-    return theta[logs > -np.inf], logs[logs > -np.inf]
+    theta = rng.standard_normal((of.size, modes.mean.shape[1]))
+    theta *= np.sqrt(DEGREES / rng.chisquare(DEGREES, of.size))[:, None]
+    logs = scatter(model, modes, of, theta)
+    possible = logs > -np.inf
+    return theta[possible], logs[possible]
 
 
 def _to_weights(logs: FloatArray) -> tuple[FloatArray, float]:
@@ -189,6 +202,32 @@ def _to_weights(logs: FloatArray) -> tuple[FloatArray, float]:
     weight = np.exp(logs - top)
     total = float(weight.sum())
     return weight / total, top + log(total) if total > 0.0 else -np.inf
+
+
+def _spread(
+    model: Model,
+    modes: Modes,
+    theta: FloatArray,
+    weight: FloatArray,
+    budget: Budget,
+    rng: np.random.Generator,
+) -> tuple[Modes, FloatArray]:
+    """Distributions around some of known scenes (n, d), picked as they weigh; draws of each."""
+    if budget.shaped:
+        return _around(model, theta, weight, budget.spread, budget.each, rng)
+    picked = theta[rng.choice(weight.size, budget.spread, p=weight / weight.sum())]
+    near = nearest_mode(modes, picked)
+    shape = modes.factor[near], modes.inverse[near]
+    return Modes(picked, picked, *shape), np.full(len(picked), float(budget.each))
+
+
+def nearest_mode(modes: Modes, theta: FloatArray) -> IntArray:
+    """The mode whose normal distribution is densest at each scene (..., d)."""
+    logs = []
+    for mean, inverse in zip(modes.mean, modes.inverse, strict=True):
+        unit = (theta - mean) @ inverse.T
+        logs.append(np.log(np.diag(inverse)).sum() - 0.5 * (unit**2).sum(axis=-1))
+    return np.asarray(np.argmax(logs, axis=0))
 
 
 def _around(
