@@ -22,7 +22,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 
-from csunmix._kernels.modes import Modes, approximate, log_volume
+from csunmix._kernels.modes import Modes, approximate, around, log_volume
 from csunmix._kernels.search import THOROUGH, search
 from csunmix._validation import FloatArray
 
@@ -173,6 +173,7 @@ def compile_draws() -> None:
     settle(targets[None], one, targets[:, :2].copy())
     describe(targets[None], one, 0.1)
     log_volume(model, theta[0])
+    around(model, theta, np.zeros(1))
     least_share(model.optics, model.box.area, *model.pixels.low.shape)
     log_measure(model, theta.size, np.ones(2), log_room(1.0, 1.0, 0.0, 1))
     explains(model, theta[0], 0.0)

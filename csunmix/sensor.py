@@ -127,6 +127,20 @@ class Sensor:
         images = as_images(images)
         return np.broadcast_to(self._good(images), images.shape).copy()
 
+    def patched(self, images: npt.ArrayLike) -> FloatArray:
+        """The images with bad pixels put to the median of the image's good ones, or 0 without any.
+
+        Nothing that works on images may depend on what bad pixels hold. Others may be NaN.
+        """
+        images = as_images(images, finite=False)
+        good = self._good(images)
+        if good.all():
+            return images
+        if not good.any():
+            return np.zeros_like(images)
+        median = np.median(images[..., good], axis=-1)
+        return np.where(good, images, median[..., None, None])
+
     def interval(self, images: npt.ArrayLike) -> tuple[FloatArray, FloatArray]:
         """Bounds of what every pixel held before rounding and clipping, DN above `offset`.
 

@@ -287,13 +287,7 @@ class GridUnmixer:
     def _check(self, images: npt.ArrayLike) -> FloatArray:
         """Real images, bad pixels put to the median of the good ones: nothing depends on them."""
         images = as_images(images, shape=self.dictionary.image_shape, finite=False)
-        if self.sensor is None or self.sensor.bad_pixels is None:
-            return images
-        bad = np.asarray(self.sensor.bad_pixels)
-        if bad.all():
-            return np.zeros_like(images)
-        median = np.median(images[..., ~bad], axis=-1)
-        return np.where(bad, median[..., None, None], images)
+        return images if self.sensor is None else self.sensor.patched(images)
 
     @property
     def psf(self) -> PSF:

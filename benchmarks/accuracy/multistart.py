@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from scipy import stats
 
@@ -58,7 +59,7 @@ def as_good(setting: Setting, scene: cu.Prior, n: int, seed: int) -> pd.DataFram
         window = setting.window(made.images[frame])
         found = None if window is None else fit(setting, window, len(truth), int(frame))
         if found is not None:
-            best = search(found.model, _STARTS, _STARTS, _LONG, 10_000 + int(frame))[1]
+            best = search(found.model, _STARTS, _STARTS, np.inf, _LONG, 10_000 + int(frame))[1]
             least = min(best[0], from_truth(found, truth))
             rows.append((found.count, found.objective <= least + _AS_GOOD))
     return pd.DataFrame(rows, columns=["targets", "as good"])

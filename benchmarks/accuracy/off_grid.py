@@ -65,7 +65,7 @@ from csunmix.simulate import Simulation
 from csunmix.targets import Flag
 
 HERE = Path(__file__).parent
-METHODS = ("refined", "continuous", "posterior", "oracle")
+METHODS = ("refined", "continuous", "posterior", "posterior-30", "oracle")
 _BOUND_HOLDS = 0.02  # px
 _PRIOR_SPEAKS = int(Flag.AT_BOUND) | int(Flag.FLAT)
 _ORACLE_BLOCKS, _ORACLE_STEPS = 24, 100
@@ -228,7 +228,7 @@ def claims_table(table: pd.DataFrame) -> pd.DataFrame:
 
 def pooled(lines: pd.DataFrame) -> pd.DataFrame:
     """Lines of `claims_table`, of all rows that tell fluxes together, targets counting alike."""
-    sampled = lines["method"].isin(["continuous", "posterior"])
+    sampled = lines["method"].isin(["continuous", "posterior", "posterior-30"])
     told = lines[~lines["data"].str.contains("no flux prior") & sampled]
     told = told[told["targets"] != ""]  # of an older run
     out = []
@@ -277,6 +277,9 @@ def answers(row: Row, options: argparse.Namespace) -> Iterator[dict[str, object]
         "refined": lambda: replace(on_grid, n_jobs=options.jobs)(made.images),
         "continuous": lambda: cu.ContinuousUnmixer(*parts, n_jobs=options.jobs)(made.images),
         "posterior": lambda: cu.PosteriorUnmixer(*parts, n_jobs=options.jobs)(made.images),
+        "posterior-30": lambda: cu.PosteriorUnmixer(*parts, n_jobs=options.jobs, n_effective=30)(
+            made.images
+        ),
         "oracle": lambda: oracle(row, made),
     }
     for name in options.methods:

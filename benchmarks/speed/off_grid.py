@@ -67,6 +67,7 @@ PHOTUTILS, SCIPY = "photutils PSFPhotometry, told the count", "SciPy least_squar
 DEEP, DEEP_HALF = "network of DISTA-Net's size", "network of DISTA-Net's size, bfloat16"
 PERCEPTRON = "perceptron"
 CONTINUOUS, POSTERIOR = "ContinuousUnmixer", "PosteriorUnmixer"
+FEW = "PosteriorUnmixer, n_effective=30"
 SUBSET = {CONTINUOUS: 256, POSTERIOR: 128, PHOTUTILS: 128, SCIPY: 256, DEEP: 256, DEEP_HALF: 32}
 WANTED = {PHOTUTILS: 1000.0, SCIPY: 100.0, DEEP: 100.0, PERCEPTRON: 0.25}
 WANTED_POSTERIOR = {DEEP: 5.0}
@@ -197,6 +198,7 @@ def ours(images: np.ndarray, threads: int) -> dict[str, Run]:
         ),
         CONTINUOUS: cu.ContinuousUnmixer(*parts, n_jobs=threads),
         POSTERIOR: cu.PosteriorUnmixer(*parts, n_jobs=threads),
+        FEW: cu.PosteriorUnmixer(*parts, n_jobs=threads, n_effective=30),
     }
     return {
         name: lambda index, unmix=unmix: unmix(images[index]) for name, unmix in unmixers.items()
@@ -231,7 +233,7 @@ def rows(scenes: Scenes, threads: int, repeats: int) -> pd.DataFrame:
     index, tables = np.arange(len(scenes.images)), []
     for name, run in ours(scenes.images, threads).items():
         runs = {name: run, **rivals}
-        wanted = WANTED_POSTERIOR if name == POSTERIOR else WANTED
+        wanted = WANTED_POSTERIOR if name in (POSTERIOR, FEW) else WANTED
         table = compare(runs, index, repeats=repeats, subset=SUBSET, wanted=wanted, threads=threads)
         table.insert(0, "ours", name)
         table.insert(2, "threads", threads)

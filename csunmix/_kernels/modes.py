@@ -12,7 +12,7 @@ from csunmix._kernels.jit import kernel, leaf, part
 from csunmix._kernels.labels import nearest
 from csunmix._kernels.linalg import cholesky, copy, inner, invert, invert_lower, to_shares
 from csunmix._kernels.model import Model, within
-from csunmix._kernels.prior import Box, densities, extremes, limits, sure_cell
+from csunmix._kernels.prior import Box, densities, extremes, limits, sure_box, sure_cell
 from csunmix._kernels.scene import Pixels, Room, differentiate, illuminate, new_room, varying
 from csunmix._kernels.truncated import expectation_propagation
 from csunmix._validation import FloatArray
@@ -66,10 +66,7 @@ def approximate(model: Model, thetas: FloatArray, values: FloatArray) -> Mixture
     logs = np.empty(most)
     box = model.box
     in_cell = within(model, sure_cell(box))
-    in_box = in_cell
-    if box.cell < 1.0:
-        area = Box(box.area, box.flux, box.separation, box.extent, 0.0, 0.0, box.background)
-        in_box = within(model, area)
+    in_box = within(model, sure_box(box))
     room = new_room(model.optics, model.n_targets, d, *model.pixels.low.shape)
     at, m, bounded = np.empty(d), 0, sharp(model.pixels)
     for s in range(n):
@@ -114,6 +111,37 @@ def approximate(model: Model, thetas: FloatArray, values: FloatArray) -> Mixture
     middle, covariance = _moments(mean[:m], factor[:m], share)
     modes = Modes(theta[:m], mean[:m], factor[:m], inverse[:m])
     return Mixture(modes, share, mass, middle, covariance)
+
+
+@kernel()
+def around(model: Model, thetas: FloatArray, chance: FloatArray) -> Modes:
+    """Normal approximations around scenes (n, d) that need not be optima, without those lost.
+
+    Each takes the scene as one in a cell or in a box, as likely as it is either, by a number
+    between 0 and 1 of `chance` (n,). Where pixels are `sharp` it is that of `sharpen` alone, to
+    which the scene's own curvature tells which pixels matter: half of what `approximate` takes.
+    """
+    n, d = thetas.shape
+    theta, mean = np.empty((n, d)), np.empty((n, d))
+    factor, inverse = np.zeros((n, d, d)), np.zeros((n, d, d))
+    in_cell, in_box = within(model, sure_cell(model.box)), within(model, sure_box(model.box))
+    room = new_room(model.optics, model.n_targets, d, *model.pixels.low.shape)
+    m, bounded, covariance = 0, sharp(model.pixels), np.empty((d, d))
+    for s in range(n):
+        as_box, as_cell = densities(model.box, thetas[s], model.n_targets)
+        part = in_cell if chance[s] * (as_box + as_cell) < as_cell else in_box
+        copy(thetas[s], theta[m])
+        gradient, hessian = curvature(model, theta[m], room)
+        if bounded:
+            copy(theta[m], mean[m])
+            invert(with_prior(model, hessian), covariance)
+            sharpen(part, theta[m], room, mean[m], covariance)
+        else:
+            mean[m], covariance[:] = moments(part, theta[m], gradient, hessian)
+        if cholesky(covariance, d, factor[m]) == d:
+            invert_lower(factor[m], inverse[m])
+            m += 1
+    return Modes(theta[:m], mean[:m], factor[:m], inverse[:m])
 
 
 @part()

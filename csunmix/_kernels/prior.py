@@ -72,6 +72,13 @@ def sure_cell(box: Box) -> Box:
     return Box(box.area, box.flux, box.separation, np.inf, 1.0, 0.0, box.background)
 
 
+@part()
+def sure_box(box: Box) -> Box:
+    """The same of one that lies in no cell, unless all do."""
+    cell, extent = (1.0, np.inf) if box.cell == 1.0 else (0.0, box.extent)
+    return Box(box.area, box.flux, box.separation, extent, cell, 0.0, box.background)
+
+
 @leaf()
 def log_level(box: Box, theta: FloatArray, count: int) -> float:
     """Log prior density of the background but for a constant; 0 where it is not fitted."""

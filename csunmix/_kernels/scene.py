@@ -23,6 +23,7 @@ _EDGE = 1.18  # times the noise, from an interval's end to where a soft one begi
 _FAR = 30.0  # standard deviations from where tails are asymptotic
 _PHASES = 4  # along each axis, at which a share is looked at
 _CERTAIN = 6.0  # standard deviations that a normal variable keeps within, but for 1e-9
+_RATHER, _RARELY = 5.0, 1e-200  # standard deviations beyond an end; product of chances
 _LOST = 37.0  # logarithm below which a number is lost against another
 
 
@@ -331,7 +332,9 @@ def log_likelihood(
     varies = varying(pixels)
     narrow = _NARROW if extra == 0.0 else _ROUGH
     unit_is_narrow, reach = variance > 1.0 / narrow**2, _CERTAIN * math.sqrt(variance)
+    per_noise, chance = 1.0 / math.sqrt(variance), 1.0
     for i in range(light.shape[0]):
+        total, chance = total + math.log(chance), 1.0
         if total < floor and not varies:  # where noise is fixed, pixels only take away
             break
         for j in range(light.shape[1]):
@@ -347,11 +350,18 @@ def log_likelihood(
                 continue
             elif low + reach < at < high - reach:  # for sure
                 continue
+            elif extra == 0.0 and high - low > 2.0 * reach:  # the other end is too far to matter
+                z = max(low - at, at - high) * per_noise
+                if z < _RATHER and chance > _RARELY:  # one logarithm will do for many
+                    chance *= 0.5 * math.erfc(z * _SQRT_HALF)
+                else:
+                    total += log_tail(z)
+                continue
             if soft(low, high, variance, extra):
                 total += log_soft(low, high, at, variance)
             else:
                 total += log_pixel(low, high, at, variance, narrow)
-    return total
+    return total + math.log(chance)
 
 
 @leaf()

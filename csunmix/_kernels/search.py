@@ -26,7 +26,7 @@ _SHAKEN, _TRIES = 0.2, 20  # share of the room and of a flux, and scenes tried
 _DARK = 1e-300  # of what is divided by
 _POOL = 3  # scenes that a start is the best of
 _MOVED = 1e-6  # px or DN, by a cell's walls
-_FEW = 2  # random starts for every target, that will do where all optima are above the limit
+_FEW = 1  # random start for every target, that will do where all optima are above the limit
 _HOPELESS = 50.0  # objective of a rough fit above the best from where it is dropped
 
 
@@ -68,8 +68,8 @@ def search(
     led to nothing new that is near the best. After one that led nowhere comes one near the best fit
     so far, one of the `n_starts` but none of those in a row. The fit of a start is rough, and
     goes on where it is not on the way to an optimum that others led to, nor far above the best. A
-    few random starts will do where all optima are above the objective `limit`. The objective is inf
-    where there was no start.
+    few random starts will do, without moves, where all optima are above the objective `limit`. The
+    objective is inf where there was no start.
     """
     np.random.seed(seed)
     d, moves = model.precision.size, _MOVES * model.n_targets
@@ -79,7 +79,8 @@ def search(
     theta, in_vain = np.zeros(d), 0
     if _grow(model, theta, room):
         _follow(model, theta, effort, known, room)
-    for _ in range(moves if model.n_targets > 1 and known.n[0] > 0 else 0):
+    moved = model.n_targets > 1 and known.n[0] > 0 and known.values[known.n[1]] <= limit
+    for _ in range(moves if moved else 0):
         copy(known.thetas[known.n[1]], theta)
         before, in_vain = known.values[known.n[1]], in_vain + 1
         if _move(model, in_vain - 1, theta, room):

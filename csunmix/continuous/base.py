@@ -6,7 +6,9 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass, field, replace
+from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING
 from zlib import crc32
 
@@ -25,7 +27,7 @@ from csunmix._validation import (
     usable,
 )
 from csunmix.continuous.fit import Fit
-from csunmix.continuous.window import Background, Setting
+from csunmix.continuous.window import Background, Setting, Window
 from csunmix.prior import Prior
 from csunmix.psf import PSF
 from csunmix.sensor import Sensor
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("csunmix")
 
+_TOGETHER, _SHARES = 8, 16  # images of a part at most, and parts for each thread at least
 _SURE = 0.9  # probability of the count below which it is ambiguous
 _LEANING = 1.5  # errors to a bound; 1.7 where all between two bounds is as likely, 1.3 at a wall
 _FLAT = 0.8  # of the prior's standard deviation
@@ -120,8 +123,8 @@ class FrontDoor(ABC):
         """What is known of images of one shape."""
 
     @abstractmethod
-    def _find(self, setting: Setting, image: FloatArray) -> Answer:
-        """Targets of a finite image in double precision."""
+    def _find(self, setting: Setting, images: FloatArray) -> list[Answer]:
+        """Targets of each of finite images (n, n_y, n_x) in double precision."""
 
     def _setting(self, shape: tuple[int, ...]) -> Setting:
         """`_new_setting`, kept: to tabulate a PSF takes time."""
@@ -130,22 +133,22 @@ class FrontDoor(ABC):
         return self._settings[shape]
 
     def _answers(self, setting: Setting, stack: FloatArray) -> Iterable[Answer | None]:
-        def answer(image: FloatArray) -> Answer | None:
-            image = self._good(image)
-            return self._find(setting, image) if usable(image) else None
-
         _ = setting.optics  # made once, before threads ask for it
+        size = min(max(len(stack) // (_SHARES * self.n_jobs), 1), _TOGETHER)
+        parts = (stack[first : first + size] for first in range(0, len(stack), size))
+        answer = partial(self._answer_part, setting)
         if self.n_jobs == 1:
-            yield from map(answer, stack)
+            yield from chain.from_iterable(map(answer, parts))
         else:
             with ThreadPoolExecutor(self.n_jobs) as pool:
-                yield from pool.map(answer, stack)
+                yield from chain.from_iterable(pool.map(answer, parts))
 
-    def _good(self, image: FloatArray) -> FloatArray:
-        """The image in double precision, bad pixels put to the median of the good ones."""
-        image = image.astype(np.float64)
-        good = self.sensor.valid(np.zeros_like(image))
-        return np.where(good, image, np.median(image[good]) if good.any() else 0.0)
+    def _answer_part(self, setting: Setting, images: FloatArray) -> list[Answer | None]:
+        """Targets of each of some images, finite or not."""
+        images = self.sensor.patched(images.astype(np.float64))
+        finite = usable(images)
+        found = iter(self._find(setting, images[finite]) if finite.any() else ())
+        return [next(found) if each else None for each in finite]
 
     def _table(self, setting: Setting, answers: list[Answer | None]) -> pd.DataFrame:
         frames: list[int] = []
@@ -198,19 +201,24 @@ class _Unmixer(FrontDoor):
         as_integer(self.seed, "seed", minimum=0)
 
     @abstractmethod
-    def _answer(self, setting: Setting, image: FloatArray, seed: int) -> Answer | None:
-        """Targets of a finite image in which a pixel is lit; None if no pixel is."""
+    def _answer(self, setting: Setting, window: Window, seed: int) -> Answer:
+        """Targets of an image in which a pixel is lit."""
 
     def _new_setting(self, shape: tuple[int, int]) -> Setting:
         return Setting(self.psf, self.sensor, self.prior, shape, self.background, self.psf_error)
 
-    def _find(self, setting: Setting, image: FloatArray) -> Answer:
-        # By the pixels, so that an answer depends neither on its batch nor on its place in it.
-        found = self._answer(setting, image, crc32(image.tobytes(), self.seed))
-        if found is not None:
-            return found
-        nothing = np.zeros(len(setting.counts))
-        return Answer(np.empty((0, 7)), np.empty(0, np.int64), nothing, image_flags(setting, image))
+    def _find(self, setting: Setting, images: FloatArray) -> list[Answer]:
+        of_images = image_flags(setting, images)
+        nothing = np.empty((0, 7)), np.empty(0, np.int64), np.zeros(len(setting.counts))
+        answers = []
+        for image, window, flags in zip(images, setting.windows(images), of_images, strict=True):
+            if window is None:
+                answers.append(Answer(*nothing, int(flags)))
+                continue
+            # By the pixels, so that an answer depends neither on its batch nor on its place in it.
+            found = self._answer(setting, window, crc32(image.tobytes(), self.seed))
+            answers.append(replace(found, flags=found.flags | flags))
+        return answers
 
     def _table(self, setting: Setting, answers: list[Answer | None]) -> pd.DataFrame:
         table = super()._table(setting, answers)
@@ -223,16 +231,10 @@ class _Unmixer(FrontDoor):
 
 
 def answer_for(
-    setting: Setting,
-    image: FloatArray,
-    best: Fit,
-    targets: FloatArray,
-    flags: int,
-    p: FloatArray,
+    setting: Setting, best: Fit, targets: FloatArray, flags: int, p: FloatArray
 ) -> Answer:
-    """The answer for the most probable count: its probability in the scores, all flags added."""
+    """The answer for the most probable count: its probability in the scores, and flags added."""
     targets[:, 6] *= p.max()
-    flags |= image_flags(setting, image)
     flags |= int(count_flags(p.max()))
     flags |= 0 if best.explains else int(Flag.MISFIT)
     border = border_flags(setting, targets[:, 0], targets[:, 1])
@@ -292,10 +294,11 @@ def _held(box: Box, place: FloatArray, error: FloatArray) -> BoolArray:
     return np.asarray(held.any(axis=2))
 
 
-def image_flags(setting: Setting, image: FloatArray) -> int:
-    """Flags that all targets of an image share."""
-    flags = int(Flag.SATURATED) if setting.sensor.censored(image).any() else 0
-    return flags | (int(Flag.BAD_PIXELS) if not setting.sensor.valid(image).all() else 0)
+def image_flags(setting: Setting, images: FloatArray) -> IntArray:
+    """Flags (n,) that all targets of an image share, of images (n, n_y, n_x)."""
+    saturated = setting.sensor.censored(images).any(axis=(1, 2))
+    bad = ~setting.sensor.valid(images).all(axis=(1, 2))
+    return np.asarray(saturated * int(Flag.SATURATED) | bad * int(Flag.BAD_PIXELS), dtype=np.int64)
 
 
 def border_flags(setting: Setting, y: FloatArray, x: FloatArray) -> IntArray:

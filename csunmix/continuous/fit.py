@@ -18,7 +18,7 @@ from csunmix.continuous.importance import Draws, draw
 from csunmix.continuous.window import Setting, Window, log_room
 
 _STARTS = (8, 12)  # random starts at most: so many, and so many for every target
-_ENOUGH = (6, 3)  # of these in a row that lead to nothing new end the search
+_ENOUGH = 3  # for every target, of these in a row that lead to nothing new, end the search
 PLAUSIBLE = 8.0
 """Log evidence below the best from which a count is ruled out."""
 
@@ -233,7 +233,7 @@ def fit(
         return None
     model = window.model(setting.optics, count)._replace(pixels=window.smooth)
     starts = (_STARTS[0] + _STARTS[1] * count) * window.n_cells
-    enough = (_ENOUGH[0] + _ENOUGH[1] * count) * window.n_cells
+    enough = _ENOUGH * count * window.n_cells
     thetas, values = search(model, starts, enough, limit, THOROUGH, seed)
     if not np.isfinite(values[0]):
         return None

@@ -148,18 +148,24 @@ class SlidingFrankWolfe(FrontDoor):
         if image.ndim != 2:
             raise ValueError(f"image must have two axes (y, x), got shape {image.shape}")
         setting = self._setting(image.shape)
-        return self._solve(setting, as_images(self._good(image), "image"))
+        return self._solve(
+            setting, as_images(self.sensor.patched(image.astype(np.float64)), "image")
+        )
 
     def _new_setting(self, shape: tuple[int, int]) -> Setting:
         return Setting(self.psf, self.sensor, Prior(), shape, self.background)
 
-    def _find(self, setting: Setting, image: FloatArray) -> Answer:
+    def _find(self, setting: Setting, images: FloatArray) -> list[Answer]:
+        of_images = image_flags(setting, images).tolist()
+        return [self._find_one(setting, *each) for each in zip(images, of_images, strict=True)]
+
+    def _find_one(self, setting: Setting, image: FloatArray, of_image: int) -> Answer:
+        """Targets of an image, which has these flags."""
         result = self._solve(setting, image)
         flux = result.fluxes
         bright = flux >= max(self.threshold, self.min_share * flux.max(initial=0.0))
         targets = np.full((int(bright.sum()), 7), np.nan)
         targets[:, :2], targets[:, 2] = result.positions[bright], flux[bright]
-        of_image = image_flags(setting, image)
         of_image |= 0 if result.converged else int(Flag.NOT_CONVERGED)
         flags = of_image | border_flags(setting, *targets[:, :2].T)
         return Answer(targets, flags, np.empty(0), of_image)

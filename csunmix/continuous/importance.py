@@ -11,7 +11,7 @@ import numpy as np
 from csunmix._kernels.hops import wander
 from csunmix._kernels.importance import DEGREES, add_density, log_level, scatter
 from csunmix._kernels.model import Model
-from csunmix._kernels.modes import Modes, approximate
+from csunmix._kernels.modes import Modes, around
 from csunmix._validation import FloatArray, IntArray
 
 _EVEN = 0.1  # of the first draws, the same for every optimum
@@ -20,9 +20,8 @@ _HOPS = 4  # of chains, after a path
 _NOISIER = 3.0  # times the noise's variance, what they add to it
 _MORE = (500, 0.1)  # draws around each, at least, and share of all draws so far
 _LIGHT = 0.01  # of the largest weight, below which no scene is drawn around
-_RARE = 0.05  # share from where a kind of scene, in a cell or not, is drawn there
 _NEGLIGIBLE = 1e-3  # of all weight, what scenes without any would have at most in each run
-_MOST = (40, 15_000, 200_000)  # draws for every scene that is to count, at least and at most
+_MOST = (40, 200_000)  # draws for every scene that is to count, and in all, at most
 
 
 class Budget(NamedTuple):
@@ -34,12 +33,12 @@ class Budget(NamedTuple):
     steps: int  # paths of each
     spread: int  # known scenes that draws begin around
     each: int  # draws of each
-    shaped: bool  # around such scenes as these are, rather than as the nearest mode
     least: int  # draws in all for every target beyond the first
+    most: int  # draws in all, where no more are asked for
 
 
-FULL = Budget(1000, 300.0, 8, 40, 40, 100, True, 1000)
-SMALL = Budget(300, 20.0, 8, 10, 16, 75, False, 0)
+FULL = Budget(1000, 300.0, 8, 40, 40, 100, 1000, 15_000)
+SMALL = Budget(300, 20.0, 16, 5, 25, 100, 0, 5_000)
 FEW = 50.0
 """Scenes that are to count, up to which a small budget will do."""
 
@@ -97,9 +96,9 @@ def draw(
         elsewhere.append(_roam(model if smooth is None else smooth, modes, share, budget, seed))
     for theta, weight in elsewhere:
         if weight.size:
-            others, of_others = _spread(model, modes, theta, weight, budget, rng)
+            others, of_others = _spread(model, theta, weight, budget, rng)
             start, number = _join([start, others]), np.append(number, of_others)
-    most = float(np.clip(_MOST[0] * enough, *_MOST[1:]))
+    most = float(np.clip(_MOST[0] * enough, budget.most, _MOST[1]))
     return _follow(model, start, number, enough, most, rng, budget.least * (model.n_targets - 1))
 
 
@@ -181,7 +180,8 @@ def _follow(
         done = found.effective >= enough and total >= least
         if done or total >= most or not theta.size:
             return found
-        new, more = _around(model, theta, weight, _HEAVIEST, max(_MORE[0], _MORE[1] * total))
+        each = max(_MORE[0], _MORE[1] * total)
+        new, more = _around_heaviest(model, theta, weight, each, rng)
 
 
 def _draw_round(
@@ -205,20 +205,14 @@ def _to_weights(logs: FloatArray) -> tuple[FloatArray, float]:
 
 
 def _spread(
-    model: Model,
-    modes: Modes,
-    theta: FloatArray,
-    weight: FloatArray,
-    budget: Budget,
-    rng: np.random.Generator,
+    model: Model, theta: FloatArray, weight: FloatArray, budget: Budget, rng: np.random.Generator
 ) -> tuple[Modes, FloatArray]:
-    """Distributions around some of known scenes (n, d), picked as they weigh; draws of each."""
-    if budget.shaped:
-        return _around(model, theta, weight, budget.spread, budget.each, rng)
-    picked = theta[rng.choice(weight.size, budget.spread, p=weight / weight.sum())]
-    near = nearest_mode(modes, picked)
-    shape = modes.factor[near], modes.inverse[near]
-    return Modes(picked, picked, *shape), np.full(len(picked), float(budget.each))
+    """Normal approximations around some of known scenes (n, d), as they weigh; draws of each."""
+    total = np.cumsum(weight)
+    even = (np.arange(budget.spread) + rng.random()) / budget.spread
+    picked = np.searchsorted(total, total[-1] * even)
+    modes = Modes(*around(model, theta[picked], rng.random(budget.spread)))
+    return modes, np.full(len(modes.mean), float(budget.each))
 
 
 def nearest_mode(modes: Modes, theta: FloatArray) -> IntArray:
@@ -230,33 +224,23 @@ def nearest_mode(modes: Modes, theta: FloatArray) -> IntArray:
     return np.asarray(np.argmax(logs, axis=0))
 
 
-def _around(
-    model: Model,
-    theta: FloatArray,
-    weight: FloatArray,
-    n: int,
-    each: float,
-    rng: np.random.Generator | None = None,
+def _around_heaviest(
+    model: Model, theta: FloatArray, weight: FloatArray, each: float, rng: np.random.Generator
 ) -> tuple[Modes, FloatArray]:
-    """Normal approximations around weighted scenes apart from each other; draws of each.
-
-    Scenes are the heaviest, or, with `rng`, picked at random as they weigh.
-    """
+    """Normal approximations around the heaviest scenes apart from each other; draws of each."""
     heavy = weight > _LIGHT * weight.max()
     theta, weight = theta[heavy], weight[heavy]
     parts: list[Modes] = []
-    numbers: list[FloatArray] = []
-    while len(parts) < n and weight.max() > 0.0:
+    while len(parts) < _HEAVIEST and weight.max() > 0.0:
         k = int(weight.argmax())
-        if rng is not None:
-            k = int(rng.choice(weight.size, p=weight / weight.sum()))
-        modes, share, *_ = approximate(model, theta[k : k + 1], np.zeros(1))
-        common = share > _RARE
-        parts.append(Modes(*(part[common] for part in modes)))
-        numbers.append(np.ceil(each * share[common]))
-        unit = (theta - theta[k]) @ modes.inverse[0].T
-        weight[(unit**2).sum(axis=1) < unit.shape[1]] = 0.0
-    return _join(parts), np.concatenate(numbers)
+        modes = Modes(*around(model, theta[k : k + 1], rng.random(1)))
+        parts.append(modes)
+        weight[k] = 0.0
+        for inverse in modes.inverse:
+            unit = (theta - theta[k]) @ inverse.T
+            weight[(unit**2).sum(axis=1) < unit.shape[1]] = 0.0
+    modes = _join(parts)
+    return modes, np.full(len(modes.mean), np.ceil(each))
 
 
 def _join(parts: list[Modes]) -> Modes:

@@ -35,7 +35,7 @@ _KEEP = 0.25  # of the particles, effective after a stage
 _MAX_STAGES = 500
 _PARTICLE_CHAINS = 50
 _SUMMARISED = 2000  # scenes, about
-_SKETCHED, _STARTS = 250, 6  # of relabelling: scenes and starts of the first pass
+_SKETCHED, _STARTS = 100, 6  # of relabelling: scenes and starts of the first pass
 
 
 class Sample(NamedTuple):
@@ -262,6 +262,8 @@ def relabel(scenes: FloatArray, weight: FloatArray | None = None) -> FloatArray:
 
     Of the orders that some scenes lead to, the one of least variance.
     """
+    if scenes.shape[1] == 1:
+        return scenes
     weight = np.full(len(scenes), 1.0 / len(scenes)) if weight is None else weight
     total = np.cumsum(weight)
     few = np.searchsorted(total, total[-1] * (np.arange(_SKETCHED) + 0.5) / _SKETCHED)

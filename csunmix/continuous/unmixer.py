@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
 
-from csunmix._validation import FloatArray, as_integer
+from csunmix._validation import as_integer
 from csunmix.continuous.base import Answer, _Unmixer, answer_for, probabilities
 from csunmix.continuous.fit import evidences, fit_counts
 from csunmix.continuous.sampling import SCORED, summarise, weigh
-from csunmix.continuous.window import Setting
+from csunmix.continuous.window import Setting, Window
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,8 @@ class ContinuousUnmixer(_Unmixer):
         ``sqrt(n_effective)`` of its error. There are at most 40 draws for each, or 15,000 if that
         is more, and never more than about 200,000; where fewer than three quarters of these scenes
         count (or of 1000), three further runs, each until as many count, or 100. Where several
-        numbers of targets were told apart by draws, no fewer count than in these, 200. 0: no draws
+        numbers of targets were told apart by draws, no fewer count than in these, 200. Up to 50 is
+        quicker by more than that, as in `PosteriorUnmixer`. 0: no draws
         but these; the answer is that of the normal approximations, whose errors are too small where
         four or more targets stand close together.
     seed : int
@@ -96,13 +97,10 @@ class ContinuousUnmixer(_Unmixer):
         super().__post_init__()
         as_integer(self.n_effective, "n_effective", minimum=0)
 
-    def _answer(self, setting: Setting, image: FloatArray, seed: int) -> Answer | None:
-        window = setting.window(image)
-        if window is None:
-            return None
+    def _answer(self, setting: Setting, window: Window, seed: int) -> Answer:
         fits = fit_counts(setting, window, seed)
         probability = probabilities(evidences(setting, fits))
         best = fits[setting.counts[int(probability.argmax())]]
         found = weigh(best, self.n_effective, seed)
         targets = summarise(best, found, SCORED)
-        return answer_for(setting, image, best, targets, found.flags, probability)
+        return answer_for(setting, best, targets, found.flags, probability)
