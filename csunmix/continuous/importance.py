@@ -240,7 +240,7 @@ def _around_heaviest(
             unit = (theta - theta[k]) @ inverse.T
             weight[(unit**2).sum(axis=1) < unit.shape[1]] = 0.0
     modes = _join(parts)
-    return modes, np.full(len(modes.mean), np.ceil(each))
+    return modes, np.full(len(modes.mean), float(np.ceil(each)))
 
 
 def _join(parts: list[Modes]) -> Modes:
