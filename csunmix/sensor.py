@@ -128,9 +128,10 @@ class Sensor:
         return np.broadcast_to(self._good(images), images.shape).copy()
 
     def patched(self, images: npt.ArrayLike) -> FloatArray:
-        """The images with bad pixels put to the median of the image's good ones, or 0 without any.
+        """The images with bad pixels put to the median of each one's good ones, or 0 without any.
 
-        Nothing that works on images may depend on what bad pixels hold. Others may be NaN.
+        Nothing that works on images may depend on what bad pixels hold. Others may be NaN. Without
+        bad pixels these are the images themselves, no copy.
         """
         images = as_images(images, finite=False)
         good = self._good(images)

@@ -345,6 +345,27 @@ def test_no_long_search_beats_the_fit() -> None:
     assert better <= 1  # of 12
 
 
+def test_hopeless_numbers_of_targets_are_searched_less_long() -> None:
+    setting, optima = setting_of(), []
+    for count in (2, 3, 4):
+        for image in simulated(count, n=4, seed=40 + count).images:
+            window = window_of(setting, image)
+            right, more = (fit(setting, window, n, 0) for n in (count, count + 1))
+            assert right is not None
+            assert more is not None
+            limit = right.objective + 50.0
+            cut = fit(setting, window, count + 1, 0, limit)
+            assert cut is not None
+            assert limit < more.objective <= cut.objective + 1e-2
+            optima.append((len(cut.thetas), len(more.thetas)))
+            # The right number is found as well, whatever a wrong one leaves.
+            found = fit(setting, window, count, 0, more.objective + 50.0)
+            assert found is not None
+            assert found.objective < right.objective + 1e-2
+    few, many = np.sum(optima, axis=0)
+    assert few < 0.8 * many
+
+
 WIDE = cu.Prior(count=(2, 8), flux=(200.0, 600.0), min_separation=1.0)
 
 

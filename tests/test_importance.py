@@ -20,7 +20,7 @@ from csunmix._kernels.importance import (
     scatter,
 )
 from csunmix._kernels.labels import new_pairs, pair
-from csunmix._kernels.modes import Modes, sharp
+from csunmix._kernels.modes import Modes, around, sharp
 from csunmix._kernels.modes import approximate as approximations
 from csunmix._kernels.prior import log_prior
 from csunmix._kernels.scene import Pixels, illuminate, log_likelihood, new_room
@@ -221,6 +221,30 @@ def test_few_draws_find_what_many_do() -> None:
     assert np.sqrt(np.mean(np.square(away))) < 1.5 * np.sqrt(1.0 / 20.0 + 1.0 / 500.0)
     assert abs(np.mean(spreads)) < 0.1
     assert np.median(numbers) < 0.3
+
+
+@pytest.mark.parametrize("sensor", [PRESET.sensor, cu.Sensor(read_noise=2.0)], ids=str)
+@pytest.mark.parametrize("told", [{"cell": 0.0}, {"cell": 1.0, "extent": None}], ids=str)
+def test_distributions_around_an_optimum_are_its_modes(sensor: cu.Sensor, told: Any) -> None:
+    setting = setting_of(sensor, **told)
+    for best in fits_of(setting, 3, 4, 12):
+        model = best.model._replace(pixels=best.window.pixels)
+        near = around(model, best.thetas[:1], np.zeros(1))
+        mode = approximations(model, best.thetas[:1], np.zeros(1)).modes
+        spread = np.sqrt((mode.factor[0] ** 2).sum(axis=1))
+        np.testing.assert_array_equal(near.theta, best.thetas[:1])
+        assert (np.abs(near.mean[0] - mode.mean[0]) < 0.2 * spread).all()
+        np.testing.assert_allclose(np.sqrt((near.factor[0] ** 2).sum(axis=1)), spread, rtol=0.2)
+        np.testing.assert_allclose(near.inverse[0] @ near.factor[0], np.eye(9), atol=1e-9)
+
+
+def test_chance_says_which_distributions_are_of_scenes_in_a_cell() -> None:
+    best = fits_of(setting_of(cell=0.5), 4, 1, 12)[0]
+    scene = np.repeat(best.thetas[:1], 2, axis=0)
+    as_cell, as_box = around(best.model, scene, np.array([0.0, 1.0])).mean
+    modes = approximations(best.model, best.thetas[:1], np.zeros(1)).modes
+    np.testing.assert_allclose(np.stack([as_box, as_cell]), modes.mean, rtol=1e-12)
+    assert not np.allclose(as_cell, as_box, rtol=1e-3)
 
 
 @pytest.mark.parametrize("background", [0.0, "fit"])

@@ -48,6 +48,19 @@ def test_censored_and_valid_pixels() -> None:
     np.testing.assert_array_equal(cu.Sensor(saturation=40).censored(IMAGE), IMAGE >= 40)
 
 
+def test_bad_pixels_are_put_to_the_median_of_the_good_ones() -> None:
+    stack = np.stack([IMAGE, [[1.0, np.nan], [np.nan, 5.0]], [[7.0, np.inf], [2.0, 1.0]]])
+    patched = cu.Sensor(bad_pixels=BAD).patched(stack)
+    np.testing.assert_array_equal(patched[0], [[10.0, 10.0], [0.0, 250.0]])
+    np.testing.assert_array_equal(np.isnan(patched[1]), [[False, True], [True, False]])
+    np.testing.assert_array_equal(patched[2], [[7.0, 2.0], [2.0, 1.0]])
+    assert np.isinf(stack[2, 0, 1])  # the caller's are left alone
+    assert not cu.Sensor(bad_pixels=np.ones((2, 2), bool)).patched(stack).any()
+    assert cu.Sensor().patched(stack) is stack
+    with pytest.raises(ValueError, match="bad_pixels"):
+        cu.Sensor(bad_pixels=BAD).patched(np.zeros((3, 3)))
+
+
 @pytest.mark.parametrize(
     ("given", "expected"),
     [

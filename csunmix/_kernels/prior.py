@@ -75,8 +75,8 @@ def sure_cell(box: Box) -> Box:
 @part()
 def sure_box(box: Box) -> Box:
     """The same of one that lies in no cell, unless all do."""
-    cell, extent = (1.0, np.inf) if box.cell == 1.0 else (0.0, box.extent)
-    return Box(box.area, box.flux, box.separation, extent, cell, 0.0, box.background)
+    cell = 1.0 if box.cell == 1.0 else 0.0
+    return Box(box.area, box.flux, box.separation, box.extent, cell, 0.0, box.background)
 
 
 @leaf()
