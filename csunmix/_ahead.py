@@ -22,7 +22,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 
-from csunmix._kernels.modes import Modes, approximate, around, log_volume
+from csunmix._kernels.modes import Modes, approximate, log_volume
 from csunmix._kernels.search import THOROUGH, search
 from csunmix._validation import FloatArray
 
@@ -151,7 +151,7 @@ def compile_refinement() -> None:
 def compile_fit() -> None:
     """Compile the joint fit of the grid-free methods, and what is made of its optima."""
     model = _example().model
-    approximate(model, *search(model, 1, 1, np.inf, THOROUGH, 0))
+    approximate(model, *search(model, 1, 1, np.inf, THOROUGH, 0), np.empty(0))
 
 
 def compile_draws() -> None:
@@ -173,7 +173,6 @@ def compile_draws() -> None:
     settle(targets[None], one, targets[:, :2].copy())
     describe(targets[None], one, 0.1)
     log_volume(model, theta[0])
-    around(model, theta, np.zeros(1))
     least_share(model.optics, model.box.area, *model.pixels.low.shape)
     log_measure(model, theta.size, np.ones(2), log_room(1.0, 1.0, 0.0, 1))
     explains(model, theta[0], 0.0)

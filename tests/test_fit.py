@@ -658,7 +658,7 @@ def moments_of(found: Fit) -> Any:
     """Mean and covariance around a fit, others left out."""
     model, theta = found.model, found.theta
     room = new_room(model.optics, model.n_targets, theta.size, *model.pixels.low.shape)
-    return modes.moments(model, theta, *modes.curvature(model, theta, room))
+    return modes.moments(model, theta, *modes.curvature(model, theta, room), False)
 
 
 def test_moments_of_one_target_are_those_of_its_posterior() -> None:

@@ -20,7 +20,7 @@ from csunmix._kernels.importance import (
     scatter,
 )
 from csunmix._kernels.labels import new_pairs, pair
-from csunmix._kernels.modes import Modes, around, sharp
+from csunmix._kernels.modes import Modes, sharp
 from csunmix._kernels.modes import approximate as approximations
 from csunmix._kernels.prior import log_prior
 from csunmix._kernels.scene import Pixels, illuminate, log_likelihood, new_room
@@ -42,6 +42,7 @@ from tests.test_billiards import COUNT, INSIDE, model_of
 
 PRESET = cu.presets.csist_100k()
 RNG = np.random.default_rng(0)
+NOTHING = np.empty(0)
 
 
 def setting_of(sensor: cu.Sensor = PRESET.sensor, **known: Any) -> Setting:
@@ -229,8 +230,8 @@ def test_distributions_around_an_optimum_are_its_modes(sensor: cu.Sensor, told: 
     setting = setting_of(sensor, **told)
     for best in fits_of(setting, 3, 4, 12):
         model = best.model._replace(pixels=best.window.pixels)
-        near = around(model, best.thetas[:1], np.zeros(1))
-        mode = approximations(model, best.thetas[:1], np.zeros(1)).modes
+        near = approximations(model, best.thetas[:1], NOTHING, np.zeros(1)).modes
+        mode = approximations(model, best.thetas[:1], np.zeros(1), NOTHING).modes
         spread = np.sqrt((mode.factor[0] ** 2).sum(axis=1))
         np.testing.assert_array_equal(near.theta, best.thetas[:1])
         assert (np.abs(near.mean[0] - mode.mean[0]) < 0.2 * spread).all()
@@ -241,8 +242,8 @@ def test_distributions_around_an_optimum_are_its_modes(sensor: cu.Sensor, told: 
 def test_chance_says_which_distributions_are_of_scenes_in_a_cell() -> None:
     best = fits_of(setting_of(cell=0.5), 4, 1, 12)[0]
     scene = np.repeat(best.thetas[:1], 2, axis=0)
-    as_cell, as_box = around(best.model, scene, np.array([0.0, 1.0])).mean
-    modes = approximations(best.model, best.thetas[:1], np.zeros(1)).modes
+    as_cell, as_box = approximations(best.model, scene, NOTHING, np.array([0.0, 1.0])).modes.mean
+    modes = approximations(best.model, best.thetas[:1], np.zeros(1), NOTHING).modes
     np.testing.assert_allclose(np.stack([as_box, as_cell]), modes.mean, rtol=1e-12)
     assert not np.allclose(as_cell, as_box, rtol=1e-3)
 
@@ -260,7 +261,7 @@ def test_distributions_around_scenes_keep_to_the_intervals_of_rounding(backgroun
         spread = np.sqrt(found.weight @ (found.theta - mean) ** 2)
         line = []
         for model in exact, best.model:
-            modes = approximations(model, mean[None], np.zeros(1))[0]
+            modes = approximations(model, mean[None], np.zeros(1), NOTHING)[0]
             claimed = np.sqrt(np.diag(modes.factor[0] @ modes.factor[0].T))
             line += [np.abs(modes.mean[0] - mean) / spread, np.abs(np.log(claimed / spread))]
         apart.append(np.array(line).max(axis=1))

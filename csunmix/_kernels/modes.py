@@ -31,9 +31,9 @@ _SINGULAR = 1e-10  # smallest pivot of a correlation matrix
 
 
 class Modes(NamedTuple):
-    """Normal approximations around the optima, their targets in the same order."""
+    """Normal approximations around optima, their targets in the same order, or other scenes."""
 
-    theta: FloatArray  # (m, d), the optima
+    theta: FloatArray  # (m, d), the optima or scenes
     mean: FloatArray  # (m, d)
     factor: FloatArray  # (m, d, d), Cholesky factors of the covariances, lower triangles
     inverse: FloatArray  # (m, d, d), inverses of these factors
@@ -50,17 +50,24 @@ class Mixture(NamedTuple):
 
 
 @part()
-def approximate(model: Model, thetas: FloatArray, values: FloatArray) -> Mixture:
-    """The mixture of modes of the optima `thetas` (n, d), or other scenes, the best first.
+def approximate(
+    model: Model, thetas: FloatArray, values: FloatArray, chance: FloatArray
+) -> Mixture:
+    """The mixture of modes of the optima `thetas` (n, d), the best first.
 
     Where the prior has boxes and cells, an optimum has a mode in each: what is cut off by the walls
     of a cell is no approximation of what is not. Each weighs as its likelihood and prior at its
     mean times the volume of its covariance; the mass is that of all, but for a constant.
     Where pixels are `sharp`, means and covariances are those of `sharpen`.
+
+    With numbers between 0 and 1 in `chance` (n,), `thetas` are any scenes, and all have a mode, as
+    scenes in a cell or in a box, as likely as they are either. All weigh the same then, and where
+    pixels are `sharp` what is there before `sharpen` is told by the curvature alone.
     """
     n, d = thetas.shape
-    kinds = 2 if model.box.cell_density > 0.0 else 1
-    most = kinds * min(n, _MOST)
+    any_scenes = chance.size > 0
+    kinds = 2 if model.box.cell_density > 0.0 and not any_scenes else 1
+    most = n if any_scenes else kinds * min(n, _MOST)
     theta, mean = np.empty((most, d)), np.empty((most, d))
     factor, inverse = np.zeros((most, d, d)), np.zeros((most, d, d))
     logs = np.empty(most)
@@ -70,26 +77,34 @@ def approximate(model: Model, thetas: FloatArray, values: FloatArray) -> Mixture
     room = new_room(model.optics, model.n_targets, d, *model.pixels.low.shape)
     at, m, bounded = np.empty(d), 0, sharp(model.pixels)
     for s in range(n):
-        if m + kinds > most or values[s] > values[0] + NEGLIGIBLE:
+        if m + kinds > most or (not any_scenes and values[s] > values[0] + NEGLIGIBLE):
             break
-        order = nearest(thetas[s], thetas[0], model.n_targets)
+        order = nearest(thetas[s], thetas[s if any_scenes else 0], model.n_targets)
         copy(thetas[s], at)
         for k in range(model.n_targets):
             for c in range(3):
                 at[3 * k + c] = thetas[s, 3 * order[k] + c]
         gradient, hessian = curvature(model, at, room)
-        if not _apart(model, theta[:m], at, hessian):
+        if not any_scenes and not _apart(model, theta[:m], at, hessian):
             continue
         for kind in range(kinds):
-            part = in_cell if kind == 1 else in_box
+            cell = kind == 1
+            if any_scenes:
+                as_box, as_cell = densities(box, at, model.n_targets)
+                cell = chance[s] * (as_box + as_cell) < as_cell
+            part = in_cell if cell else in_box
             copy(at, theta[m])
-            middle, covariance = moments(part, at, gradient, hessian)
+            middle, covariance = moments(part, at, gradient, hessian, any_scenes and bounded)
             if bounded:
                 sharpen(part, at, room, middle, covariance)
             copy(middle, mean[m])
             if cholesky(covariance, d, factor[m]) < d:
                 continue
             invert_lower(factor[m], inverse[m])
+            if any_scenes:
+                logs[m] = 0.0
+                m += 1
+                continue
             logs[m] = log_density(part.box, mean[m], model.n_targets) - values[s]
             for a in range(d):
                 pull = gradient[a]
@@ -102,7 +117,7 @@ def approximate(model: Model, thetas: FloatArray, values: FloatArray) -> Mixture
     if m == 0:  # lost by rounding
         copy(thetas[0], theta[0])
         copy(thetas[0], mean[0])
-        logs[0], m = -values[0], 1
+        logs[0], m = 0.0 if any_scenes else -values[0], 1
         for a in range(d):
             factor[0, a, a] = 1.0 / math.sqrt(model.precision[a])
             inverse[0, a, a] = 1.0 / factor[0, a, a]
@@ -111,37 +126,6 @@ def approximate(model: Model, thetas: FloatArray, values: FloatArray) -> Mixture
     middle, covariance = _moments(mean[:m], factor[:m], share)
     modes = Modes(theta[:m], mean[:m], factor[:m], inverse[:m])
     return Mixture(modes, share, mass, middle, covariance)
-
-
-@kernel()
-def around(model: Model, thetas: FloatArray, chance: FloatArray) -> Modes:
-    """Normal approximations around scenes (n, d) that need not be optima, without those lost.
-
-    Each takes the scene as one in a cell or in a box, as likely as it is either, by a number
-    between 0 and 1 of `chance` (n,). Where pixels are `sharp` it is that of `sharpen` alone, to
-    which the scene's own curvature tells which pixels matter: half of what `approximate` takes.
-    """
-    n, d = thetas.shape
-    theta, mean = np.empty((n, d)), np.empty((n, d))
-    factor, inverse = np.zeros((n, d, d)), np.zeros((n, d, d))
-    in_cell, in_box = within(model, sure_cell(model.box)), within(model, sure_box(model.box))
-    room = new_room(model.optics, model.n_targets, d, *model.pixels.low.shape)
-    m, bounded, covariance = 0, sharp(model.pixels), np.empty((d, d))
-    for s in range(n):
-        as_box, as_cell = densities(model.box, thetas[s], model.n_targets)
-        part = in_cell if chance[s] * (as_box + as_cell) < as_cell else in_box
-        copy(thetas[s], theta[m])
-        gradient, hessian = curvature(model, theta[m], room)
-        if bounded:
-            copy(theta[m], mean[m])
-            invert(with_prior(model, hessian), covariance)
-            sharpen(part, theta[m], room, mean[m], covariance)
-        else:
-            mean[m], covariance[:] = moments(part, theta[m], gradient, hessian)
-        if cholesky(covariance, d, factor[m]) == d:
-            invert_lower(factor[m], inverse[m])
-            m += 1
-    return Modes(theta[:m], mean[:m], factor[:m], inverse[:m])
 
 
 @part()
@@ -184,24 +168,28 @@ def curvature(model: Model, theta: FloatArray, room: Room) -> tuple[FloatArray, 
 
 @part()
 def moments(
-    model: Model, theta: FloatArray, gradient: FloatArray, hessian: FloatArray
+    model: Model, theta: FloatArray, gradient: FloatArray, hessian: FloatArray, rough: bool
 ) -> tuple[FloatArray, FloatArray]:
     """Mean (d,) and covariance (d, d) of the posterior around an optimum.
 
     The likelihood is taken as normal (Laplace), cut off by the bounds of the prior: fluxes, area or
     cell, and, along the line that joins two targets, their separation. Where bounds lie too far
-    from the likelihood for that, it is the optimum and its curvature, the prior's counted.
+    from the likelihood for that, and where it may be `rough`, it is the optimum and its curvature,
+    the prior's counted.
     """
     d = theta.size
-    rows, low, high, width = bounds(model, theta)
-    shift = np.empty(d)
-    for a in range(d):
-        shift[a] = gradient[a]
-        for b in range(d):
-            shift[a] += hessian[a, b] * theta[b]
-    mean, covariance = expectation_propagation(hessian, shift, rows, low, high, width)
-    if _regular(mean, covariance):
-        return mean, covariance
+    mean: FloatArray = np.empty(d)
+    covariance: FloatArray = np.empty((d, d))
+    if not rough:
+        rows, low, high, width = bounds(model, theta)
+        shift = np.empty(d)
+        for a in range(d):
+            shift[a] = gradient[a]
+            for b in range(d):
+                shift[a] += hessian[a, b] * theta[b]
+        mean, covariance = expectation_propagation(hessian, shift, rows, low, high, width)
+        if _regular(mean, covariance):
+            return mean, covariance
     copy(theta, mean)
     invert(with_prior(model, hessian), covariance)
     return mean, covariance

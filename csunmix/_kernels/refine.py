@@ -177,7 +177,7 @@ def _write(
 ) -> None:
     """Put targets of an image, and what is claimed of them, into `answer` (K, 7)."""
     model = model_for(task, fit.thetas.shape[1] // 3, fit.cell_density)
-    mixture = approximate(model, fit.thetas, fit.values)
+    mixture = approximate(model, fit.thetas, fit.values, np.empty(0))
     for k in range(model.n_targets):
         out, spread2 = answer[k], 0.0
         for c in range(3):
@@ -422,7 +422,7 @@ def _evidence(task: Task, fit: Fit) -> float:
     d = fit.thetas.shape[1]
     model = model_for(task, d // 3, 0.0)
     room = _room(task.rooms, task.size[0], task.size[1], task.box.separation, 2 * model.n_targets)
-    mass = approximate(model, fit.thetas, fit.values).mass
+    mass = approximate(model, fit.thetas, fit.values, np.empty(0)).mass
     return mass + log_measure(model, d, task.size, room)
 
 

@@ -26,7 +26,7 @@ _SHAKEN, _TRIES = 0.2, 20  # share of the room and of a flux, and scenes tried
 _DARK = 1e-300  # of what is divided by
 _POOL = 3  # scenes that a start is the best of
 _MOVED = 1e-6  # px or DN, by a cell's walls
-_FEW = 1  # random start for every target, that will do where all optima are above the limit
+_FEW = 3  # one in so many of the starts that end a search, where all is above a limit
 _HOPELESS = 50.0  # objective of a rough fit above the best from where it is dropped
 
 
@@ -68,7 +68,7 @@ def search(
     led to nothing new that is near the best. After one that led nowhere comes one near the best fit
     so far, one of the `n_starts` but none of those in a row. The fit of a start is rough, and
     goes on where it is not on the way to an optimum that others led to, nor far above the best. A
-    few random starts will do, without moves, where all optima are above the objective `limit`. The
+    third of `enough` random starts will do where all optima are above the objective `limit`. The
     objective is inf where there was no start.
     """
     np.random.seed(seed)
@@ -78,24 +78,23 @@ def search(
     room = new_room(model.optics, model.n_targets, d, *model.pixels.low.shape)
     theta, in_vain = np.zeros(d), 0
     if _grow(model, theta, room):
-        _follow(model, theta, effort, known, room)
-    moved = model.n_targets > 1 and known.n[0] > 0 and known.values[known.n[1]] <= limit
-    for _ in range(moves if moved else 0):
+        _follow(model, theta, limit, effort, known, room)
+    for _ in range(moves if model.n_targets > 1 and known.n[0] > 0 else 0):
         copy(known.thetas[known.n[1]], theta)
         before, in_vain = known.values[known.n[1]], in_vain + 1
         if _move(model, in_vain - 1, theta, room):
-            _follow(model, theta, effort, known, room)
+            _follow(model, theta, limit, effort, known, room)
             if known.values[known.n[1]] < before - _BETTER:
                 in_vain = 0
         if in_vain == model.n_targets:
             break
     in_a_row, hopeless = 0, False
     for n in range(n_starts):
-        if n >= _FEW * model.n_targets and known.values[known.n[1]] > limit:
+        if n >= enough // _FEW and limit < known.values[known.n[1]] < np.inf:
             break
         shaken = hopeless and _shake(model, known.thetas[known.n[1]], theta)
         if shaken or _draw(model, theta, room):
-            new, value = _follow(model, theta, effort, known, room)
+            new, value = _follow(model, theta, limit, effort, known, room)
             hopeless = value > known.values[known.n[1]] + _HOPELESS and not shaken
             in_a_row = 0 if new else in_a_row + (0 if shaken else 1)
         if in_a_row >= enough:
@@ -120,7 +119,7 @@ def explore(
     for s in range(n):
         copy(starts[s], theta)
         if _known(model.n_targets, known.thetas[: known.n[0]], theta, fresh) < 0:
-            new, _ = _follow(model, theta, effort, known, room)
+            new, _ = _follow(model, theta, np.inf, effort, known, room)
             in_a_row = 0 if new else in_a_row + 1
         if in_a_row >= enough:
             break
@@ -169,18 +168,18 @@ def _lies_in(sure: Model, theta: FloatArray, lower: FloatArray, upper: FloatArra
 
 @part()
 def _follow(
-    model: Model, theta: FloatArray, effort: Effort, known: Optima, room: Room
+    model: Model, theta: FloatArray, limit: float, effort: Effort, known: Optima, room: Room
 ) -> tuple[bool, float]:
     """Fit from `theta` and keep where it ends; whether that is new and near, and its objective.
 
-    That of a known optimum where the fit is on the way to it.
+    That of a known optimum where the fit is on the way to it. What is above `limit` stays rough.
     """
     count, values, n = model.n_targets, known.values, known.n
     value = descend(model, theta, effort.rough_iter, effort.rough, room)
     at = _known(count, known.thetas[: n[0]], theta, _SAME)
     if at >= 0:
         return False, values[at]
-    if value < values[n[1]] + _HOPELESS:
+    if value < min(values[n[1]] + _HOPELESS, limit):
         value = descend(model, theta, effort.max_iter, effort.end, room)
         at = _known(count, known.thetas[: n[0]], theta, _SAME)
     new = at < 0 and value < values[n[1]] + _NEAR

@@ -18,7 +18,7 @@ from csunmix.continuous.importance import Draws, draw
 from csunmix.continuous.window import Setting, Window, log_room
 
 _STARTS = (8, 12)  # random starts at most: so many, and so many for every target
-_ENOUGH = 3  # for every target, of these in a row that lead to nothing new, end the search
+_ENOUGH = (6, 3)  # of these in a row that lead to nothing new end the search
 PLAUSIBLE = 8.0
 """Log evidence below the best from which a count is ruled out."""
 
@@ -84,7 +84,7 @@ class Fit:
 
     @cached_property
     def modes(self) -> tuple[Modes, FloatArray]:
-        """Normal approximations around this fit and all that differ from it, and their shares."""
+        """Normal approximate around this fit and all that differ from it, and their shares."""
         modes = self._approximation.modes
         return Modes(*modes), self._approximation.share
 
@@ -137,7 +137,7 @@ class Fit:
 
     @cached_property
     def _approximation(self) -> Mixture:
-        return Mixture(*approximate(self.model, self.thetas, self.objectives))
+        return Mixture(*approximate(self.model, self.thetas, self.objectives, np.empty(0)))
 
     @cached_property
     def _log_measure(self) -> float:
@@ -159,12 +159,23 @@ def fit_counts(setting: Setting, window: Window, seed: int) -> dict[int, Fit]:
             break
         if _beyond(fits, count, window.box.flux[0] > 0.0):
             continue
-        found = fit(setting, window, count, seed, limit)
+        narrow = _apart_in_light(fits, count, window.box.flux)
+        found = fit(setting, window, count, seed, limit if narrow else np.inf)
         if found is not None:
             fits[count] = found
     if not fits:
         raise ValueError(f"no number of targets has room in {setting.prior!r}")
     return fits
+
+
+def _apart_in_light(fits: dict[int, Fit], count: int, flux: FloatArray) -> bool:
+    """Whether `count` targets give other light than those that explain the image, whatever theirs.
+
+    Then a few starts tell that they do not. Where fluxes may be anything, a number that is right
+    may be far from it in nearly all starts.
+    """
+    right = [k for k, each in fits.items() if each.explains]
+    return any(max(k, count) * flux[0] > min(k, count) * flux[1] for k in right)
 
 
 def _beyond(fits: dict[int, Fit], count: int, bounded: bool) -> bool:
@@ -233,7 +244,7 @@ def fit(
         return None
     model = window.model(setting.optics, count)._replace(pixels=window.smooth)
     starts = (_STARTS[0] + _STARTS[1] * count) * window.n_cells
-    enough = _ENOUGH * count * window.n_cells
+    enough = (_ENOUGH[0] + _ENOUGH[1] * count) * window.n_cells
     thetas, values = search(model, starts, enough, limit, THOROUGH, seed)
     if not np.isfinite(values[0]):
         return None

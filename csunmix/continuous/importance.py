@@ -11,7 +11,7 @@ import numpy as np
 from csunmix._kernels.hops import wander
 from csunmix._kernels.importance import DEGREES, add_density, log_level, scatter
 from csunmix._kernels.model import Model
-from csunmix._kernels.modes import Modes, around
+from csunmix._kernels.modes import Modes, approximate
 from csunmix._validation import FloatArray, IntArray
 
 _EVEN = 0.1  # of the first draws, the same for every optimum
@@ -155,7 +155,7 @@ def _follow(
 ) -> Draws:
     """Scenes by incremental mixture importance sampling (Raftery & Bao 2010, Biometrics 66, 1162).
 
-    The first are drawn from t distributions with the means and scales of normal approximations, so
+    The first are drawn from t distributions with the means and scales of normal approximate, so
     many of each. Every round adds such distributions around the scenes that weigh most, and draws
     from them, so that a posterior that is bent is followed to its ends. Scenes weigh as draws from
     the mixture of all distributions. Of each distribution, only scenes are taken whose targets lie
@@ -207,12 +207,17 @@ def _to_weights(logs: FloatArray) -> tuple[FloatArray, float]:
 def _spread(
     model: Model, theta: FloatArray, weight: FloatArray, budget: Budget, rng: np.random.Generator
 ) -> tuple[Modes, FloatArray]:
-    """Normal approximations around some of known scenes (n, d), as they weigh; draws of each."""
+    """Normal approximate around some of known scenes (n, d), as they weigh; draws of each."""
     total = np.cumsum(weight)
     even = (np.arange(budget.spread) + rng.random()) / budget.spread
     picked = np.searchsorted(total, total[-1] * even)
-    modes = Modes(*around(model, theta[picked], rng.random(budget.spread)))
+    modes = _modes_around(model, theta[picked], rng)
     return modes, np.full(len(modes.mean), float(budget.each))
+
+
+def _modes_around(model: Model, theta: FloatArray, rng: np.random.Generator) -> Modes:
+    """Normal approximate around scenes (n, d), as ones in a cell or in a box by chance."""
+    return Modes(*approximate(model, theta, np.empty(0), rng.random(len(theta)))[0])
 
 
 def nearest_mode(modes: Modes, theta: FloatArray) -> IntArray:
@@ -227,13 +232,13 @@ def nearest_mode(modes: Modes, theta: FloatArray) -> IntArray:
 def _around_heaviest(
     model: Model, theta: FloatArray, weight: FloatArray, each: float, rng: np.random.Generator
 ) -> tuple[Modes, FloatArray]:
-    """Normal approximations around the heaviest scenes apart from each other; draws of each."""
+    """Normal approximate around the heaviest scenes apart from each other; draws of each."""
     heavy = weight > _LIGHT * weight.max()
     theta, weight = theta[heavy], weight[heavy]
     parts: list[Modes] = []
     while len(parts) < _HEAVIEST and weight.max() > 0.0:
         k = int(weight.argmax())
-        modes = Modes(*around(model, theta[k : k + 1], rng.random(1)))
+        modes = _modes_around(model, theta[k : k + 1], rng)
         parts.append(modes)
         weight[k] = 0.0
         for inverse in modes.inverse:
