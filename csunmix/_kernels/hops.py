@@ -17,7 +17,7 @@ from csunmix._validation import FloatArray, IntArray
 
 _ACCEPTANCE = 0.85
 _LEAP = (0.02, 0.25, 1.0)  # shortest, first and longest, standard deviations
-_DRAWS = (20, 100)  # that a chain's start is the likeliest of, and at most until one is possible
+_DRAWS = (10, 100)  # that a chain's start is the likeliest of, and at most until one is possible
 _OWN = 0.5  # of the paths have the mass of the mode that the chain started from
 _ADAPTING = 0.1  # share of a chain that adapts its leaps and is not kept
 

@@ -38,7 +38,7 @@ class Budget(NamedTuple):
 
 
 FULL = Budget(1000, 300.0, 8, 40, 40, 100, 1000, 15_000)
-SMALL = Budget(300, 20.0, 16, 5, 25, 100, 0, 5_000)
+SMALL = Budget(300, 20.0, 12, 5, 25, 100, 0, 5_000)
 FEW = 50.0
 """Scenes that are to count, up to which a small budget will do."""
 
