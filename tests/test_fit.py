@@ -356,7 +356,7 @@ def test_hopeless_numbers_of_targets_are_searched_less_long() -> None:
             limit = right.objective + 50.0
             cut = fit(setting, window, count + 1, 0, limit)
             assert cut is not None
-            assert limit < more.objective <= cut.objective + 1e-2
+            assert limit < min(more.objective, cut.objective)
             optima.append((len(cut.thetas), len(more.thetas)))
             # The right number is found as well, whatever a wrong one leaves.
             found = fit(setting, window, count, 0, more.objective + 50.0)
@@ -364,6 +364,23 @@ def test_hopeless_numbers_of_targets_are_searched_less_long() -> None:
             assert found.objective < right.objective + 1e-2
     few, many = np.sum(optima, axis=0)
     assert few < 0.8 * many
+
+
+@pytest.mark.parametrize(("flux", "cut"), [((220.0, 250.0), True), ((100.0, 600.0), False)])
+def test_a_search_is_cut_short_only_where_light_tells_numbers_apart(
+    flux: Any, cut: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setting, limits = setting_of(flux=flux), []
+
+    def spy(*args: Any) -> Any:
+        limits.append(args[4])
+        return fit(*args)
+
+    monkeypatch.setattr("csunmix.continuous.fit.fit", spy)
+    fits = fit_counts(setting, window_of(setting, simulated(3).images[0]), 0)
+    assert len(fits) > 1
+    assert limits[0] == np.inf  # nothing is known yet
+    assert (min(limits) < np.inf) is cut
 
 
 WIDE = cu.Prior(count=(2, 8), flux=(200.0, 600.0), min_separation=1.0)

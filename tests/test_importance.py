@@ -248,6 +248,14 @@ def test_chance_says_which_distributions_are_of_scenes_in_a_cell() -> None:
     assert not np.allclose(as_cell, as_box, rtol=1e-3)
 
 
+def test_scenes_that_all_are_lost_leave_a_distribution_to_draw_from() -> None:
+    model = fits_of(setting_of(), 2, 1, 12)[0].model
+    nowhere = np.full((3, 6), np.nan)
+    modes = approximations(model, nowhere, NOTHING, np.zeros(3)).modes
+    assert modes.mean.shape == (1, 6)
+    assert np.isfinite(modes.factor).all()
+
+
 @pytest.mark.parametrize("background", [0.0, "fit"])
 def test_distributions_around_scenes_keep_to_the_intervals_of_rounding(background: Any) -> None:
     """They are nearer to the posterior than those with rounding as a normal error."""

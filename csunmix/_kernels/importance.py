@@ -24,7 +24,7 @@ NEVER = 50.0
 
 @kernel()
 def scatter(model: Model, modes: Modes, of: IntArray, scenes: FloatArray) -> FloatArray:
-    """Make standard normal `scenes` (n, d), in place, some around the modes `of` (n,).
+    """Turn unit `scenes` (n, d), in place, into ones around the modes `of` (n,).
 
     Returns the log of likelihood times prior of each, the latter without ``(2 pi)^(d/2)``: -inf
     where its targets do not lie next to those of the mode, and where a scene weighs nothing beside

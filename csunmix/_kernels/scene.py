@@ -23,7 +23,8 @@ _EDGE = 1.18  # times the noise, from an interval's end to where a soft one begi
 _FAR = 30.0  # standard deviations from where tails are asymptotic
 _PHASES = 4  # along each axis, at which a share is looked at
 _CERTAIN = 6.0  # standard deviations that a normal variable keeps within, but for 1e-9
-_RATHER, _RARELY = 5.0, 1e-200  # standard deviations beyond an end; product of chances
+_RATHER = 5.0  # standard deviations beyond an end up to where chances are multiplied
+_RARELY = 1e-200  # product of them from where no further one is
 _LOST = 37.0  # logarithm below which a number is lost against another
 
 

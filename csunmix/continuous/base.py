@@ -69,7 +69,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class FrontDoor(ABC):
-    """From a stack of images to a target table; a subclass answers for one image."""
+    """From a stack of images to a target table; a subclass answers for some at a time."""
 
     psf: PSF
     sensor: Sensor = field(default_factory=Sensor)

@@ -84,7 +84,7 @@ class Fit:
 
     @cached_property
     def modes(self) -> tuple[Modes, FloatArray]:
-        """Normal approximate around this fit and all that differ from it, and their shares."""
+        """Normal approximations around this fit and all that differ from it, and their shares."""
         modes = self._approximation.modes
         return Modes(*modes), self._approximation.share
 

@@ -155,7 +155,7 @@ def _follow(
 ) -> Draws:
     """Scenes by incremental mixture importance sampling (Raftery & Bao 2010, Biometrics 66, 1162).
 
-    The first are drawn from t distributions with the means and scales of normal approximate, so
+    The first are drawn from t distributions with the means and scales of normal approximations, so
     many of each. Every round adds such distributions around the scenes that weigh most, and draws
     from them, so that a posterior that is bent is followed to its ends. Scenes weigh as draws from
     the mixture of all distributions. Of each distribution, only scenes are taken whose targets lie
@@ -207,7 +207,7 @@ def _to_weights(logs: FloatArray) -> tuple[FloatArray, float]:
 def _spread(
     model: Model, theta: FloatArray, weight: FloatArray, budget: Budget, rng: np.random.Generator
 ) -> tuple[Modes, FloatArray]:
-    """Normal approximate around some of known scenes (n, d), as they weigh; draws of each."""
+    """Normal approximations around some of known scenes (n, d), as they weigh; draws of each."""
     total = np.cumsum(weight)
     even = (np.arange(budget.spread) + rng.random()) / budget.spread
     picked = np.searchsorted(total, total[-1] * even)
@@ -216,7 +216,7 @@ def _spread(
 
 
 def _modes_around(model: Model, theta: FloatArray, rng: np.random.Generator) -> Modes:
-    """Normal approximate around scenes (n, d), as ones in a cell or in a box by chance."""
+    """Normal approximations around scenes (n, d), as ones in a cell or in a box by chance."""
     return Modes(*approximate(model, theta, np.empty(0), rng.random(len(theta)))[0])
 
 
@@ -232,7 +232,7 @@ def nearest_mode(modes: Modes, theta: FloatArray) -> IntArray:
 def _around_heaviest(
     model: Model, theta: FloatArray, weight: FloatArray, each: float, rng: np.random.Generator
 ) -> tuple[Modes, FloatArray]:
-    """Normal approximate around the heaviest scenes apart from each other; draws of each."""
+    """Normal approximations around the heaviest scenes apart from each other; draws of each."""
     heavy = weight > _LIGHT * weight.max()
     theta, weight = theta[heavy], weight[heavy]
     parts: list[Modes] = []

@@ -90,9 +90,10 @@ class PosteriorUnmixer(_Unmixer):
         15,000 if that is more, and never more than about 200,000; where fewer than three quarters
         of these scenes count (or of 1000), three further runs, each until as many count, or 100.
         Where several numbers of targets were told apart by draws, no fewer count than in these,
-        200. Up to 50 it is looked less long for where to draw, and there are 5,000 draws at most:
-        30 take an eighth of the time where little but rounding blurs the image, for means that are
-        nearly as good; errors are less exact, and with noise too small by up to a tenth.
+        200. Else, up to 50 it is looked less long for where to draw, and there are 5,000 draws of
+        a run at most: where little but rounding blurs the image, 30 take an eighth of the time, and
+        means are nearly as good; with noise they err more, and errors are too small by up to a
+        sixth.
     n_chains, n_steps : int
         Of "hops": chains (one more for every optimum that would have none), and paths of each, the
         first tenth of which is not kept; four times as many where the chains' means show that they

@@ -48,10 +48,10 @@ class ContinuousUnmixer(_Unmixer):
         ``sqrt(n_effective)`` of its error. There are at most 40 draws for each, or 15,000 if that
         is more, and never more than about 200,000; where fewer than three quarters of these scenes
         count (or of 1000), three further runs, each until as many count, or 100. Where several
-        numbers of targets were told apart by draws, no fewer count than in these, 200. Up to 50 is
-        quicker by more than that, as in `PosteriorUnmixer`. 0: no draws
+        numbers of targets were told apart by draws, no fewer count than in these, 200. 0: no draws
         but these; the answer is that of the normal approximations, whose errors are too small where
-        four or more targets stand close together.
+        four or more targets stand close together. Up to 50 is quicker by more than that says, as
+        in `PosteriorUnmixer`.
     seed : int
         Of the random numbers, which follow from it and the pixels of each image.
     n_jobs : int
