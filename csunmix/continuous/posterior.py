@@ -92,8 +92,8 @@ class PosteriorUnmixer(_Unmixer):
         Where several numbers of targets were told apart by draws, no fewer count than in these,
         200. Else, up to 50 it is looked less long for where to draw, and there are 5,000 draws of
         a run at most: where little but rounding blurs the image, 30 take an eighth of the time, and
-        means are nearly as good; with noise they err more, and errors are too small by up to a
-        sixth.
+        means are nearly as good; with noise they err more, and errors are too small by up to an
+        eighth.
     n_chains, n_steps : int
         Of "hops": chains (one more for every optimum that would have none), and paths of each, the
         first tenth of which is not kept; four times as many where the chains' means show that they
