@@ -28,7 +28,7 @@ splits and merges what the grid has, and what shapes fits begin in, was chosen o
 to 5, 7, 13, 14, 31, 41, 42, 60, 61 and 902 to 904.
 
 "posterior-30" is `PosteriorUnmixer(n_effective=30)`: 30 scenes that count in place of 500, and a
-shorter search for where to draw them, in an eighth of the time where little but rounding is. With
+shorter search for where to draw them, in a seventh of the time where little but rounding is. With
 noise, its means err more and its errors are too small. How it searches was chosen on seeds 3 to 8.
 
 RMSE / bound compares the position errors of targets whose image was given the right count with

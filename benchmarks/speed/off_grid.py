@@ -6,7 +6,8 @@ CSIST-100K as simulated by the main protocol, 8 bit, clipped at 255. Ours find t
 targets, positions, fluxes and their errors from the image and the prior. "GridUnmixer, refined" is
 `grid_unmixer(refine=True)`; with ``n_effective=0``, `ContinuousUnmixer` answers by normal
 approximations around the optima of its fit alone. The errors of both are too small where several
-targets stand close together.
+targets stand close together. `PosteriorUnmixer(n_effective=30)` has few draws; its accuracy beside
+that of 500, its default, on the same images: `benchmarks/accuracy/off_grid.md`.
 
 photutils' PSFPhotometry and SciPy's least_squares are told the true number, start 0.2 px (normal,
 along each axis) off the truth at a flux of 235 DN, know the PSF and leave out clipped pixels: no

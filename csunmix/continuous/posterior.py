@@ -91,7 +91,7 @@ class PosteriorUnmixer(_Unmixer):
         of these scenes count (or of 1000), three further runs, each until as many count, or 100.
         Where several numbers of targets were told apart by draws, no fewer count than in these,
         200. Else, up to 50 it is looked less long for where to draw, and there are 5,000 draws of
-        a run at most: where little but rounding blurs the image, 30 take an eighth of the time, and
+        a run at most: where little but rounding blurs the image, 30 take a seventh of the time, and
         means are nearly as good; with noise they err more, and errors are too small by up to an
         eighth.
     n_chains, n_steps : int
