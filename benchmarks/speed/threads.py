@@ -4,7 +4,7 @@
 
 Whole calls of the unmixers, tables included, on simulated CSIST-100K images. Ratios are medians of
 interleaved rounds. Of 10,000 images, a call of `OMP` with two threads takes 40 ms, of which the
-first 15 to 20 may run a quarter slower in both threads after a time with one (ratios of 1.5 to 1.9).
+first 15 to 20 may be a quarter slower in both threads after a time with one: ratios of 1.5 to 1.9.
 """
 
 from __future__ import annotations
