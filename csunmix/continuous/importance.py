@@ -12,7 +12,7 @@ from csunmix._kernels.hops import wander
 from csunmix._kernels.importance import DEGREES, add_density, log_level, scatter
 from csunmix._kernels.model import Model
 from csunmix._kernels.modes import Modes, approximate
-from csunmix._validation import FloatArray, IntArray
+from csunmix._validation import FloatArray
 
 _EVEN = 0.1  # of the first draws, the same for every optimum
 _HEAVIEST = 2  # scenes that a round draws around
@@ -220,15 +220,6 @@ def _modes_around(model: Model, theta: FloatArray, rng: np.random.Generator) -> 
     return Modes(*approximate(model, theta, np.empty(0), rng.random(len(theta)))[0])
 
 
-def nearest_mode(modes: Modes, theta: FloatArray) -> IntArray:
-    """The mode whose normal distribution is densest at each scene (..., d)."""
-    logs = []
-    for mean, inverse in zip(modes.mean, modes.inverse, strict=True):
-        unit = (theta - mean) @ inverse.T
-        logs.append(np.log(np.diag(inverse)).sum() - 0.5 * (unit**2).sum(axis=-1))
-    return np.asarray(np.argmax(logs, axis=0))
-
-
 def _around_heaviest(
     model: Model, theta: FloatArray, weight: FloatArray, each: float, rng: np.random.Generator
 ) -> tuple[Modes, FloatArray]:
@@ -240,12 +231,9 @@ def _around_heaviest(
         k = int(weight.argmax())
         modes = _modes_around(model, theta[k : k + 1], rng)
         parts.append(modes)
-        weight[k] = 0.0
-        for inverse in modes.inverse:
-            unit = (theta - theta[k]) @ inverse.T
-            weight[(unit**2).sum(axis=1) < unit.shape[1]] = 0.0
-    modes = _join(parts)
-    return modes, np.full(len(modes.mean), float(np.ceil(each)))
+        unit = (theta - theta[k]) @ modes.inverse[0].T
+        weight[(unit**2).sum(axis=1) < unit.shape[1]] = 0.0
+    return _join(parts), np.full(len(parts), float(np.ceil(each)))
 
 
 def _join(parts: list[Modes]) -> Modes:

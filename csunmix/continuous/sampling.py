@@ -8,10 +8,11 @@ import numpy as np
 
 from csunmix._kernels.hops import wander
 from csunmix._kernels.labels import describe, settle
+from csunmix._kernels.modes import Modes
 from csunmix._kernels.smc import sample
 from csunmix._validation import FloatArray, IntArray
 from csunmix.continuous.fit import COUNTED, Fit
-from csunmix.continuous.importance import Draws, draw, nearest_mode, weigh_together
+from csunmix.continuous.importance import Draws, draw, weigh_together
 from csunmix.continuous.window import Setting, Window
 from csunmix.targets import Flag
 
@@ -157,7 +158,7 @@ def _hop(
     theta, logs = wander(model, modes, starts, n_steps, _HOPS, softening**2, seed)
     if theta.size == 0:
         return Sample(theta, np.empty((0, 0)), int(Flag.NOT_CONVERGED))
-    mode, true = nearest_mode(modes, theta), np.exp(logs - logs.max())
+    mode, true = _nearest_mode(modes, theta), np.exp(logs - logs.max())
     count = np.bincount(mode.ravel(), minlength=len(share))
     share = share / _means(true, mode, count)  # in the soft likelihood's posterior
     weight = (occupancy(mode, share / share.sum()) / np.maximum(count, 1))[mode] * true
@@ -188,6 +189,15 @@ def occupancy(mode: IntArray, share: FloatArray) -> FloatArray:
     found = np.linalg.lstsq(system, np.eye(len(system))[-1])[0]
     found = np.maximum(found, _LEAST)
     return np.asarray(found / found.sum())
+
+
+def _nearest_mode(modes: Modes, theta: FloatArray) -> IntArray:
+    """The mode whose normal distribution is densest at each scene (..., d)."""
+    logs = []
+    for mean, inverse in zip(modes.mean, modes.inverse, strict=True):
+        unit = (theta - mean) @ inverse.T
+        logs.append(np.log(np.diag(inverse)).sum() - 0.5 * (unit**2).sum(axis=-1))
+    return np.asarray(np.argmax(logs, axis=0))
 
 
 def cool(setting: Setting, window: Window, count: int, seed: int) -> tuple[Sample, float]:

@@ -50,8 +50,8 @@ class ContinuousUnmixer(_Unmixer):
         count (or of 1000), three further runs, each until as many count, or 100. Where several
         numbers of targets were told apart by draws, no fewer count than in these, 200. 0: no draws
         but these; the answer is that of the normal approximations, whose errors are too small where
-        four or more targets stand close together. Up to 50 is quicker by more than that says, as
-        in `PosteriorUnmixer`.
+        four or more targets stand close together. 1 to 50: as in `PosteriorUnmixer`, looked less
+        long for where to draw.
     seed : int
         Of the random numbers, which follow from it and the pixels of each image.
     n_jobs : int
