@@ -22,7 +22,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 
-from csunmix._kernels.modes import Modes, approximate, log_volume
+from csunmix._kernels.modes import Modes, approximate, judge
 from csunmix._kernels.search import THOROUGH, search
 from csunmix._validation import FloatArray
 
@@ -108,19 +108,16 @@ def _steps(unmixer: Any, image: FloatArray) -> Iterator[Step]:
         if unmixer.refine is not None:
             yield Step(compile_refinement, "refine.refine-*.nbi")
     elif isinstance(unmixer, ContinuousUnmixer | PosteriorUnmixer):
-        yield Step(compile_fit, "search.search-*.nbi")
-        if getattr(unmixer, "sampler", "importance") == "importance":
-            yield Step(compile_draws, "hops.wander-*.nbi")
+        yield Step(compile_search, "hops.wander-*.nbi")
+        yield Step(compile_draws, "importance.scatter-*.nbi")
 
 
 class _Example(NamedTuple):
-    """An image of two targets, and its posterior."""
+    """An image of two targets."""
 
     setting: Setting
     image: FloatArray
     targets: FloatArray  # (2, 3), rows y, x, flux
-    model: Model
-    theta: FloatArray  # (1, 6), them in the window
 
 
 def _example() -> _Example:
@@ -132,11 +129,17 @@ def _example() -> _Example:
     targets = np.array([[4.7, 5.2, 230.0], [5.3, 4.8, 240.0]])
     y, x = np.mgrid[: setup.shape[0], : setup.shape[1]]
     light = [flux * setup.psf.kernel(y - at_y, x - at_x) for at_y, at_x, flux in targets]
-    image = np.rint(sum(light))
-    window = cast("Window", setting.window(image))
-    model = window.model(setting.optics, len(targets))._replace(pixels=window.smooth)
-    theta = (targets - np.array([*window.origin, 0.0])).reshape(1, -1)
-    return _Example(setting, image, targets, model, theta)
+    return _Example(setting, np.rint(sum(light)), targets)
+
+
+def _posterior(example: _Example) -> tuple[Model, Modes]:
+    """That of the example, and what approximates it."""
+    window = cast("Window", example.setting.window(example.image))
+    model = window.model(example.setting.optics, len(example.targets))
+    theta = (example.targets - np.array([*window.origin, 0.0])).reshape(1, -1)
+    factor = 0.01 * np.eye(theta.size)[None]
+    modes = Modes(theta, theta, factor, np.linalg.inv(factor))
+    return model._replace(pixels=window.smooth), modes
 
 
 def compile_refinement() -> None:
@@ -144,35 +147,35 @@ def compile_refinement() -> None:
     from csunmix.continuous.refine import refine
     from csunmix.peaks import Candidates
 
-    setting, image, targets, *_ = _example()
+    setting, image, targets = _example()
     refine(setting, image[None], Candidates(np.zeros(1, np.int64), *targets[:1].T))
 
 
-def compile_fit() -> None:
-    """Compile the joint fit of the grid-free methods, and what is made of its optima."""
-    model = _example().model
-    approximate(model, *search(model, 1, 1, np.inf, THOROUGH, 0), np.empty(0))
+def compile_search() -> None:
+    """Compile how the grid-free methods look for scenes: the joint fit, and chains from optima."""
+    from csunmix._kernels.hops import wander
+    from csunmix._kernels.labels import describe
+
+    example = _example()
+    model, modes = _posterior(example)
+    search(model, 1, 1, np.inf, THOROUGH, 0)
+    describe(example.targets[None], np.ones(1), 0.1)
+    wander(model, modes, np.zeros(1, np.int64), 1, 1, 0.0, 0)
 
 
 def compile_draws() -> None:
-    """Compile how the grid-free methods draw from a posterior, sum up the draws, and the rest."""
-    from csunmix._kernels.fit import explains
-    from csunmix._kernels.hops import wander
+    """Compile how they approximate a posterior, draw from that, and sum up the draws."""
     from csunmix._kernels.importance import add_density, log_level, scatter
-    from csunmix._kernels.labels import describe, settle
-    from csunmix._kernels.measure import log_measure, log_room
+    from csunmix._kernels.labels import settle
     from csunmix._kernels.scene import least_share
 
-    _, _, targets, model, theta = _example()
-    factor = 0.01 * np.eye(theta.size)[None]
-    modes, one = Modes(theta, theta, factor, np.linalg.inv(factor)), np.ones(1)
-    wander(model, modes, np.zeros(1, np.int64), 1, 1, 0.0, 0)
-    scatter(model, modes, np.zeros(1, np.int64), theta.copy())
+    example = _example()
+    (model, modes), one = _posterior(example), np.ones(1)
+    count, theta = model.n_targets, modes.theta
+    approximate(model, theta, np.zeros(1), np.empty(0))
+    judge(model, theta[0], 0.0, np.ones(2), 0.0)
     unit = log_level(modes.inverse[0], 1.0)
-    add_density(theta, modes.inverse, one, unit, len(targets), theta, np.zeros(1))
-    settle(targets[None], one, targets[:, :2].copy())
-    describe(targets[None], one, 0.1)
-    log_volume(model, theta[0])
+    add_density(theta, modes.inverse, one, unit, count, theta, np.zeros(1))
+    settle(example.targets[None], one, example.targets[:, :2].copy())
     least_share(model.optics, model.box.area, *model.pixels.low.shape)
-    log_measure(model, theta.size, np.ones(2), log_room(1.0, 1.0, 0.0, 1))
-    explains(model, theta[0], 0.0)
+    scatter(model, modes, np.zeros(1, np.int64), theta.copy())

@@ -96,12 +96,12 @@ def running(pid: int) -> bool:
 def test_what_is_compiled_side_by_side() -> None:
     setup = cu.presets.csist_100k()
     optics = {"psf": setup.psf, "shape": setup.shape, "sensor": setup.sensor}
-    chains = cu.PosteriorUnmixer(setup.psf, setup.sensor, setup.prior, sampler="smc")
+    chains = cu.PosteriorUnmixer(setup.psf, setup.sensor, setup.prior, sampler="hops")
     kept = {
         cu.grid_unmixer(**optics): ["active_set.*.nbi"],
         cu.grid_unmixer("omp", **optics): ["pursuit.*.nbi"],
         cu.grid_unmixer("split-bregman", **optics): ["*.nbi"],
-        chains: ["search.search-*.nbi"],
+        chains: ["hops.wander-*.nbi", "importance.scatter-*.nbi"],
     }
     for unmixer, files in kept.items():
         found = _ahead._steps(unmixer, np.zeros(setup.shape))

@@ -199,7 +199,7 @@ def test_compiled_kernels_are_looked_for_where_numba_keeps_them(tmp_path):
         "unmix = cu.ContinuousUnmixer(s.psf, s.sensor, s.prior);"
         "folder = Path(f.stats.cache_path); folder.mkdir(exist_ok=True);"
         "(folder / 'merging.merge_closest-1.nbi').touch(); print(len(missing(unmix, image)));"
-        "(folder / 'search.search-1.nbi').touch(); print(len(missing(unmix, image)), folder)"
+        "(folder / 'hops.wander-1.nbi').touch(); print(len(missing(unmix, image)), folder)"
     )
     environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
     argv = [sys.executable, "-c", code]

@@ -13,27 +13,41 @@ from pathlib import Path
 from typing import Any
 
 from llvmlite.binding import Linkage
+from numba import types
 from numba._dynfunc import make_function
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import CompilerBase, DefaultPassBuilder
 from numba.core.compiler_machinery import register_pass
 from numba.core.registry import CPUDispatcher
 from numba.core.typed_passes import NativeLowering
+from numba.core.types import Function, unliteral
+
+_NUMBERS = (types.Number, types.Boolean)
+_IDLE = {
+    "inline_closure_likes",
+    "inline_overloads",
+    "dead_branch_prune",
+    "nopython_rewrites",
+    "with_lifting",
+    "inline_inlinables",
+    "rewrite_semantic_constants",
+    "find_literally",
+    "make_function_op_code_to_jit_function",
+    "LiteralPropagation",
+    "literal_unroll",
+}
+"""Passes for closures, literals and sums of arrays, of which kernels have none."""
 
 _REFUSE = ctypes.cast(ctypes.pythonapi.PyObject_Call, ctypes.c_void_p).value
 """Called with a function's closure, it raises that this is not callable."""
 
 
 class _Part(JITCodeLibrary):
-    """Code to be optimised, and made machine code, where it is linked to."""
+    """Code to be linked, optimised, and made machine code, where a kernel calls it."""
 
     def finalize(self) -> None:
-        """Link to what the code calls, and no more."""
+        """Nothing."""
         self._raise_if_finalized()
-        for library in dict.fromkeys(self._linking_libraries):
-            if hasattr(library, "_reload_init"):  # which numba 0.60 has not
-                self._reload_init.update(library._reload_init)
-            self._final_module.link_in(library._get_module_for_linking(), preserve=True)
         self._finalized = True
 
 
@@ -43,12 +57,31 @@ class _Whole(JITCodeLibrary):
     LLVM then passes them only what they use, and not every array of a named tuple.
     """
 
+    def finalize(self) -> None:
+        """Link to all that the code calls, and to what that does, and make machine code of it."""
+        found: dict[Any, None] = {}
+        for library in self._linking_libraries:
+            _find(library, found)
+        # Who calls comes first: what nobody has called yet is not taken in.
+        self._linking_libraries = list(reversed(found))
+        super().finalize()
+
     def _optimize_final_module(self) -> None:
         for each in self._final_module.functions:
             # Those of numba's runtime are told by their names, and kept as they are.
             if each.linkage == Linkage.linkonce_odr and not each.name.startswith("NRT_"):
                 each.linkage = Linkage.internal
         super()._optimize_final_module()
+
+
+def _find(library: Any, found: dict[Any, None]) -> None:
+    """Add to `found` what a library calls, then the library."""
+    if library in found:
+        return
+    if isinstance(library, _Part):
+        for called in library._linking_libraries:
+            _find(called, found)
+    found[library] = None
 
 
 @register_pass(mutates_CFG=True, analysis_only=False)
@@ -84,16 +117,48 @@ class _LowerKernel(NativeLowering):
         return bool(super().run_pass(state))
 
 
+class _Typing:
+    """numba's types, which looks up once what comes of an operation on numbers.
+
+    Else it tries all that there is for strings, dates and arrays each time that two are added.
+    """
+
+    def __init__(self, every: Any) -> None:
+        self._every = every
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._every, name)
+
+    def resolve_function_type(self, function: Any, args: tuple[Any, ...], named: Any) -> Any:
+        """Signature of a call."""
+        of_numbers = isinstance(function, Function) and all(isinstance(a, _NUMBERS) for a in args)
+        if of_numbers and not named:
+            return _operation(self._every, function, args)
+        return self._every.resolve_function_type(function, args, named)
+
+
+@cache
+def _operation(every: Any, function: Function, args: tuple[Any, ...]) -> Any:
+    return every.resolve_function_type(function, args, {})
+
+
 class _Compiler(CompilerBase):
     """numba's compiler with a lowering of our own."""
 
     lowering: type[NativeLowering]
 
+    def __init__(self, typingctx: Any, *args: Any) -> None:
+        super().__init__(_Typing(typingctx), *args)
+
     def define_pipelines(self) -> list[Any]:
         """The only pipeline."""
         passes = DefaultPassBuilder.define_nopython_pipeline(self.state)
         ours = {NativeLowering: self.lowering}
-        passes.passes = [(ours.get(each, each), about) for each, about in passes.passes]
+        passes.passes = [
+            (ours.get(each, each), about)
+            for each, about in passes.passes
+            if each.name() not in _IDLE
+        ]
         passes.finalize()
         return [passes]
 
@@ -120,6 +185,11 @@ class Part(CPUDispatcher):
         targetoptions: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(py_func, locals or {}, targetoptions or {}, pipeline_class=_PartCompiler)
+
+    def get_call_template(self, args: Any, kws: Any) -> Any:
+        """One version for a type, none of its own for a literal."""
+        named = {name: unliteral(each) for name, each in kws.items()}
+        return super().get_call_template(tuple(map(unliteral, args)), named)
 
     def __call__(self, *args: Any, **named: Any) -> Any:
         """Call the function that is compiled by itself."""

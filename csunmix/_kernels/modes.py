@@ -7,10 +7,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from csunmix._kernels.fit import EXACT, slope
+from csunmix._kernels.fit import EXACT, explains, slope
 from csunmix._kernels.jit import kernel, leaf, part
 from csunmix._kernels.labels import nearest
 from csunmix._kernels.linalg import cholesky, copy, inner, invert, invert_lower, to_shares
+from csunmix._kernels.measure import log_measure
 from csunmix._kernels.model import Model, within
 from csunmix._kernels.prior import Box, densities, extremes, limits, sure_box, sure_cell
 from csunmix._kernels.scene import Pixels, Room, differentiate, illuminate, new_room, varying
@@ -47,6 +48,14 @@ class Mixture(NamedTuple):
     mass: float  # log of that of all, but for a constant
     mean: FloatArray  # (d,)
     covariance: FloatArray  # (d, d)
+
+
+class Judgement(NamedTuple):
+    """What is said of a number of targets by its fit alone."""
+
+    log_measure: float  # see `csunmix._kernels.measure.log_measure`
+    log_evidence: float  # by Laplace's method, but for a constant
+    explains: bool  # see `csunmix._kernels.fit.explains`
 
 
 @part()
@@ -342,7 +351,20 @@ def log_density(box: Box, theta: FloatArray, count: int) -> float:
 
 
 @kernel()
-def log_volume(model: Model, theta: FloatArray) -> float:
+def judge(
+    model: Model, theta: FloatArray, value: float, size: FloatArray, room: float
+) -> Judgement:
+    """What a fit (d,) of objective `value` says of its number of targets.
+
+    For `size` and `room` see `log_measure`.
+    """
+    measure = log_measure(model, theta.size, size, room)
+    evidence = _log_volume(model, theta) - value + measure
+    return Judgement(measure, evidence, explains(model, theta, value))
+
+
+@part()
+def _log_volume(model: Model, theta: FloatArray) -> float:
     """Log volume of the posterior around an optimum by Laplace's method, in ``(2 pi)^(d/2)``.
 
     The bounds of the prior cut nothing off; -inf where the curvature is singular or NaN.

@@ -7,10 +7,8 @@ from functools import cached_property
 
 import numpy as np
 
-from csunmix._kernels.fit import explains
-from csunmix._kernels.measure import log_measure
 from csunmix._kernels.model import Model
-from csunmix._kernels.modes import Mixture, Modes, approximate, log_volume
+from csunmix._kernels.modes import Judgement, Mixture, Modes, approximate, judge
 from csunmix._kernels.scene import least_share
 from csunmix._kernels.search import THOROUGH, search
 from csunmix._validation import FloatArray
@@ -77,10 +75,10 @@ class Fit:
         """Its objective."""
         return float(self.objectives[0])
 
-    @cached_property
+    @property
     def explains(self) -> bool:
         """Whether noise may leave as much of the image, see `csunmix._kernels.fit.explains`."""
-        return bool(explains(self.model, self.theta, self.objective))
+        return self._judgement.explains
 
     @cached_property
     def modes(self) -> tuple[Modes, FloatArray]:
@@ -93,13 +91,13 @@ class Fit:
         """Mean (d,) and covariance (d, d) of the mixture of all modes."""
         return self._approximation.mean, self._approximation.covariance
 
-    @cached_property
+    @property
     def rough_evidence(self) -> float:
         """Log evidence of this number of targets by Laplace's method, but for a constant.
 
         The bounds of the prior cut nothing off; other optima are left out.
         """
-        return float(log_volume(self.model, self.theta)) - self.objective + self._log_measure
+        return self._judgement.log_evidence
 
     @cached_property
     def draws(self) -> Draws:
@@ -125,7 +123,7 @@ class Fit:
         Those that do not reach as many as are to count have not reached all of the posterior
         either, and what they sum to is too low (``benchmarks/accuracy/sampler.md``).
         """
-        return self.draws.log_integral + self._log_measure
+        return self.draws.log_integral + self._judgement.log_measure
 
     @property
     def likely_evidence(self) -> float:
@@ -133,17 +131,17 @@ class Fit:
 
         Rough where a posterior is flat or bent (``benchmarks/accuracy/sampler.md``).
         """
-        return self._approximation.mass + self._log_measure
+        return self._approximation.mass + self._judgement.log_measure
 
     @cached_property
     def _approximation(self) -> Mixture:
         return Mixture(*approximate(self.model, self.thetas, self.objectives, np.empty(0)))
 
     @cached_property
-    def _log_measure(self) -> float:
+    def _judgement(self) -> Judgement:
         size = self.window.size
         room = log_room(size, self.model.box.separation, self.count)
-        return float(log_measure(self.model, self.theta.size, size, room))
+        return Judgement(*judge(self.model, self.theta, self.objective, size, room))
 
 
 def fit_counts(setting: Setting, window: Window, seed: int) -> dict[int, Fit]:
