@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from csunmix._kernels.arrays import filled
 from csunmix._kernels.billiards import force
 from csunmix._kernels.jit import leaf, part
 from csunmix._kernels.linalg import DEPENDENT, copy, inner
@@ -68,10 +69,10 @@ def descend(
     lower, upper = np.empty(d), np.empty(d)
     limits(model.box, theta, model.n_targets, model.box.cell == 1.0, lower, upper)
     clip(theta, lower, upper)
-    gradient, hessian, step, trial = np.empty(d), np.zeros((d, d)), np.empty(d), np.empty(d)
+    gradient, hessian, step, trial = np.empty(d), filled((d, d), 0.0), np.empty(d), np.empty(d)
     space = Space(
         np.empty((d, d)),
-        np.zeros((d, d)),
+        filled((d, d), 0.0),
         np.empty(d),
         np.empty(d),
         np.empty(d),

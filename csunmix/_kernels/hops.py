@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 
+from csunmix._kernels.arrays import filled
 from csunmix._kernels.billiards import Chain, Mass, new_chain, settle, to_mass, travel, weigh
 from csunmix._kernels.jit import kernel, leaf, part
 from csunmix._kernels.linalg import copy, inner_gram
@@ -40,7 +41,7 @@ def wander(
     states = np.empty((starts.size, n_steps - skipped, d))
     logs = np.empty(states.shape[:2])
     leap, weight = _LEAP[1], 0.0
-    n_masses, gram = n_modes, np.zeros((d, d))
+    n_masses, gram = n_modes, filled((d, d), 0.0)
     factors = np.empty((n_modes + starts.size, d, d))
     inverses = np.empty((n_modes + starts.size, d, d))
     for k in range(n_modes):

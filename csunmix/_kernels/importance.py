@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 
+from csunmix._kernels.arrays import filled
 from csunmix._kernels.jit import kernel, leaf
 from csunmix._kernels.labels import Pairs, new_pairs, pair
 from csunmix._kernels.model import Model
@@ -31,7 +32,7 @@ def scatter(model: Model, modes: Modes, of: IntArray, scenes: FloatArray) -> Flo
     one before it.
     """
     n, d = scenes.shape
-    logs = np.full(n, -np.inf)
+    logs = filled(n, -np.inf)
     room = new_room(model.optics, model.n_targets, d, *model.pixels.low.shape)
     pairs, floor = new_pairs(model.n_targets), -np.inf
     for i in range(n):

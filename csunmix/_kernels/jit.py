@@ -41,8 +41,7 @@ def kernel(**options: Any) -> Callable[[F], F]:
 def part(**options: Any) -> Callable[[F], F]:
     """Make a function a part of the kernels that call it.
 
-    numba compiles it once more for an argument that is a literal or left to its default, so that
-    callers give variables, and say what a default would.
+    numba compiles it once more for an argument left to its default, so that callers say that too.
     """
     return _decorator(lambda function, told: Part(function, targetoptions=told), options)
 

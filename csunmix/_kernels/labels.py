@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from csunmix._kernels.arrays import filled, integers
 from csunmix._kernels.jit import kernel, leaf, part
 from csunmix._kernels.linalg import add_up, copy
 from csunmix._validation import FloatArray, IntArray
@@ -52,7 +53,7 @@ def describe(scenes: FloatArray, weight: FloatArray, radius: float) -> FloatArra
     The last column is the weight of the scenes in which it is within `radius` px of its mean.
     """
     n, count = scenes.shape[:2]
-    out, whole = np.zeros((count, 7)), add_up(weight)
+    out, whole = filled((count, 7), 0.0), add_up(weight)
     for s in range(n):
         for k in range(count):
             for c in range(3):
@@ -98,14 +99,14 @@ def hungarian(cost: FloatArray, order: IntArray) -> None:
     By shortest augmenting paths (Jonker & Volgenant 1987, Computing 38, 325).
     """
     n = cost.shape[0]
-    of_row, of_column = np.zeros(n), np.zeros(n)  # dual variables
-    row = np.full(n + 1, -1)  # of each column; the last is where paths begin
+    of_row, of_column = filled(n, 0.0), filled(n, 0.0)  # dual variables
+    row = integers(n + 1, -1)  # of each column; the last is where paths begin
     back = np.empty(n, np.int64)
     for start in range(n):
         row[n], at = start, n
-        reach, seen = np.full(n, np.inf), np.zeros(n + 1, np.bool_)
+        reach, seen = filled(n, np.inf), integers(n + 1, 0)
         while row[at] >= 0:
-            seen[at] = True
+            seen[at] = 1
             i, step, after = row[at], np.inf, -1
             for j in range(n):
                 if not seen[j]:
@@ -142,7 +143,7 @@ class Pairs(NamedTuple):
 @part()
 def new_pairs(count: int) -> Pairs:
     """Space for scenes of so many targets."""
-    return Pairs(np.zeros(count, np.int64), np.empty((count, count)), np.empty(count))
+    return Pairs(integers(count, 0), np.empty((count, count)), np.empty(count))
 
 
 @part()

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from csunmix._kernels.arrays import filled
 from csunmix._kernels.fit import EXACT, explains, slope
 from csunmix._kernels.jit import kernel, leaf, part
 from csunmix._kernels.labels import nearest
@@ -78,7 +79,7 @@ def approximate(
     kinds = 2 if model.box.cell_density > 0.0 and not any_scenes else 1
     most = n if any_scenes else kinds * min(n, _MOST)
     theta, mean = np.empty((most, d)), np.empty((most, d))
-    factor, inverse = np.zeros((most, d, d)), np.zeros((most, d, d))
+    factor, inverse = filled((most, d, d), 0.0), filled((most, d, d), 0.0)
     logs = np.empty(most)
     box = model.box
     in_cell = within(model, sure_cell(box))
@@ -143,7 +144,7 @@ def _moments(
 ) -> tuple[FloatArray, FloatArray]:
     """Mean and covariance of a mixture of normal distributions."""
     n, d = mean.shape
-    middle, covariance = np.zeros(d), np.zeros((d, d))
+    middle, covariance = filled(d, 0.0), filled((d, d), 0.0)
     for m in range(n):
         for a in range(d):
             middle[a] += share[m] * mean[m, a]
@@ -166,7 +167,7 @@ def curvature(model: Model, theta: FloatArray, room: Room) -> tuple[FloatArray, 
     """Gradient (d,) and minus second derivatives (d, d) of the log likelihood of a scene."""
     box = model.box
     free = Box(box.area, box.flux, 0.0, np.inf, box.cell, box.cell_density, box.background)
-    gradient, hessian = np.empty(theta.size), np.zeros((theta.size, theta.size))
+    gradient, hessian = np.empty(theta.size), filled((theta.size, theta.size), 0.0)
     illuminate(model.optics, theta, room)
     slope(within(model, free), theta, EXACT.stiffness, room, gradient, hessian)
     for a in range(theta.size):
@@ -230,7 +231,7 @@ def sharpen(
     They stay as they are where there are no such scenes, as where the PSF is wrong.
     """
     d = theta.size
-    precision, shift = np.zeros((d, d)), np.zeros(d)
+    precision, shift = filled((d, d), 0.0), filled(d, 0.0)
     for a in range(3 * model.n_targets, d):
         precision[a, a] = 1.0 / model.box.background[1] ** 2
         shift[a] = precision[a, a] * model.box.background[0]
@@ -255,7 +256,7 @@ def intervals(
     """
     rows, low, high, width = bounds(model, theta)
     n, most = low.size, low.size + room.weight.size
-    every, widths = np.zeros((most, theta.size)), np.full(most, np.inf)
+    every, widths = filled((most, theta.size), 0.0), filled(most, np.inf)
     lowest, highest = np.empty(most), np.empty(most)
     for b in range(n):
         copy(rows[b], every[b])
@@ -308,8 +309,8 @@ def bounds(
     box, count, d = model.box, model.n_targets, theta.size
     n = 3 * count
     most = n + count * (count - 1) // 2 + 2
-    rows, width = np.zeros((most, d)), np.full(most, np.inf)
-    low, high = np.full(most, -np.inf), np.full(most, np.inf)
+    rows, width = filled((most, d), 0.0), filled(most, np.inf)
+    low, high = filled(most, -np.inf), filled(most, np.inf)
     lower, upper = np.empty(d), np.empty(d)
     limits(box, theta, count, box.cell == 1.0, lower, upper)
     for a in range(n):
@@ -371,7 +372,7 @@ def _log_volume(model: Model, theta: FloatArray) -> float:
     """
     d = theta.size
     room = new_room(model.optics, model.n_targets, d, *model.pixels.low.shape)
-    factor = np.zeros((d, d))
+    factor = filled((d, d), 0.0)
     if cholesky(with_prior(model, curvature(model, theta, room)[1]), d, factor) < d:
         return -np.inf
     total = log_density(model.box, theta, model.n_targets)
@@ -384,7 +385,7 @@ def _log_volume(model: Model, theta: FloatArray) -> float:
 def _regular(mean: FloatArray, covariance: FloatArray) -> bool:
     """Whether moments are finite and those of a distribution."""
     d = mean.size
-    correlation, factor = np.empty((d, d)), np.zeros((d, d))
+    correlation, factor = np.empty((d, d)), filled((d, d), 0.0)
     for a in range(d):
         if not (math.isfinite(mean[a]) and 0.0 < covariance[a, a] < np.inf):
             return False

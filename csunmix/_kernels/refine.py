@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from csunmix._kernels.arrays import filled, integers
 from csunmix._kernels.fit import explains, misfit
 from csunmix._kernels.jit import kernel, leaf, part
 from csunmix._kernels.linalg import copy, to_shares
@@ -119,9 +120,7 @@ def refine(
     its `log_room`, ``rooms[2 K + 1]`` the same of a pixel's cell.
     """
     n = views.variance.size
-    answers = Answers(
-        np.full((n, most, 7), np.nan), np.zeros(n, np.int64), np.zeros(n), np.zeros(n)
-    )
+    answers = Answers(filled((n, most, 7), np.nan), integers(n, 0), filled(n, 0.0), filled(n, 0.0))
     for i in range(n):
         if views.stop[i, 0] > views.start[i, 0]:
             task = view(rules, views, i, rooms)
@@ -342,7 +341,7 @@ def _likeliest(task: Task, first: Fit) -> tuple[FloatArray, float]:
             return fit.thetas[0], 0.0
         count += step
     path, n = _climb(task, fit)
-    best, n_likely, logs = 0, 0, np.full(n, -np.inf)
+    best, n_likely, logs = 0, 0, filled(n, -np.inf)
     for p in range(n):
         theta = path.theta[p, : 3 * path.n_targets[p]]
         model = model_for(task, path.n_targets[p], 0.0)
@@ -372,11 +371,11 @@ def _climb(task: Task, fit: Fit) -> tuple[_Path, int]:
     high = min(task.counts[1], task.pixels.low.size // 3)  # no more unknowns than pixels
     most = high - low + 1
     path = _Path(
-        np.zeros((most, 3 * high)),
-        np.zeros(most, np.int64),
-        np.zeros(most),
-        np.full(most, np.nan),
-        np.ones(most),
+        filled((most, 3 * high), 0.0),
+        integers(most, 0),
+        filled(most, 0.0),
+        filled(most, np.nan),
+        filled(most, 1.0),
     )
     _add(path, 0, fit)
     best, n = 0, 1

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from csunmix._kernels.arrays import filled
 from csunmix._kernels.jit import kernel, leaf, part
 from csunmix._kernels.linalg import add_up
 from csunmix._validation import FloatArray
@@ -189,18 +190,19 @@ def least_share(optics: Optics, area: FloatArray, n_y: int, n_x: int) -> float:
 
     Within a pixel from each corner, as that of a coarsely sampled PSF depends on the phase.
     """
-    share, theta = 1.0, np.ones(3)
-    # One target: said so as a literal it would be compiled for that number alone.
-    room = new_room(optics, theta.size // 3, theta.size, n_y, n_x)
-    inwards = np.array([1.0, -1.0])
+    share, theta = 1.0, filled(3, 1.0)
+    room = new_room(optics, 1, theta.size, n_y, n_x)
     for first in range(2):
         for second in range(2):
             for n in range(_PHASES * _PHASES):
                 for axis, end, step in ((0, first, n // _PHASES), (1, second, n % _PHASES)):
-                    place = area[axis, end] + inwards[end] * step / _PHASES
+                    place = area[axis, end] + (1 - 2 * end) * step / _PHASES
                     theta[axis] = min(max(place, area[axis, 0]), area[axis, 1])
                 illuminate(optics, theta, room)
-                share = min(share, room.light.sum())
+                light = 0.0
+                for i in range(n_y):
+                    light += add_up(room.light[i])
+                share = min(share, light)
     return share
 
 

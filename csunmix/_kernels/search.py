@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from csunmix._kernels.arrays import filled, integers
 from csunmix._kernels.fit import EXACT, HASTY, NEAR, ROUGH, Strictness, descend, objective
 from csunmix._kernels.jit import kernel, leaf, part
 from csunmix._kernels.labels import nearest
@@ -74,9 +75,9 @@ def search(
     np.random.seed(seed)
     d, moves = model.precision.size, _MOVES * model.n_targets
     most = 1 + moves + n_starts
-    known = Optima(np.zeros((most, d)), np.full(most, np.inf), np.zeros(2, np.int64))
+    known = Optima(filled((most, d), 0.0), filled(most, np.inf), integers(2, 0))
     room = new_room(model.optics, model.n_targets, d, *model.pixels.low.shape)
-    theta, in_vain = np.zeros(d), 0
+    theta, in_vain = filled(d, 0.0), 0
     if _grow(model, theta, room):
         _follow(model, theta, limit, effort, known, room)
     for _ in range(moves if model.n_targets > 1 and known.n[0] > 0 else 0):
@@ -113,7 +114,7 @@ def explore(
     not followed, and none after `enough` in a row that led to nothing new near the best.
     """
     n, d = starts.shape
-    known = Optima(np.zeros((n, d)), np.full(n, np.inf), np.zeros(2, np.int64))
+    known = Optima(filled((n, d), 0.0), filled(n, np.inf), integers(2, 0))
     room = new_room(model.optics, model.n_targets, d, *model.pixels.low.shape)
     theta, in_a_row = np.empty(d), 0
     for s in range(n):
@@ -134,7 +135,7 @@ def _with_cells(model: Model, known: Optima, effort: Effort, room: Room) -> Opti
     lie far from these along a valley.
     """
     n, d = known.n[0], known.thetas.shape[1]
-    found = Optima(np.zeros((2 * n, d)), np.full(2 * n, np.inf), known.n.copy())
+    found = Optima(filled((2 * n, d), 0.0), filled(2 * n, np.inf), known.n.copy())
     sure, good = within(model, sure_cell(model.box)), known.values[known.n[1]] + NEGLIGIBLE
     lower, upper = np.empty(d), np.empty(d)
     for s in range(n):
@@ -198,7 +199,7 @@ def _follow(
 def _sorted(known: Optima) -> tuple[FloatArray, FloatArray]:
     """What is known, the best first."""
     found = max(known.n[0], 1)
-    optima, objectives = np.zeros((found, known.thetas.shape[1])), np.full(found, np.inf)
+    optima, objectives = filled((found, known.thetas.shape[1]), 0.0), filled(found, np.inf)
     for n in range(known.n[0]):
         least = 0
         for s in range(known.n[0]):

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 
+from csunmix._kernels.arrays import filled, integers
 from csunmix._kernels.jit import leaf, part
 from csunmix._kernels.linalg import copy, invert
 from csunmix._validation import FloatArray
@@ -69,7 +70,7 @@ def expectation_propagation(
     precision is singular.
     """
     n, d = rows.shape
-    tau, nu = np.zeros(n), np.zeros(n)
+    tau, nu = filled(n, 0.0), filled(n, 0.0)
     total, natural = np.empty((d, d)), np.empty(d)
     copy(shift, natural)
     for a in range(d):
@@ -82,13 +83,13 @@ def expectation_propagation(
                 natural[a] += nu[i] * rows[i, a]
                 for b in range(d):
                     total[a, b] += tau[i] * rows[i, a] * rows[i, b]
-    mean, covariance, along = np.zeros(d), np.empty((d, d)), np.empty(d)
-    filled, n_filled = np.empty((n, d), np.int64), np.zeros(n, np.int64)  # where rows are not 0
+    mean, covariance, along = filled(d, 0.0), np.empty((d, d)), np.empty(d)
+    which, n_which = np.empty((n, d), np.int64), integers(n, 0)  # where rows are not 0
     for i in range(n):
         for a in range(d):
             if rows[i, a] != 0.0:
-                filled[i, n_filled[i]] = a
-                n_filled[i] += 1
+                which[i, n_which[i]] = a
+                n_which[i] += 1
     if not invert(total, covariance):
         mean[0] = np.nan
         return mean, covariance
@@ -101,13 +102,13 @@ def expectation_propagation(
             variance, middle = 0.0, 0.0
             for a in range(d):
                 along[a] = 0.0
-            for k in range(n_filled[i]):
-                b = filled[i, k]
+            for k in range(n_which[i]):
+                b = which[i, k]
                 middle += rows[i, b] * mean[b]
                 for a in range(d):
                     along[a] += rows[i, b] * covariance[b, a]
-            for k in range(n_filled[i]):
-                variance += rows[i, filled[i, k]] * along[filled[i, k]]
+            for k in range(n_which[i]):
+                variance += rows[i, which[i, k]] * along[which[i, k]]
             if variance <= 0.0:  # lost by rounding, bounds being too far off
                 continue
             rest = 1.0 / variance - tau[i]
