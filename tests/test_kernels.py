@@ -969,14 +969,47 @@ def test_parts_serve_kernels_and_python(alone_first: bool) -> None:
             out[i] = double(a[i])
         return out
 
-    @numba.njit
+    @jit.kernel()
     def total(a: Any) -> float:
-        return doubled(a).sum() + double(1.0)
+        return float(doubled(a).sum() + double(1.0))
 
     a = np.arange(4.0)
     calls = [lambda: total(a) == 14.0, lambda: double(2.5) == 5.0, lambda: sum(doubled(a)) == 12.0]
     assert all(call() for call in (calls[::-1] if alone_first else calls))
     assert all(call() for call in calls)
+
+
+def test_a_part_that_one_caller_never_reaches_is_there_for_another() -> None:
+    @jit.part()
+    def inner(x: float) -> float:
+        return 2.0 * x
+
+    @jit.part()
+    def never(x: float) -> float:
+        return inner(x) if x != x and x == x else x
+
+    @jit.part()
+    def always(x: float) -> float:
+        return inner(x)
+
+    @jit.kernel()
+    def both(x: float) -> float:
+        return never(x) + always(x)
+
+    assert both(1.5) == 4.5
+
+
+def test_a_part_is_compiled_once_for_literals_and_variables() -> None:
+    @jit.part()
+    def times(x: float, n: int, twice: bool) -> float:
+        return x * n * (2 if twice else 1)
+
+    @jit.kernel()
+    def summed(x: float, n: int) -> float:
+        return times(x, n, n > 3) + times(x, 2, False) + times(x, twice=True, n=3)
+
+    assert summed(1.0, 5) == 10.0 + 2.0 + 6.0
+    assert len(times.overloads) == 1  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("collects", [True, False])

@@ -66,6 +66,12 @@ class _Whole(JITCodeLibrary):
         self._linking_libraries = list(reversed(found))
         super().finalize()
 
+    def _verify_declare_only_symbols(self) -> None:
+        super()._verify_declare_only_symbols()
+        for each in self._final_module.functions:
+            if each.is_declaration and each.name.startswith("_ZN"):  # a call would go to address 0
+                raise AssertionError(f"{each.name} is called and was not linked to")
+
     def _optimize_final_module(self) -> None:
         for each in self._final_module.functions:
             # Those of numba's runtime are told by their names, and kept as they are.
