@@ -55,21 +55,24 @@ def missing(unmixer: Any, image: FloatArray) -> list[Step]:
 
 
 def compile_ahead(steps: Sequence[Step]) -> None:
-    """Compile in a process for each step, if there are several, and processors for them.
+    """Compile the last step here, and each other one in a process of its own meanwhile.
 
-    Where a step fails, the run compiles by itself. No fork and no spawn: either would have a part
-    of the caller's program run once more.
+    If there are several, and processors for them. Where a step fails, the run compiles by itself.
+    No fork and no spawn: either would have a part of the caller's program run once more.
     """
     if len(steps) < 2 or processors() < 2 or not sys.executable:
         return
     argv = [sys.executable, "-P", "-c", _CHILD.format(folder=str(_KERNELS.parents[1]))]
     start = partial(Popen, argv, stdin=PIPE, stdout=DEVNULL, stderr=DEVNULL)
     with suppress(OSError), ExitStack() as stack:
-        processes = [stack.enter_context(start()) for _ in steps]
-        for process, step in zip(processes, steps, strict=True):
+        *others, mine = steps
+        processes = [stack.enter_context(start()) for _ in others]
+        for process, step in zip(processes, others, strict=True):
             pipe = cast("IO[bytes]", process.stdin)
             pickle.dump(step.do, pipe)
             pipe.flush()  # and it stays open: its end is that of the child
+        with suppress(Exception):
+            mine.do()
         for process in processes:
             process.wait()
 
@@ -108,8 +111,8 @@ def _steps(unmixer: Any, image: FloatArray) -> Iterator[Step]:
         if unmixer.refine is not None:
             yield Step(compile_refinement, "refine.refine-*.nbi")
     elif isinstance(unmixer, ContinuousUnmixer | PosteriorUnmixer):
-        yield Step(compile_search, "hops.wander-*.nbi")
         yield Step(compile_draws, "importance.scatter-*.nbi")
+        yield Step(compile_search, "hops.wander-*.nbi")
 
 
 class _Example(NamedTuple):

@@ -101,7 +101,7 @@ def test_what_is_compiled_side_by_side() -> None:
         cu.grid_unmixer(**optics): ["active_set.*.nbi"],
         cu.grid_unmixer("omp", **optics): ["pursuit.*.nbi"],
         cu.grid_unmixer("split-bregman", **optics): ["*.nbi"],
-        chains: ["hops.wander-*.nbi", "importance.scatter-*.nbi"],
+        chains: ["importance.scatter-*.nbi", "hops.wander-*.nbi"],
     }
     for unmixer, files in kept.items():
         found = _ahead._steps(unmixer, np.zeros(setup.shape))
