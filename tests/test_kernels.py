@@ -1048,6 +1048,34 @@ def test_kernels_are_kept_until_a_file_of_theirs_changes(tmp_path: Path) -> None
     assert [run(c + call, tmp_path) for c in ("", "", changed)] == ["0 1", "1 0", "0 1"]
 
 
+OTHERS = """
+import numba
+from csunmix._kernels.jit import kernel
+
+@kernel()
+def first(x, y):
+    return max(x, y) + 1.0
+
+@numba.njit(fastmath=True)
+def hasty(x, y):
+    return max(x, y)
+
+@kernel()
+def second(x, y):
+    return max(x, y) - 1.0
+
+for each in (first, hasty, second):
+    each(1.0, 2.0)
+    print(" fast " in str(each.inspect_llvm()))
+"""
+
+
+def test_a_kernel_is_the_same_whatever_was_compiled_before(tmp_path: Path) -> None:
+    (tmp_path / "others.py").write_text(OTHERS)
+    call = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import others"
+    assert run(call, tmp_path / "cache") == "False\nTrue\nFalse"
+
+
 def test_parts_reach_other_processes(tmp_path: Path) -> None:
     file = tmp_path / "part.pkl"
     file.write_bytes(pickle.dumps(linalg.inner))

@@ -208,7 +208,6 @@ def _load(
     """Start from `x`, and from the pixels whose bound it exceeds, with at most `most` atoms."""
     number, n_atoms = chosen.number, x.size
     number[0] = 0
-    n_sound = number[0]  # no literal, for which numba would compile what takes it once more
     if n_start == 0:
         return
     for pixel in range(room.excess.size):
@@ -217,7 +216,7 @@ def _load(
     for atom in range(n_atoms):
         if x[atom] > 0.0 and number[0] < most:
             append(view, chosen, atom, x[atom], lam)
-    _refit(chosen, n_sound, room.fit)
+    _refit(chosen, 0, room.fit)
 
 
 @leaf()

@@ -36,7 +36,10 @@ _IDLE = {
     "LiteralPropagation",
     "literal_unroll",
 }
-"""Passes for closures, literals and sums of arrays, of which kernels have none."""
+"""Passes for closures, literals, branches on None, and sums of arrays.
+
+Kernels have none of these, but for sums that need not be fast.
+"""
 
 _REFUSE = ctypes.cast(ctypes.pythonapi.PyObject_Call, ctypes.c_void_p).value
 """Called with a function's closure, it raises that this is not callable."""
@@ -138,14 +141,18 @@ class _Typing:
     def resolve_function_type(self, function: Any, args: tuple[Any, ...], named: Any) -> Any:
         """Signature of a call."""
         of_numbers = isinstance(function, Function) and all(isinstance(a, _NUMBERS) for a in args)
-        if of_numbers and not named:
-            return _operation(self._every, function, args)
-        return self._every.resolve_function_type(function, args, named)
+        if not of_numbers or named:
+            return self._every.resolve_function_type(function, args, named)
+        key = self._every, function, args
+        if key not in _KNOWN:
+            found = self._every.resolve_function_type(function, args, named)
+            if function.get_impl_key(found) is not function.typing_key:
+                return found  # what numba compiles for it depends on the options of who calls
+            _KNOWN[key] = found
+        return _KNOWN[key]
 
 
-@cache
-def _operation(every: Any, function: Function, args: tuple[Any, ...]) -> Any:
-    return every.resolve_function_type(function, args, {})
+_KNOWN: dict[Any, Any] = {}
 
 
 class _Compiler(CompilerBase):
@@ -182,7 +189,10 @@ class _KernelCompiler(_Compiler):
 
 
 class Part(CPUDispatcher):
-    """A function for compiled functions to call; where Python does, it is compiled by itself."""
+    """A function for kernels and parts to call; where Python does, it is compiled by itself.
+
+    One of `numba.njit` would not be linked to what it calls.
+    """
 
     def __init__(
         self,

@@ -246,7 +246,7 @@ def _improve(view: View, rules: Rules, chosen: Chosen) -> None:
             break
         for m in range(chosen.number[0]):
             update_equations(view, chosen, m)
-        _fit(rules, chosen, min(0, chosen.number[0]))  # a literal would compile it once more
+        _fit(rules, chosen, 0)
 
 
 @leaf()

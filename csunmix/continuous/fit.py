@@ -141,7 +141,7 @@ class Fit:
     def _judgement(self) -> Judgement:
         size = self.window.size
         room = log_room(size, self.model.box.separation, self.count)
-        return Judgement(*judge(self.model, self.theta, self.objective, size, room))
+        return judge(self.model, self.theta, self.objective, size, room)
 
 
 def fit_counts(setting: Setting, window: Window, seed: int) -> dict[int, Fit]:
