@@ -266,7 +266,9 @@ def plot_unmixing(
     plot_answer(image, targets=found, truth=true, n_sigma=n_sigma, ax=right)
     right.set_title(" and ".join(tables) or "image")
     if len(tables) > 1:
-        right.legend(loc="best", fontsize="small", framealpha=0.9)
+        # Below the panel: inside it would hide targets, which may stand in every corner.
+        below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.2), "ncols": len(tables)}
+        right.legend(**below, fontsize="small", frameon=False)
     if coefficients is None or grid is None:
         middle.set_axis_off()
     else:
