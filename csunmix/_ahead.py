@@ -58,8 +58,8 @@ def compile_ahead(steps: Sequence[Step]) -> None:
     """Compile the last step here, and each other one in a process of its own meanwhile.
 
     If there are several, and processors for them; the last should be one that takes longest. Where
-    a step fails, the run compiles by itself.
-    No fork and no spawn: either would have a part of the caller's program run once more.
+    a step fails, the run compiles by itself. No fork and no spawn: either would have a part of the
+    caller's program run once more.
     """
     if len(steps) < 2 or processors() < 2 or not sys.executable:
         return

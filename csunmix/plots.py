@@ -267,8 +267,13 @@ def plot_unmixing(
     right.set_title(" and ".join(tables) or "image")
     if len(tables) > 1:
         # Below the panel: inside it would hide targets, which may stand in every corner.
-        below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.2), "ncols": len(tables)}
-        right.legend(**below, fontsize="small", frameon=False)
+        right.legend(
+            loc="upper center",
+            bbox_to_anchor=(0.5, -0.2),
+            ncols=len(tables),
+            fontsize="small",
+            frameon=False,
+        )
     if coefficients is None or grid is None:
         middle.set_axis_off()
     else:

@@ -1,7 +1,7 @@
 """Arrays that kernels make.
 
 For every way that ``np.zeros``, ``np.ones`` and ``np.full`` are told what to make, numba compiles
-up to three functions of its own; these two save a twentieth of the time.
+up to three functions of its own; these are one for a number of axes.
 """
 
 from __future__ import annotations

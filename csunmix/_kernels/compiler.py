@@ -23,20 +23,8 @@ from numba.core.typed_passes import NativeLowering
 from numba.core.types import Function, unliteral
 
 _NUMBERS = (types.Number, types.Boolean)
-_IDLE = {
-    "inline_closure_likes",
-    "inline_overloads",
-    "dead_branch_prune",
-    "nopython_rewrites",
-    "with_lifting",
-    "inline_inlinables",
-    "rewrite_semantic_constants",
-    "find_literally",
-    "make_function_op_code_to_jit_function",
-    "LiteralPropagation",
-    "literal_unroll",
-}
-"""Passes for closures, literals, branches on None, and sums of arrays.
+_IDLE = {"inline_closure_likes", "inline_overloads", "dead_branch_prune", "nopython_rewrites"}
+"""Passes for closures, branches on None, and sums of arrays, those that take time.
 
 Kernels have none of these, but for sums that need not be fast.
 """
