@@ -60,7 +60,7 @@ def run(out: Path, *, progress: bool = False) -> None:
     unmixer = PosteriorUnmixer(setup.psf, setup.sensor, setup.prior, n_jobs=2)
     on_grid = grid_unmixer(psf=setup.psf, shape=setup.shape, sensor=setup.sensor, prior=setup.prior)
     if steps := [*missing(on_grid, data.images[0]), *missing(unmixer, data.images[0])]:
-        print("compiling kernels (once per machine, some 15 s) ...", flush=True)
+        print("compiling kernels (once per machine, 10 to 30 s) ...", flush=True)
         compile_ahead(steps)
     print("unmixing ...", flush=True)
     targets = unmixer(data.images, progress=progress)

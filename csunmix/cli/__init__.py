@@ -120,7 +120,7 @@ def unmix(options: argparse.Namespace) -> None:
     begin = f", going on at image {run.state.frames}" if run.state.frames else ""
     _say(f"{setting_text(options)}, method {method_text(options, unmixer)}{begin}")
     if steps := missing(unmixer, stack.images[0]):
-        _say("compiling kernels (once per machine, some 15 s) ...")
+        _say("compiling kernels (once per machine, 10 to 30 s) ...")
         if not options.scheduler:  # whose workers compile by themselves
             compile_ahead(steps)
     with cluster(options.scheduler) as client:
