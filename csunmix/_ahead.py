@@ -1,4 +1,4 @@
-"""Compile what a run needs in processes side by side, before it begins.
+"""Compile what an unmixer needs in processes side by side, before it begins.
 
 What is compiled is kept on disk, where the run finds it. That no signature differs from the run's
 is up to the tests; where one did, the run would compile that kernel once more.
@@ -7,31 +7,28 @@ is up to the tests; where one did, the run would compile that kernel once more.
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import pickle
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import replace
 from functools import partial
+from multiprocessing import parent_process
 from pathlib import Path
 from subprocess import DEVNULL, PIPE, Popen
-from threading import Thread
-from typing import IO, TYPE_CHECKING, Any, NamedTuple, cast
+from threading import RLock, Thread
+from typing import IO, NamedTuple, Protocol, cast
 
-import numpy as np
-
-from csunmix._kernels.modes import Modes, approximate, judge
-from csunmix._kernels.search import THOROUGH, search
+from csunmix._kernels.merging import merge_closest
 from csunmix._validation import FloatArray
 
-if TYPE_CHECKING:
-    from csunmix._kernels.model import Model
-    from csunmix.continuous.window import Setting, Window
+NOTICE = "compiling kernels (once per machine, 10 to 30 s) ..."
 
-_KERNELS = Path(__file__).parent / "_kernels"
-_LARGEST = 64**2  # pixels of an image that is unmixed once more
+logger = logging.getLogger("csunmix")
+
+_ONE_AT_A_TIME = RLock()  # threads: the next finds it done
 _CHILD = "import sys; sys.path.insert(0, {folder!r}); from csunmix._ahead import do; do()"
 
 
@@ -42,16 +39,39 @@ class Step(NamedTuple):
     kept: str  # files that tell that it was done
 
 
-def missing(unmixer: Any, image: FloatArray) -> list[Step]:
-    """What is not compiled yet of all that an unmixer needs.
+class Compiled(Protocol):
+    """What needs kernels."""
 
-    `image` (n_y, n_x) is one that it is to unmix.
+    def _to_compile(self, image: FloatArray) -> Iterable[Step]:
+        """All that it needs for an image (n_y, n_x), as far as it can be compiled side by side."""
+
+
+def prepare(unmixer: Compiled, image: FloatArray, *, progress: bool) -> None:
+    """Compile what an unmixer needs for an image (n_y, n_x) and is not there, and say so.
+
+    The log says so, and standard error where progress is shown.
     """
-    stats = getattr(search, "stats", None)
+    with _ONE_AT_A_TIME:
+        if steps := missing(unmixer, image):
+            logger.info(NOTICE)
+            if progress:
+                print(f"csunmix: {NOTICE}", file=sys.stderr)
+            compile_ahead(steps)
+
+
+def missing(unmixer: Compiled, image: FloatArray) -> list[Step]:
+    """What is not compiled yet of all that an unmixer needs for an image (n_y, n_x)."""
+    stats = getattr(merge_closest, "stats", None)
     if stats is None:  # compilation is turned off
         return []
     folder = Path(stats.cache_path)
-    return [step for step in _steps(unmixer, image) if not any(folder.glob(step.kept))]
+    return [step for step in unmixer._to_compile(image) if not any(folder.glob(step.kept))]
+
+
+def kept_of(module: str) -> str:
+    """Files that tell that kernels of a module were compiled; any, where none is named so."""
+    named = (Path(__file__).parent / "_kernels" / module).with_suffix(".py").exists()
+    return f"{module}.*.nbi" if named else "*.nbi"
 
 
 def compile_ahead(steps: Sequence[Step]) -> None:
@@ -61,21 +81,35 @@ def compile_ahead(steps: Sequence[Step]) -> None:
     a step fails, the run compiles by itself. No fork and no spawn: either would have a part of the
     caller's program run once more.
     """
-    if len(steps) < 2 or processors() < 2 or not sys.executable:
+    if len(steps) < 2 or processors() < 2 or not _may_start_others():
         return
-    argv = [sys.executable, "-P", "-c", _CHILD.format(folder=str(_KERNELS.parents[1]))]
+    argv = [sys.executable, "-P", "-c", _CHILD.format(folder=str(Path(__file__).parents[1]))]
     start = partial(Popen, argv, stdin=PIPE, stdout=DEVNULL, stderr=DEVNULL)
+    *others, mine = steps
     with suppress(OSError), ExitStack() as stack:
-        *others, mine = steps
-        processes = [stack.enter_context(start()) for _ in others]
-        for process, step in zip(processes, others, strict=True):
+        processes = []
+        for task in filter(None, map(_told, others)):
+            processes.append(process := stack.enter_context(start()))
             pipe = cast("IO[bytes]", process.stdin)
-            pickle.dump(step.do, pipe)
+            pipe.write(task)
             pipe.flush()  # and it stays open: its end is that of the child
         with suppress(Exception):
             mine.do()
         for process in processes:
             process.wait()
+
+
+def _told(step: Step) -> bytes:
+    """What a process is told to do; nothing where that is a caller's own and cannot be told."""
+    with suppress(Exception):
+        return pickle.dumps(step.do)
+    return b""
+
+
+def _may_start_others() -> bool:
+    """Whether there is a Python to start, and no pool of processes that this is one of."""
+    python = Path(sys.executable or "").stem.lower().startswith(("python", "pypy"))
+    return python and not getattr(sys, "frozen", False) and parent_process() is None
 
 
 def do() -> None:
@@ -97,89 +131,3 @@ def processors() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def _steps(unmixer: Any, image: FloatArray) -> Iterator[Step]:
-    """All that an unmixer needs, as far as it can be compiled side by side."""
-    from csunmix.continuous import ContinuousUnmixer, PosteriorUnmixer
-    from csunmix.unmixer import GridUnmixer
-
-    if isinstance(unmixer, GridUnmixer) and image.size <= _LARGEST:
-        alone = replace(unmixer, refine=None)
-        kernels = type(unmixer.solver).__module__.rpartition(".")[2]  # lie in a file of that name
-        named = (_KERNELS / kernels).with_suffix(".py").exists()
-        yield Step(partial(alone, np.asarray(image)), f"{kernels}.*.nbi" if named else "*.nbi")
-        if unmixer.refine is not None:
-            yield Step(compile_refinement, "refine.refine-*.nbi")
-    elif isinstance(unmixer, ContinuousUnmixer | PosteriorUnmixer):
-        yield Step(compile_draws, "importance.scatter-*.nbi")
-        yield Step(compile_search, "hops.wander-*.nbi")
-
-
-class _Example(NamedTuple):
-    """An image of two targets."""
-
-    setting: Setting
-    image: FloatArray
-    targets: FloatArray  # (2, 3), rows y, x, flux
-
-
-def _example() -> _Example:
-    from csunmix.continuous.window import Setting
-    from csunmix.presets import csist_100k
-
-    setup = csist_100k()
-    setting = Setting(setup.psf, setup.sensor, setup.prior, setup.shape, 0.0)
-    targets = np.array([[4.7, 5.2, 230.0], [5.3, 4.8, 240.0]])
-    y, x = np.mgrid[: setup.shape[0], : setup.shape[1]]
-    light = [flux * setup.psf.kernel(y - at_y, x - at_x) for at_y, at_x, flux in targets]
-    return _Example(setting, np.rint(sum(light)), targets)
-
-
-def _posterior(example: _Example) -> tuple[Model, Modes]:
-    """That of the example, and what approximates it."""
-    window = cast("Window", example.setting.window(example.image))
-    model = window.model(example.setting.optics, len(example.targets))
-    theta = (example.targets - np.array([*window.origin, 0.0])).reshape(1, -1)
-    factor = 0.01 * np.eye(theta.size)[None]
-    modes = Modes(theta, theta, factor, np.linalg.inv(factor))
-    return model._replace(pixels=window.smooth), modes
-
-
-def compile_refinement() -> None:
-    """Compile what refines the targets of a grid."""
-    from csunmix.continuous.refine import refine
-    from csunmix.peaks import Candidates
-
-    setting, image, targets = _example()
-    refine(setting, image[None], Candidates(np.zeros(1, np.int64), *targets[:1].T))
-
-
-def compile_search() -> None:
-    """Compile how the grid-free methods look for scenes: the joint fit, and chains from optima."""
-    from csunmix._kernels.hops import wander
-    from csunmix._kernels.labels import describe
-
-    example = _example()
-    model, modes = _posterior(example)
-    search(model, 1, 1, np.inf, THOROUGH, 0)
-    describe(example.targets[None], np.ones(1), 0.1)
-    wander(model, modes, np.zeros(1, np.int64), 1, 1, 0.0, 0)
-
-
-def compile_draws() -> None:
-    """Compile how they approximate a posterior, draw from that, and sum up the draws."""
-    from csunmix._kernels.importance import add_density, log_level, scatter
-    from csunmix._kernels.labels import settle
-    from csunmix._kernels.scene import least_share
-
-    example = _example()
-    (model, modes), one = _posterior(example), np.ones(1)
-    count, theta = model.n_targets, modes.theta
-    approximate(model, theta, np.zeros(1), np.empty(0))
-    judge(model, theta[0], 0.0, np.ones(2), 0.0)
-    unit = log_level(modes.inverse[0], 1.0)
-    add_density(theta, modes.inverse, one, unit, count, theta, np.zeros(1))
-    settle(example.targets[None], one, example.targets[:, :2].copy())
-    least_share(model.optics, model.box.area, *model.pixels.low.shape)
-    scatter(model, modes, np.zeros(1, np.int64), theta.copy())

@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import KW_ONLY, dataclass, field, is_dataclass, replace
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
 
+from csunmix._ahead import Step, kept_of, prepare
 from csunmix._validation import (
     Array,
     BoolArray,
@@ -47,6 +48,7 @@ logger = logging.getLogger("csunmix")
 
 _BATCH = 4000  # images a thread works on at a time, if their maps have no more than
 _CELLS = 4_000_000  # together, which bounds the memory
+_LARGEST = 64**2  # pixels of an image that is unmixed to have kernels compiled
 
 
 class _Answer(NamedTuple):
@@ -170,7 +172,7 @@ class GridUnmixer:
         images : array_like, shape (..., n_y, n_x)
             One image or any number of them, DN; ``frame`` counts them in row-major order.
         progress : bool
-            Show a progress bar.
+            Show a progress bar, and say so if kernels are compiled first (as does the log).
         batch_size : int, optional
             Images that each thread works on at a time, by default `batch_size`. It bounds the
             memory: a stack of integers, or one that is memory-mapped, is never copied whole.
@@ -193,6 +195,7 @@ class GridUnmixer:
         most = self.batch_size if batch_size is None else batch_size
         most = as_integer(most, "batch_size", minimum=1)
         stack = self._stack(images)
+        prepare(self, stack[0], progress=progress)
         parts = _parts(len(stack), most, self.n_jobs)
         with _one_blas_thread():
             answers = list(self._answers(lambda part: self._answer(stack[part]), parts, progress))
@@ -236,6 +239,16 @@ class GridUnmixer:
         """Coefficient maps of `images` (..., n_y, n_x), background taken off; see `Solver`."""
         with _one_blas_thread():
             return self._solve(as_images(self._check(images)))
+
+    def _to_compile(self, image: Array) -> Iterator[Step]:
+        """Steps that go side by side: what finds targets on the grid, and what refines them."""
+        package, _, module = type(self.solver).__module__.rpartition(".")
+        if package == "csunmix.solvers" and image.size <= _LARGEST:  # which is unmixed once more
+            yield Step(partial(replace(self, refine=None), np.asarray(image)), kept_of(module))
+        if self.refine is not None:
+            from csunmix.continuous.ahead import REFINEMENT
+
+            yield REFINEMENT
 
     def _solve(self, images: FloatArray) -> SolveResult:
         sensor = self.sensor or Sensor()

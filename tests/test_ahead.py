@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -16,17 +17,18 @@ import pytest
 
 import csunmix as cu
 from csunmix import _ahead
+from csunmix.continuous import SlidingFrankWolfe
 
 SCRIPT = """
 from numba.core import event
 
 import csunmix as cu
-from csunmix._ahead import compile_ahead, missing
+from csunmix._ahead import missing, prepare
 s = cu.presets.csist_100k()
 images = cu.simulate(s.psf, s.sensor, s.scene, shape=s.shape, n=20, rng=1).images
 unmix = {method}
 steps = missing(unmix, images[0])
-compile_ahead(steps)
+prepare(unmix, images[0], progress=True)
 with event.install_recorder("numba:compile") as recorder:
     unmix(images)
 compiled = [e.data["dispatcher"] for _, e in recorder.buffer if e.is_start]
@@ -46,7 +48,7 @@ def test_a_run_finds_all_compiled(method: str, tmp_path: Path) -> None:
     environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path / "cache")}
     argv = [sys.executable, str(script)]
     done = subprocess.run(argv, capture_output=True, text=True, env=environment)
-    assert (done.stdout, done.stderr) == ("2 [] []\n", "")
+    assert (done.stdout, done.stderr) == ("2 [] []\n", f"csunmix: {_ahead.NOTICE}\n")
 
 
 def test_a_step_that_fails_is_left_to_the_run(tmp_path: Path, capfd: Any) -> None:
@@ -104,6 +106,62 @@ def test_what_is_compiled_side_by_side() -> None:
         chains: ["importance.scatter-*.nbi", "hops.wander-*.nbi"],
     }
     for unmixer, files in kept.items():
-        found = _ahead._steps(unmixer, np.zeros(setup.shape))
+        found = unmixer._to_compile(np.zeros(setup.shape))
         assert [step.kept for step in found] == files
-    assert not list(_ahead._steps(object(), np.zeros(setup.shape)))
+
+
+def test_what_is_not_the_projects_own_is_left_to_the_run() -> None:
+    setup = cu.presets.csist_100k()
+
+    class Own:
+        def solve(self, dictionary: cu.Dictionary, images: Any) -> Any: ...
+
+    dictionary, peaks = cu.Dictionary(setup.psf, setup.shape, 3), cu.EveryCell(threshold=1.0)
+    unmixer = cu.GridUnmixer(dictionary, solver=Own(), peaks=peaks)
+    assert not list(unmixer._to_compile(np.zeros(setup.shape)))
+    large = cu.grid_unmixer(psf=setup.psf, shape=(100, 100))
+    assert not list(large._to_compile(np.zeros((100, 100))))
+
+
+@pytest.mark.parametrize("method", ["grid", "continuous", "posterior", "frank-wolfe"])
+@pytest.mark.parametrize("progress", [False, True])
+def test_a_call_compiles_first_and_says_so(
+    method: str, progress: bool, monkeypatch: Any, caplog: Any, capsys: Any
+) -> None:
+    setup, ahead = cu.presets.csist_100k(), list[Any]()
+    told = setup.psf, setup.sensor, setup.prior
+    unmixer: Any = {
+        "grid": cu.grid_unmixer(psf=setup.psf, shape=setup.shape),
+        "continuous": cu.ContinuousUnmixer(*told, n_effective=0),
+        "posterior": cu.PosteriorUnmixer(*told, n_effective=30),
+        "frank-wolfe": SlidingFrankWolfe(setup.psf, lam=0.1),
+    }[method]
+    image = np.rint(230.0 * setup.psf.response(5.2, 4.7, setup.shape))
+    unmixer(image)
+    monkeypatch.setattr(_ahead, "compile_ahead", ahead.append)
+    with caplog.at_level(logging.INFO, logger="csunmix"):
+        unmixer(image, progress=progress)
+        assert (caplog.messages, ahead) == ([], [])
+        monkeypatch.setattr(Path, "glob", lambda *_: iter(()))
+        unmixer(image, progress=progress)
+    assert caplog.messages == [_ahead.NOTICE]
+    steps = [step.kept for step in unmixer._to_compile(image)]
+    assert [[step.kept for step in each] for each in ahead] == [steps]
+    assert (_ahead.NOTICE in capsys.readouterr().err) is progress
+
+
+def test_what_cannot_be_sent_is_left_to_the_run(tmp_path: Path) -> None:
+    marks = [tmp_path / str(i) for i in range(3)]
+    steps = [_ahead.Step(partial(os.mkdir, mark), "") for mark in marks]
+    steps[0] = _ahead.Step(lambda: os.mkdir(marks[0]), "")
+    _ahead.compile_ahead(steps)
+    made = [mark.exists() for mark in marks]
+    assert made == [False, *[_ahead.processors() > 1] * 2]
+
+
+@pytest.mark.parametrize("name", ["", "/opt/viewer/viewer"])
+def test_no_other_program_is_started(name: str, monkeypatch: Any, tmp_path: Path) -> None:
+    monkeypatch.setattr(sys, "executable", name)
+    step = _ahead.Step(partial(os.mkdir, tmp_path / "mark"), "")
+    _ahead.compile_ahead([step, step])
+    assert not (tmp_path / "mark").exists()

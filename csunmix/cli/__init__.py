@@ -98,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def unmix(options: argparse.Namespace) -> None:
     """Find the targets in images; write them as a table, CSV or Parquet."""
-    from csunmix._ahead import compile_ahead, missing
+    from csunmix._ahead import NOTICE, missing
     from csunmix.cli.inputs import assumed, cluster, hints, largest_value
     from csunmix.cli.output import output_file
     from csunmix.cli.run import Run
@@ -119,10 +119,8 @@ def unmix(options: argparse.Namespace) -> None:
         _say(f"warning: {hint}")
     begin = f", going on at image {run.state.frames}" if run.state.frames else ""
     _say(f"{setting_text(options)}, method {method_text(options, unmixer)}{begin}")
-    if steps := missing(unmixer, stack.images[0]):
-        _say("compiling kernels (once per machine, 10 to 30 s) ...")
-        if not options.scheduler:  # whose workers compile by themselves
-            compile_ahead(steps)
+    if missing(unmixer, stack.images[0]):
+        _say(NOTICE)
     with cluster(options.scheduler) as client:
         state = run.execute(progress=_on_terminal() and not options.no_progress, client=client)
     print(f"{_count(state.frames, 'image')}, {_count(state.targets, 'target')} -> {out}")

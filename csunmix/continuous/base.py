@@ -15,6 +15,7 @@ from zlib import crc32
 import numpy as np
 import numpy.typing as npt
 
+from csunmix._ahead import Step, prepare
 from csunmix._kernels.prior import Box
 from csunmix._validation import (
     BoolArray,
@@ -91,7 +92,7 @@ class FrontDoor(ABC):
         images : array_like, shape (..., n_y, n_x)
             One image or any number of them, DN; ``frame`` counts them in row-major order.
         progress : bool
-            Show a progress bar.
+            Show a progress bar, and say so if kernels are compiled first (as does the log).
 
         Returns
         -------
@@ -112,11 +113,16 @@ class FrontDoor(ABC):
         images = as_images(images, finite=False)
         refuse_colours(images.shape)
         stack = images.reshape(-1, *images.shape[-2:])
+        prepare(self, stack[0], progress=progress)
         setting = self._setting(stack.shape[1:])
         answers = list(_progress(self._answers(setting, stack), len(stack), progress))
         if all(answer is None for answer in answers):
             as_images(stack)  # says where
         return self._table(setting, answers)
+
+    @abstractmethod
+    def _to_compile(self, image: FloatArray) -> Iterable[Step]:
+        """Steps that go side by side."""
 
     @abstractmethod
     def _new_setting(self, shape: tuple[int, int]) -> Setting:

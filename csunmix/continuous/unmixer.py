@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
 
-from csunmix._validation import as_integer
+from csunmix._ahead import Step
+from csunmix._validation import FloatArray, as_integer
+from csunmix.continuous.ahead import ESTIMATION
 from csunmix.continuous.base import Answer, _Unmixer, answer_for, probabilities
 from csunmix.continuous.fit import evidences, fit_counts
 from csunmix.continuous.sampling import SCORED, summarise, weigh
@@ -96,6 +98,9 @@ class ContinuousUnmixer(_Unmixer):
     def __post_init__(self) -> None:
         super().__post_init__()
         as_integer(self.n_effective, "n_effective", minimum=0)
+
+    def _to_compile(self, image: FloatArray) -> tuple[Step, ...]:
+        return ESTIMATION
 
     def _answer(self, setting: Setting, window: Window, seed: int) -> Answer:
         fits = fit_counts(setting, window, seed)

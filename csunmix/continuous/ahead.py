@@ -1,0 +1,85 @@
+"""What the methods off the grid compile, in parts that go side by side."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, cast
+
+import numpy as np
+
+from csunmix._ahead import Step
+from csunmix._kernels.hops import wander
+from csunmix._kernels.importance import add_density, log_level, scatter
+from csunmix._kernels.labels import describe, settle
+from csunmix._kernels.model import Model
+from csunmix._kernels.modes import Modes, approximate, judge
+from csunmix._kernels.scene import least_share
+from csunmix._kernels.search import THOROUGH, search
+from csunmix._validation import FloatArray
+from csunmix.continuous.refine import refine
+from csunmix.continuous.window import Setting, Window
+from csunmix.peaks import Candidates
+from csunmix.presets import csist_100k
+
+
+class _Example(NamedTuple):
+    """An image of two targets."""
+
+    setting: Setting
+    image: FloatArray
+    targets: FloatArray  # (2, 3), rows y, x, flux
+
+
+def _example() -> _Example:
+    setup = csist_100k()
+    setting = Setting(setup.psf, setup.sensor, setup.prior, setup.shape, 0.0)
+    targets = np.array([[4.7, 5.2, 230.0], [5.3, 4.8, 240.0]])
+    y, x = np.mgrid[: setup.shape[0], : setup.shape[1]]
+    light = [flux * setup.psf.kernel(y - at_y, x - at_x) for at_y, at_x, flux in targets]
+    return _Example(setting, np.rint(sum(light)), targets)
+
+
+def _posterior(example: _Example) -> tuple[Model, Modes]:
+    """That of the example, and what approximates it."""
+    window = cast(Window, example.setting.window(example.image))
+    model = window.model(example.setting.optics, len(example.targets))
+    theta = (example.targets - np.array([*window.origin, 0.0])).reshape(1, -1)
+    factor = 0.01 * np.eye(theta.size)[None]
+    modes = Modes(theta, theta, factor, np.linalg.inv(factor))
+    return model._replace(pixels=window.smooth), modes
+
+
+def compile_refinement() -> None:
+    """Compile what refines the targets of a grid."""
+    setting, image, targets = _example()
+    refine(setting, image[None], Candidates(np.zeros(1, np.int64), *targets[:1].T))
+
+
+def compile_search() -> None:
+    """Compile how the grid-free methods look for scenes: the joint fit, and chains from optima."""
+    example = _example()
+    model, modes = _posterior(example)
+    search(model, 1, 1, np.inf, THOROUGH, 0)
+    describe(example.targets[None], np.ones(1), 0.1)
+    wander(model, modes, np.zeros(1, np.int64), 1, 1, 0.0, 0)
+
+
+def compile_draws() -> None:
+    """Compile how they approximate a posterior, draw from that, and sum up the draws."""
+    example = _example()
+    (model, modes), one = _posterior(example), np.ones(1)
+    count, theta = model.n_targets, modes.theta
+    approximate(model, theta, np.zeros(1), np.empty(0))
+    judge(model, theta[0], 0.0, np.ones(2), 0.0)
+    unit = log_level(modes.inverse[0], 1.0)
+    add_density(theta, modes.inverse, one, unit, count, theta, np.zeros(1))
+    settle(example.targets[None], one, example.targets[:, :2].copy())
+    least_share(model.optics, model.box.area, *model.pixels.low.shape)
+    scatter(model, modes, np.zeros(1, np.int64), theta.copy())
+
+
+REFINEMENT = Step(compile_refinement, "refine.refine-*.nbi")
+ESTIMATION = (
+    Step(compile_draws, "importance.scatter-*.nbi"),
+    Step(compile_search, "hops.wander-*.nbi"),
+)
+"""Of `ContinuousUnmixer` and `PosteriorUnmixer`."""
