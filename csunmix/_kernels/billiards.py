@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from csunmix._kernels.jit import leaf, part
+from csunmix._kernels.jit import glue, leaf, part
 from csunmix._kernels.linalg import add_up, cholesky, copy, invert
 from csunmix._kernels.model import Model
 from csunmix._kernels.prior import Box, densities, extremes, limits, log_level, log_prior
@@ -58,7 +58,7 @@ class Mass(NamedTuple):
     inverse: FloatArray
 
 
-@part()
+@glue()
 def new_chain(model: Model) -> Chain:
     """Space for one scene."""
     d = model.precision.size

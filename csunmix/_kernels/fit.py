@@ -9,7 +9,7 @@ import numpy as np
 
 from csunmix._kernels.arrays import filled
 from csunmix._kernels.billiards import force
-from csunmix._kernels.jit import leaf, part
+from csunmix._kernels.jit import glue, leaf, part
 from csunmix._kernels.linalg import DEPENDENT, copy, inner
 from csunmix._kernels.model import Model
 from csunmix._kernels.prior import extremes, limits
@@ -272,7 +272,7 @@ def objective(model: Model, theta: FloatArray, stiffness: float, room: Room) -> 
     return value
 
 
-@part()
+@glue()
 def explains(model: Model, theta: FloatArray, value: float) -> bool:
     """Whether noise may leave what a fit of this objective does: ``n + 10 sqrt(2 n)`` at most.
 

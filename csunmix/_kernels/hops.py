@@ -8,7 +8,7 @@ import numpy as np
 
 from csunmix._kernels.arrays import filled
 from csunmix._kernels.billiards import Chain, Mass, new_chain, settle, to_mass, travel, weigh
-from csunmix._kernels.jit import kernel, leaf, part
+from csunmix._kernels.jit import glue, kernel, leaf
 from csunmix._kernels.linalg import copy, inner_gram
 from csunmix._kernels.model import Model
 from csunmix._kernels.modes import Modes
@@ -84,7 +84,7 @@ def wander(
     return states, logs
 
 
-@part()
+@glue()
 def _begin(model: Model, modes: Modes, k: int, extra: float, chain: Chain, trial: Chain) -> bool:
     """Put a chain at the likeliest of some draws around a mode; False if the prior has none."""
     best, d = -np.inf, modes.mean.shape[1]

@@ -2,8 +2,8 @@
 
 numba makes machine code of every function by itself, with all that this calls, and wraps it for
 Python: of one that is called by others at five levels, five times. Here only a `kernel` is, which
-Python calls; what it is made of, each `part` and `leaf`, goes into it as it is, and the first call
-on a machine waits less long.
+Python calls; what it is made of, each `part`, `glue` and `leaf`, goes into it as it is, and the
+first call on a machine waits less long.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, TypeVar, cast
 
 import numba
 
-from csunmix._kernels.compiler import Part, compile_kernel
+from csunmix._kernels.compiler import Glue, Part, compile_kernel
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -44,6 +44,14 @@ def part(**options: Any) -> Callable[[F], F]:
     numba compiles it once more for an argument left to its default, so that callers say that too.
     """
     return _decorator(lambda function, told: Part(function, targetoptions=told), options)
+
+
+def glue(**options: Any) -> Callable[[F], F]:
+    """Make a part that runs seldom, as what leads from one descent to the next.
+
+    It is compiled to be small rather than fast, which takes less long.
+    """
+    return _decorator(lambda function, told: Glue(function, targetoptions=told), options)
 
 
 def leaf(**options: Any) -> Callable[[F], F]:

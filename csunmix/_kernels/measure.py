@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from csunmix._kernels.jit import leaf, part
+from csunmix._kernels.jit import glue, leaf
 from csunmix._kernels.model import Model
 from csunmix._kernels.prior import Box
 from csunmix._kernels.scene import log_scales
@@ -16,7 +16,7 @@ _RARELY = 0.3  # probability that the last of some points is too close to one of
 _SETS, _NEW = 4000, 20  # sets of points that keep their distances, and points drawn for each
 
 
-@part()
+@glue()
 def log_room(size_y: float, size_x: float, separation: float, count: int) -> float:
     """Log probability that `count` points uniform in a box keep their distances.
 
@@ -39,7 +39,7 @@ def log_room(size_y: float, size_x: float, separation: float, count: int) -> flo
     return _drawn_room(size_y, size_x, separation, count)
 
 
-@part()
+@glue()
 def _drawn_room(size_y: float, size_x: float, separation: float, count: int) -> float:
     """Points are added one by one to sets that keep distances; what share does is multiplied up."""
     np.random.seed(0)
@@ -100,7 +100,7 @@ def cell_density(
     return float(odds * math.exp(room_in_box - room_in_cell))
 
 
-@part()
+@glue()
 def log_measure(model: Model, d: int, size: FloatArray, room: float) -> float:
     """Log of what makes a volume times a likelihood an evidence, but for a constant.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from csunmix._kernels.jit import part
+from csunmix._kernels.jit import glue
 from csunmix._kernels.prior import Box
 from csunmix._kernels.scene import Optics, Pixels
 from csunmix._validation import FloatArray, IntArray
@@ -34,7 +34,7 @@ class Views(NamedTuple):
     background: FloatArray  # (n, 2)
 
 
-@part()
+@glue()
 def within(model: Model, box: Box) -> Model:
     """The posterior with another prior."""
     return Model(model.optics, model.pixels, box, model.precision, model.n_targets)

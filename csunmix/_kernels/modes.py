@@ -9,7 +9,7 @@ import numpy as np
 
 from csunmix._kernels.arrays import filled
 from csunmix._kernels.fit import EXACT, explains, slope
-from csunmix._kernels.jit import kernel, leaf, part
+from csunmix._kernels.jit import glue, kernel, leaf, part
 from csunmix._kernels.labels import nearest
 from csunmix._kernels.linalg import cholesky, copy, inner, invert, invert_lower, to_shares
 from csunmix._kernels.measure import log_measure
@@ -59,7 +59,7 @@ class Judgement(NamedTuple):
     explains: bool  # see `csunmix._kernels.fit.explains`
 
 
-@part()
+@glue()
 def approximate(
     model: Model, thetas: FloatArray, values: FloatArray, chance: FloatArray
 ) -> Mixture:
@@ -138,7 +138,7 @@ def approximate(
     return Mixture(modes, share, mass, middle, covariance)
 
 
-@part()
+@glue()
 def _moments(
     mean: FloatArray, factor: FloatArray, share: FloatArray
 ) -> tuple[FloatArray, FloatArray]:
@@ -162,7 +162,7 @@ def _moments(
     return middle, covariance
 
 
-@part()
+@glue()
 def curvature(model: Model, theta: FloatArray, room: Room) -> tuple[FloatArray, FloatArray]:
     """Gradient (d,) and minus second derivatives (d, d) of the log likelihood of a scene."""
     box = model.box
@@ -205,7 +205,7 @@ def moments(
     return mean, covariance
 
 
-@part()
+@glue()
 def sharp(pixels: Pixels) -> bool:
     """Whether pixels are intervals with hardly any noise: bounds of their light, and no more.
 
@@ -222,7 +222,7 @@ def sharp(pixels: Pixels) -> bool:
     return widest > 0.0 and not varying(pixels)
 
 
-@part()
+@glue()
 def sharpen(
     model: Model, theta: FloatArray, room: Room, mean: FloatArray, covariance: FloatArray
 ) -> None:
@@ -288,7 +288,7 @@ def _variance(covariance: FloatArray, row: FloatArray) -> float:
     return total
 
 
-@part()
+@glue()
 def with_prior(model: Model, hessian: FloatArray) -> FloatArray:
     """Precision of the posterior, the prior's own of the targets counted; never singular."""
     d = hessian.shape[0]
@@ -364,7 +364,7 @@ def judge(
     return Judgement(measure, evidence, explains(model, theta, value))
 
 
-@part()
+@glue()
 def _log_volume(model: Model, theta: FloatArray) -> float:
     """Log volume of the posterior around an optimum by Laplace's method, in ``(2 pi)^(d/2)``.
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from csunmix._kernels.jit import leaf, part
+from csunmix._kernels.jit import glue, leaf, part
 from csunmix._validation import FloatArray
 
 _TRIES = 50  # places tried for one target before the whole set is drawn anew
@@ -66,13 +66,13 @@ def densities(box: Box, theta: FloatArray, count: int) -> tuple[float, float]:
     return in_box, in_cell
 
 
-@part()
+@glue()
 def sure_cell(box: Box) -> Box:
     """What is known of a scene of which it is also known that it lies in a cell."""
     return Box(box.area, box.flux, box.separation, np.inf, 1.0, 0.0, box.background)
 
 
-@part()
+@glue()
 def sure_box(box: Box) -> Box:
     """The same of one that lies in no cell, unless all do."""
     cell = 1.0 if box.cell == 1.0 else 0.0

@@ -12,7 +12,7 @@ import numpy as np
 
 from csunmix._kernels.arrays import filled, integers
 from csunmix._kernels.fit import explains, misfit
-from csunmix._kernels.jit import kernel, leaf, part
+from csunmix._kernels.jit import glue, kernel, leaf
 from csunmix._kernels.linalg import copy, to_shares
 from csunmix._kernels.measure import cell_density, log_measure, log_room
 from csunmix._kernels.model import Model, Views
@@ -144,7 +144,7 @@ def _ends(of: IntArray, i: int) -> tuple[int, int]:
     return of[i, 0], of[i, 1]
 
 
-@part()
+@glue()
 def view(rules: Rules, views: Views, i: int, rooms: FloatArray) -> Task:
     """The window of an image, in place of rounding a normal error of the same variance."""
     (top, left), (bottom, right) = _ends(views.start, i), _ends(views.stop, i)
@@ -170,7 +170,7 @@ def view(rules: Rules, views: Views, i: int, rooms: FloatArray) -> Task:
     return Task(rules.optics, pixels, box, *told, size, rooms)
 
 
-@part()
+@glue()
 def _write(
     task: Task, fit: Fit, probability: float, origin: IntArray, radius: float, answer: FloatArray
 ) -> None:
@@ -187,7 +187,7 @@ def _write(
         out[6] = probability * (1.0 - math.exp(-0.5 * radius**2 / spread2))
 
 
-@part()
+@glue()
 def fit_from(task: Task, start: FloatArray) -> tuple[Fit, float]:
     """The best fit that descents from `start` (K, 3) end in, rows ``y, x, flux``.
 
@@ -212,7 +212,7 @@ def fit_from(task: Task, start: FloatArray) -> tuple[Fit, float]:
     return best, probability
 
 
-@part()
+@glue()
 def _explained(task: Task, start: FloatArray) -> Fit:
     """The best fit of as many targets as the light needs, or explain the image."""
     best, explained = _none(), False
@@ -230,7 +230,7 @@ def _explained(task: Task, start: FloatArray) -> Fit:
     return best
 
 
-@part()
+@glue()
 def _without_noise(task: Task, targets: FloatArray) -> FloatArray:
     """Targets without the faintest, while some lie where none can and it is too faint to be one.
 
@@ -250,7 +250,7 @@ def _without_noise(task: Task, targets: FloatArray) -> FloatArray:
     return kept
 
 
-@part()
+@glue()
 def _span(targets: FloatArray) -> float:
     """How far targets spread along either axis, at most."""
     span, theta = 0.0, targets.ravel()
@@ -271,7 +271,7 @@ def _inside(targets: FloatArray, n_y: int, n_x: int) -> bool:
     return inside
 
 
-@part()
+@glue()
 def _none() -> Fit:
     """No fit."""
     values = np.empty(1)
@@ -279,7 +279,7 @@ def _none() -> Fit:
     return Fit(np.empty((1, 0)), values, 0.0)
 
 
-@part()
+@glue()
 def _better(task: Task, scenes: FloatArray, best: Fit, least: float) -> tuple[Fit, bool]:
     """The best of a fit and of those from scenes (n, K, 3), up to one that explains the image.
 
@@ -298,7 +298,7 @@ def _better(task: Task, scenes: FloatArray, best: Fit, least: float) -> tuple[Fi
     return best, False
 
 
-@part()
+@glue()
 def _fit(task: Task, scenes: FloatArray, enough: int, fresh: float, in_cells: bool) -> Fit:
     """What scenes (n, K, 3) lead to, and that in cells; see `explore`."""
     n, count = scenes.shape[:2]
@@ -308,7 +308,7 @@ def _fit(task: Task, scenes: FloatArray, enough: int, fresh: float, in_cells: bo
     return Fit(thetas, values, 0.0)
 
 
-@part()
+@glue()
 def model_for(task: Task, count: int, cell_density: float) -> Model:
     """The posterior of so many targets; a fit can do without what a likely cell weighs."""
     precision, of, flux = np.empty(3 * count), task.box, task.box.flux
@@ -320,7 +320,7 @@ def model_for(task: Task, count: int, cell_density: float) -> Model:
     return Model(task.optics, task.pixels, box, precision, count)
 
 
-@part()
+@glue()
 def _likeliest(task: Task, first: Fit) -> tuple[FloatArray, float]:
     """The likeliest of a fit and of some of more or fewer targets, and its probability among these.
 
@@ -360,7 +360,7 @@ def _likeliest(task: Task, first: Fit) -> tuple[FloatArray, float]:
     return theta, share[best]
 
 
-@part()
+@glue()
 def _climb(task: Task, fit: Fit) -> tuple[_Path, int]:
     """A fit, then those of more targets, or of fewer, up to the first that is less likely.
 
@@ -412,7 +412,7 @@ def _add(path: _Path, n: int, fit: Fit) -> None:
         path.theta[n, a] = fit.thetas[0, a]
 
 
-@part()
+@glue()
 def _evidence(task: Task, fit: Fit) -> float:
     """Log evidence by the volumes that the prior's bounds leave of all modes, but for a constant.
 
@@ -441,7 +441,7 @@ def allowed(box: Box, fluxes: bool, counts: tuple[int, int], theta: FloatArray, 
     return lit and counts[0] <= count <= counts[1]
 
 
-@part()
+@glue()
 def _neighbour(task: Task, theta: FloatArray, step: int) -> Fit:
     """The fit of one target more (`step` 1) or fewer (-1); none where so many find no room.
 
@@ -468,7 +468,7 @@ def _neighbour(task: Task, theta: FloatArray, step: int) -> Fit:
     return _fit(task, starts, starts.shape[0], 0.0, False)
 
 
-@part()
+@glue()
 def _has_room(rooms: FloatArray, size: FloatArray, box: Box, count: int) -> bool:
     """Whether so many targets can keep the prior's distances."""
     if (count - 1) * math.pi * box.separation**2 < size[0] * size[1]:  # too few to fill it
@@ -476,7 +476,7 @@ def _has_room(rooms: FloatArray, size: FloatArray, box: Box, count: int) -> bool
     return _room(rooms, size[0], size[1], box.separation, 2 * count) > -np.inf
 
 
-@part()
+@glue()
 def _room(rooms: FloatArray, size_y: float, size_x: float, separation: float, which: int) -> float:
     """Log probability that ``which // 2`` targets keep their distances in a box; kept."""
     if which >= rooms.shape[0]:
@@ -528,7 +528,7 @@ def _lights(targets: FloatArray, most: float, share: float) -> int:
     return int(number) if count < number <= max(2 * count, FEW) else 0
 
 
-@part()
+@glue()
 def _split(targets: FloatArray, number: int, apart: float) -> FloatArray:
     """Scenes (n, number, 3): the brightest of too few targets in two, along one line or another."""
     scenes = targets.copy().reshape(1, -1, 3)
@@ -540,7 +540,7 @@ def _split(targets: FloatArray, number: int, apart: float) -> FloatArray:
     return scenes
 
 
-@part()
+@glue()
 def _in_two(scenes: FloatArray, k: int, apart: float) -> FloatArray:
     """Scenes (4, K + 1, 3) of as many, or of one, target k in two along one line each."""
     count = scenes.shape[1]
@@ -563,7 +563,7 @@ def _put_in_two(targets: FloatArray, k: int, line: int, apart: float, out: Float
         out[k, axis] -= 0.5 * apart * along
 
 
-@part()
+@glue()
 def _more(targets: FloatArray, apart: float) -> FloatArray:
     """Scenes (n, K + 1, 3), each of the targets (K, 3) in two."""
     count = targets.shape[0]
@@ -573,7 +573,7 @@ def _more(targets: FloatArray, apart: float) -> FloatArray:
     return out
 
 
-@part()
+@glue()
 def _fewer(targets: FloatArray, reach: float) -> FloatArray:
     """Scenes (n, K - 1, 3), one of the targets left out, or two that stand close as one."""
     count, n = targets.shape[0], targets.shape[0]
@@ -589,7 +589,7 @@ def _fewer(targets: FloatArray, reach: float) -> FloatArray:
     return out[:n]
 
 
-@part()
+@glue()
 def _merged(targets: FloatArray, reach: float) -> tuple[FloatArray, bool]:
     """The targets with the closest two as one; False where none are in reach, or are merged."""
     count = targets.shape[0]
@@ -619,7 +619,7 @@ def _as_one(targets: FloatArray, k: int, m: int, out: FloatArray) -> None:
     out[k, 2] = targets[k, 2] + targets[m, 2]
 
 
-@part()
+@glue()
 def _with_others(task: Task, theta: FloatArray) -> Fit:
     """The best of a fit, of what it becomes reshaped, and of both in a cell; others beside it."""
     count, box, rooms, size = theta.size // 3, task.box, task.rooms, task.size
@@ -634,7 +634,7 @@ def _with_others(task: Task, theta: FloatArray) -> Fit:
     return Fit(fit.thetas, fit.values, density)
 
 
-@part()
+@glue()
 def reshaped(targets: FloatArray, reach: float) -> FloatArray:
     """Scenes (n, K, 3): targets as they are, in other shapes, and in regular figures.
 

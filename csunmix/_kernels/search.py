@@ -9,7 +9,7 @@ import numpy as np
 
 from csunmix._kernels.arrays import filled, integers
 from csunmix._kernels.fit import EXACT, HASTY, NEAR, ROUGH, Strictness, descend, objective
-from csunmix._kernels.jit import kernel, leaf, part
+from csunmix._kernels.jit import glue, kernel, leaf, part
 from csunmix._kernels.labels import nearest
 from csunmix._kernels.linalg import copy
 from csunmix._kernels.model import Model, within
@@ -127,7 +127,7 @@ def explore(
     return _sorted(_with_cells(model, known, effort, room) if in_cells else known)
 
 
-@part()
+@glue()
 def _with_cells(model: Model, known: Optima, effort: Effort, room: Room) -> Optima:
     """Optima, and what good ones become that have to lie in a pixel's cell.
 
@@ -195,7 +195,7 @@ def _follow(
     return new, value
 
 
-@part()
+@glue()
 def _sorted(known: Optima) -> tuple[FloatArray, FloatArray]:
     """What is known, the best first."""
     found = max(known.n[0], 1)
