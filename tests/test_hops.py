@@ -247,7 +247,7 @@ def test_chains_whose_means_differ_go_on_for_longer(
 ) -> None:
     """One target is known after a hundred paths, three near each other are not.
 
-    Chains that are too short even so are flagged; so are a quarter of those that are not, by chance.
+    Chains that are too short even so are flagged, and a quarter of those that are not, by chance.
     """
     setting = Setting(PRESET.psf, NOISE, cu.Prior(extent=1.2, flux=(50, 500)), (11, 11), 0.0)
     places = [4.8, 5.2, 5.0][:count], [4.9, 5.1, 5.4][:count], [100, 200, 300][:count]
