@@ -3,10 +3,10 @@
     python -m benchmarks.speed.first_call --repeats 5
 
 Each figure is an interpreter of its own. "Fresh" is with an empty folder for compiled kernels,
-"next" with what a fresh one has left there. In a script: the call that unmixes the first image, a
-simulated one of the main protocol; "import" is that of csunmix before. On the command line, which
-compiles in two processes where it can: all of `csunmix unmix` with that image, start and import
-included. Medians of so many runs, seconds.
+"next" with what a fresh one has left there. Two processes compile where they can. In a script: the
+call that unmixes the first image, a simulated one of the main protocol; "import" is that of csunmix
+before. On the command line: all of `csunmix unmix` with that image, start and import included.
+Medians of so many runs, seconds.
 """
 
 from __future__ import annotations

@@ -28,6 +28,11 @@ class _Example(NamedTuple):
     image: FloatArray
     targets: FloatArray  # (2, 3), rows y, x, flux
 
+    @property
+    def window(self) -> Window:
+        """What is fitted."""
+        return cast(Window, self.setting.window(self.image))
+
 
 def _example() -> _Example:
     setup = csist_100k()
@@ -40,8 +45,8 @@ def _example() -> _Example:
 
 def _posterior(example: _Example) -> tuple[Model, Modes]:
     """That of the example, and what approximates it."""
-    window = cast(Window, example.setting.window(example.image))
-    model = window.model(example.setting.optics, len(example.targets))
+    window = example.window
+    model = window.model(example.setting.optics, len(example.targets), weighs_cell=False)
     theta = (example.targets - np.array([*window.origin, 0.0])).reshape(1, -1)
     factor = 0.01 * np.eye(theta.size)[None]
     modes = Modes(theta, theta, factor, np.linalg.inv(factor))
@@ -68,6 +73,7 @@ def compile_draws() -> None:
     example = _example()
     (model, modes), one = _posterior(example), np.ones(1)
     count, theta = model.n_targets, modes.theta
+    example.window.cell_density(count)
     approximate(model, theta, np.zeros(1), np.empty(0))
     judge(model, theta[0], 0.0, np.ones(2), 0.0)
     unit = log_level(modes.inverse[0], 1.0)
