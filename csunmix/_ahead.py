@@ -51,6 +51,8 @@ def prepare(unmixer: Compiled, image: FloatArray, *, progress: bool) -> None:
 
     The log says so, and standard error where progress is shown.
     """
+    if not missing(unmixer, image):  # nor does it wait for others that compile
+        return
     with _ONE_AT_A_TIME:
         if steps := missing(unmixer, image):
             logger.info(NOTICE)

@@ -242,8 +242,11 @@ class GridUnmixer:
 
     def _to_compile(self, image: Array) -> Iterator[Step]:
         """Steps that go side by side: what finds targets on the grid, and what refines them."""
-        package, _, module = type(self.solver).__module__.rpartition(".")
-        if package == "csunmix.solvers" and image.size <= _LARGEST:  # which is unmixed once more
+        parts = self, self.solver, self.peaks, self.psf
+        ours = all(type(each).__module__.startswith("csunmix.") for each in parts)
+        module = type(self.solver).__module__.rpartition(".")[2]
+        # The image is unmixed once more, by another process: never by code of the caller's own.
+        if ours and image.size <= _LARGEST:
             yield Step(partial(replace(self, refine=None), np.asarray(image)), kept_of(module))
         if self.refine is not None:
             from csunmix.continuous.ahead import REFINEMENT

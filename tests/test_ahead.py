@@ -119,6 +119,13 @@ def test_what_is_not_the_projects_own_is_left_to_the_run() -> None:
     dictionary, peaks = cu.Dictionary(setup.psf, setup.shape, 3), cu.EveryCell(threshold=1.0)
     unmixer = cu.GridUnmixer(dictionary, solver=Own(), peaks=peaks)
     assert not list(unmixer._to_compile(np.zeros(setup.shape)))
+
+    class Mine(cu.GridUnmixer):
+        def __init__(self) -> None:
+            super().__init__(dictionary, solver=cu.ActiveSet(lam=0.1), peaks=peaks)
+
+    assert not list(Mine()._to_compile(np.zeros(setup.shape)))
+    Mine()(np.ones(setup.shape))
     large = cu.grid_unmixer(psf=setup.psf, shape=(100, 100))
     assert not list(large._to_compile(np.zeros((100, 100))))
 

@@ -113,8 +113,8 @@ class FrontDoor(ABC):
         images = as_images(images, finite=False)
         refuse_colours(images.shape)
         stack = images.reshape(-1, *images.shape[-2:])
-        prepare(self, stack[0], progress=progress)
         setting = self._setting(stack.shape[1:])
+        prepare(self, stack[0], progress=progress)
         answers = list(_progress(self._answers(setting, stack), len(stack), progress))
         if all(answer is None for answer in answers):
             as_images(stack)  # says where
