@@ -110,7 +110,7 @@ def _told(step: Step) -> bytes:
 
 def _may_start_others() -> bool:
     """Whether there is a Python to start, and no pool of processes that this is one of."""
-    python = Path(sys.executable or "").stem.lower().startswith(("python", "pypy"))
+    python = Path(sys.executable or "").stem.lower().startswith("python")
     return python and not getattr(sys, "frozen", False) and parent_process() is None
 
 

@@ -765,6 +765,7 @@ def test_evidence_of_targets_that_are_free_in_their_fluxes() -> None:
     drawn, given = np.mean(away, axis=0)
     assert drawn < -0.5
     assert given == pytest.approx(0.0, abs=2.0)
+    assert given - drawn > 1.0  # else the one by volumes was not taken
 
 
 @pytest.mark.parametrize("edge", [-0.5, 0.5], ids=["lower", "upper"])
