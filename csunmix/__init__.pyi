@@ -11,6 +11,7 @@ from .continuous.bound import cramer_rao as cramer_rao
 from .continuous.count import CountTest as CountTest
 from .continuous.count import count_test as count_test
 from .continuous.frank_wolfe import SlidingFrankWolfe as SlidingFrankWolfe
+from .continuous.moments import MomentUnmixer as MomentUnmixer
 from .continuous.posterior import PosteriorUnmixer as PosteriorUnmixer
 from .continuous.unmixer import ContinuousUnmixer as ContinuousUnmixer
 from .dictionary import Dictionary as Dictionary

@@ -9,7 +9,7 @@ GRID_METHODS = ("ista", "fista", "active-set", "split-bregman", *PURSUITS)
 DEFAULT_GRID_METHOD = "active-set"
 """The most accurate grid method."""
 
-OFF_GRID_METHODS = ("continuous", "posterior")
+OFF_GRID_METHODS = ("moments", "continuous", "posterior")
 """Names of the grid-free methods."""
 
 DEFAULT_METHOD = "posterior"

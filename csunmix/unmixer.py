@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import inspect
-import logging
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import KW_ONLY, dataclass, field, is_dataclass, replace
 from functools import cache, cached_property, partial
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from csunmix._ahead import Step, kept_of, prepare
+from csunmix._batches import Found, any_finite, as_stack, find_all, find_in_finite, joined
 from csunmix._validation import (
     Array,
     BoolArray,
@@ -25,7 +24,6 @@ from csunmix._validation import (
     as_instance,
     as_integer,
     as_number,
-    usable,
 )
 from csunmix.background import border_level
 from csunmix.dictionary import Dictionary
@@ -34,7 +32,7 @@ from csunmix.prior import Prior
 from csunmix.psf import PSF
 from csunmix.sensor import Sensor
 from csunmix.solvers.base import Solver, SolveResult, universal_lam
-from csunmix.targets import Flag, make_table
+from csunmix.targets import Flag
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,20 +42,9 @@ if TYPE_CHECKING:
 
 Background = float | Literal["border"]
 
-logger = logging.getLogger("csunmix")
-
 _BATCH = 4000  # images a thread works on at a time, if their maps have no more than
 _CELLS = 4_000_000  # together, which bounds the memory
 _LARGEST = 64**2  # pixels of an image that is unmixed to have kernels compiled
-
-
-class _Answer(NamedTuple):
-    """What is found in some images, frames from 0 on, and flags of each of them."""
-
-    found: Candidates
-    claims: FloatArray  # (n, 4), errors of y, x and flux, and the score
-    marks: IntArray  # (n,), flags of targets
-    flags: IntArray
 
 
 @dataclass(frozen=True)
@@ -194,41 +181,13 @@ class GridUnmixer:
         as_bool(progress, "progress")
         most = self.batch_size if batch_size is None else batch_size
         most = as_integer(most, "batch_size", minimum=1)
-        stack = self._stack(images)
+        stack = as_stack(images, self.dictionary.image_shape)
         prepare(self, stack[0], progress=progress)
-        parts = _parts(len(stack), most, self.n_jobs)
         with _one_blas_thread():
-            answers = list(self._answers(lambda part: self._answer(stack[part]), parts, progress))
-        flags = np.concatenate([answer.flags for answer in answers])
-        bad = np.flatnonzero(flags & Flag.NOT_FINITE)
-        if bad.size == len(stack):
+            found = find_all(self._find, stack, most, self.n_jobs, progress)
+        if not any_finite(found):
             as_images(self._check(images))  # says where
-        if bad.size:
-            logger.warning("%d image(s) not finite, first frame %d: skipped", bad.size, bad[0])
-        found = [
-            answer.found._replace(frame=part.start + answer.found.frame)
-            for part, answer in zip(parts, answers, strict=True)
-        ]
-        claims = [answer.claims for answer in answers]
-        every = Candidates(*(np.concatenate(column) for column in zip(*found, strict=True)))
-        y_err, x_err, flux_err, score = np.concatenate(claims).T
-        flags[np.bincount(every.frame, minlength=len(stack)) == 0] |= Flag.NO_TARGET
-        border = at_border(every.y, every.x, self.dictionary.image_shape)
-        marks = border | np.concatenate([answer.marks for answer in answers])
-        target_flags = flags[every.frame] | marks
-        np.bitwise_or.at(flags, every.frame, marks)
-        flagged = np.flatnonzero(flags)
-        return make_table(
-            *every,
-            y_err=y_err,
-            x_err=x_err,
-            flux_err=flux_err,
-            score=score,
-            flags=target_flags,
-            n_frames=len(stack),
-            frame_flags=dict(zip(flagged.tolist(), flags[flagged].tolist(), strict=True)),
-            attrs={"method": repr(self), "image_shape": self.dictionary.image_shape},
-        )
+        return joined(found, {"method": repr(self), "image_shape": self.dictionary.image_shape})
 
     @property
     def batch_size(self) -> int:
@@ -263,42 +222,9 @@ class GridUnmixer:
             told["censored"] = sensor.censored(images)
         return self._solver.solve(self.dictionary, images - level.astype(images.dtype), **told)
 
-    def _answers(
-        self, answer: Callable[[slice], _Answer], parts: list[slice], progress: bool
-    ) -> Iterator[_Answer]:
-        """The answer for each part, in order, by `n_jobs` threads."""
-        from tqdm import tqdm
-
-        with (
-            ThreadPoolExecutor(self.n_jobs) as pool,
-            tqdm(total=parts[-1].stop, unit="image", disable=not progress) as bar,
-        ):
-            apply = map if self.n_jobs == 1 else pool.map
-            for part, result in zip(parts, apply(answer, parts), strict=True):
-                yield result
-                bar.update(part.stop - part.start)
-
-    def _answer(self, images: npt.ArrayLike) -> _Answer:
+    def _find(self, images: npt.ArrayLike) -> Found:
         """Targets of a part of the stack (n, n_y, n_x), finite or not."""
-        images = self._check(images)
-        finite = usable(images)
-        flags = np.full(len(images), int(Flag.NOT_FINITE))
-        if not finite.any():
-            nothing = Candidates(np.empty(0, np.int64), *np.empty((3, 0)))
-            return _Answer(nothing, np.empty((0, 4)), np.empty(0, np.int64), flags)
-        images = images if finite.all() else images[finite]
-        candidates, flags[finite] = self._unmix(images)
-        (index, y, x, flux), claims, marks = self._refine(images, candidates)
-        return _Answer(Candidates(np.flatnonzero(finite)[index], y, x, flux), claims, marks, flags)
-
-    def _stack(self, images: npt.ArrayLike) -> Array:
-        """One axis of images, as they are: they are made real numbers batch by batch."""
-        shape = self.dictionary.image_shape
-        if not isinstance(images, np.ndarray):
-            images = as_images(images, shape=shape, finite=False)
-        one = images if images.ndim < 3 or 0 in images.shape else images[(0,) * (images.ndim - 2)]
-        as_images(one, shape=shape, finite=False)
-        return images.reshape(-1, *shape)
+        return find_in_finite(self._unmix, self._check(images))
 
     def _check(self, images: npt.ArrayLike) -> FloatArray:
         """Real images, bad pixels put to the median of the good ones: nothing depends on them."""
@@ -326,7 +252,7 @@ class GridUnmixer:
         offset = self.sensor.offset if self.sensor is not None else 0.0
         return np.asarray(self.background + offset)
 
-    def _unmix(self, images: FloatArray) -> tuple[Candidates, IntArray]:
+    def _unmix(self, images: FloatArray) -> Found:
         """Targets of a batch of finite images (n, n_y, n_x), and the flags of each."""
         result = self._solve(images)
         flags = np.where(result.converged, 0, int(Flag.NOT_CONVERGED))
@@ -336,7 +262,9 @@ class GridUnmixer:
         sparse = getattr(self.peaks, "accepts_sparse", False)
         coefficients: Any = result.coefficients if sparse else result.x
         found = self.peaks.find(self.dictionary.to_flux(coefficients), self.dictionary.grid)
-        return found, flags
+        targets, claims, marks = self._refine(images, found)
+        marks = marks | at_border(targets.y, targets.x, self.dictionary.image_shape)
+        return Found(targets, claims, marks, flags)
 
     def _refine(
         self, images: FloatArray, found: Candidates
@@ -358,13 +286,6 @@ class GridUnmixer:
 
         sensor, shape = self.sensor or Sensor(), self.dictionary.image_shape
         return Setting(self.psf, sensor, self.refine, shape, self.background)
-
-
-def _parts(n: int, most: int, n_jobs: int) -> list[slice]:
-    """Parts of `n` images, of `most` at most: alike, so that threads end together."""
-    rounds = -(-n // (most * n_jobs))
-    size = -(-n // (rounds * n_jobs))
-    return [slice(i, min(i + size, n)) for i in range(0, n, size)]
 
 
 def at_border(y: FloatArray, x: FloatArray, shape: tuple[int, int]) -> IntArray:

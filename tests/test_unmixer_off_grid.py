@@ -28,11 +28,15 @@ def posterior(sensor: cu.Sensor = SENSOR, **given: Any) -> Any:
     return cu.PosteriorUnmixer(PSF, sensor, PRIOR, **given)
 
 
+def moments(sensor: cu.Sensor = SENSOR, **given: Any) -> Any:
+    return cu.MomentUnmixer(PSF, sensor, PRIOR, **given)
+
+
 def frank_wolfe(sensor: cu.Sensor = SENSOR, **given: Any) -> Any:
     return cu.SlidingFrankWolfe(PSF, sensor, threshold=50.0, **given)
 
 
-EVERY = pytest.mark.parametrize("make", [continuous, posterior, frank_wolfe])
+EVERY = pytest.mark.parametrize("make", [moments, continuous, posterior, frank_wolfe])
 
 
 def exposed(n: int = 3, sensor: cu.Sensor = SENSOR, level: float = 0.0) -> Any:
@@ -45,6 +49,7 @@ def test_a_psf_is_tabulated_once_for_each_shape(
     make: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The command line calls an unmixer for every few images."""
+    make()(exposed())  # so that nothing is left to compile, which needs tables, too
     shapes, original = [], window.tabulate
 
     def counted(psf: cu.PSF, reach: int, **given: Any) -> Any:

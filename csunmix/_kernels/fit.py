@@ -48,6 +48,13 @@ HASTY = Strictness(1.0 / 0.02**2, 3e-2)
 way, which along a flat valley, and along stiff limits, takes most of the steps."""
 
 
+class Pull(NamedTuple):
+    """A normal prior of each parameter, beside the bounds; none where there are no entries."""
+
+    mean: FloatArray  # (d,) or (0,)
+    precision: FloatArray  # one over its variances
+
+
 class Space(NamedTuple):
     """Arrays that `bounded_step` works in."""
 
@@ -64,6 +71,14 @@ def descend(
     model: Model, theta: FloatArray, max_iter: int, strictness: Strictness, room: Room
 ) -> float:
     """Fit from `theta`, in place; returns the objective, see `objective`."""
+    return descend_pulled(model, theta, Pull(np.empty(0), np.empty(0)), max_iter, strictness, room)
+
+
+@part()
+def descend_pulled(
+    model: Model, theta: FloatArray, pull: Pull, max_iter: int, strictness: Strictness, room: Room
+) -> float:
+    """The same of the objective and ``sum precision (theta - mean)^2 / 2`` of a normal prior."""
     stiffness, flat = strictness
     d = theta.size
     lower, upper = np.empty(d), np.empty(d)
@@ -78,10 +93,11 @@ def descend(
         np.empty(d),
         np.empty(d, np.int64),
     )
-    value = objective(model, theta, stiffness, room)
+    value = objective(model, theta, stiffness, room) + _against(pull, theta)
     damping = _DAMPING[1]
     for _ in range(max_iter):
         slope(model, theta, stiffness, room, gradient, hessian)
+        add_pull(pull, theta, gradient, hessian)
         better = False
         while damping < _DAMPING[2]:
             if bounded_step(hessian, gradient, damping, theta, lower, upper, space, step):
@@ -90,7 +106,7 @@ def descend(
                     break
                 for a in range(d):
                     trial[a] = min(max(theta[a] + step[a], lower[a]), upper[a])
-                new = objective(model, trial, stiffness, room)
+                new = objective(model, trial, stiffness, room) + _against(pull, trial)
                 if new < value:
                     better = value - new > flat
                     copy(trial, theta)
@@ -101,6 +117,23 @@ def descend(
         if not better:
             break
     return value
+
+
+@leaf()
+def _against(pull: Pull, theta: FloatArray) -> float:
+    """Minus the log of a normal prior, but for a constant."""
+    value = 0.0
+    for a in range(pull.mean.size):
+        value += 0.5 * pull.precision[a] * (theta[a] - pull.mean[a]) ** 2
+    return value
+
+
+@leaf()
+def add_pull(pull: Pull, theta: FloatArray, gradient: FloatArray, hessian: FloatArray) -> None:
+    """Add what a normal prior makes of the downhill gradient and of the Hessian's diagonal."""
+    for a in range(pull.mean.size):
+        gradient[a] -= pull.precision[a] * (theta[a] - pull.mean[a])
+        hessian[a, a] += pull.precision[a]
 
 
 @leaf()

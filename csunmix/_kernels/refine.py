@@ -91,7 +91,7 @@ class _Path(NamedTuple):
     kept: FloatArray  # (n,), 1, or 0 where a fit is left out
 
 
-class _Spread(NamedTuple):
+class Spread(NamedTuple):
     """Middle and principal axes of the light of targets."""
 
     y: float
@@ -177,14 +177,27 @@ def _write(
     """Put targets of an image, and what is claimed of them, into `answer` (K, 7)."""
     model = model_for(task, fit.thetas.shape[1] // 3, fit.cell_density)
     mixture = approximate(model, fit.thetas, fit.values, np.empty(0))
-    for k in range(model.n_targets):
-        out, spread2 = answer[k], 0.0
+    write_targets(mixture.mean, mixture.covariance, origin, probability, radius, answer)
+
+
+@leaf()
+def write_targets(
+    mean: FloatArray,
+    covariance: FloatArray,
+    origin: IntArray,
+    probability: float,
+    radius: float,
+    answer: FloatArray,
+) -> None:
+    """Put targets of this mean (3 K,) and covariance into `answer`, see `Answers`."""
+    for k in range(mean.size // 3):
+        spread2 = 0.0
         for c in range(3):
             a = 3 * k + c
-            out[c] = mixture.mean[a] + (origin[c] if c < 2 else 0.0)
-            out[3 + c] = math.sqrt(mixture.covariance[a, a])
-            spread2 += 0.5 * out[3 + c] ** 2 if c < 2 else 0.0
-        out[6] = probability * (1.0 - math.exp(-0.5 * radius**2 / spread2))
+            answer[k, c] = mean[a] + (origin[c] if c < 2 else 0.0)
+            answer[k, 3 + c] = math.sqrt(covariance[a, a])
+            spread2 += 0.5 * answer[k, 3 + c] ** 2 if c < 2 else 0.0
+        answer[k, 6] = probability * (1.0 - math.exp(-0.5 * radius**2 / spread2))
 
 
 @glue()
@@ -663,7 +676,7 @@ def reshaped(targets: FloatArray, reach: float) -> FloatArray:
 
 
 @leaf()
-def _spread(targets: FloatArray) -> _Spread:
+def _spread(targets: FloatArray) -> Spread:
     """The spread of the light of targets (K, 3), never that of a line."""
     light, y, x, of_y, of_x, both = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
     for k in range(targets.shape[0]):
@@ -678,7 +691,7 @@ def _spread(targets: FloatArray) -> _Spread:
     mean, more = 0.5 * (of_x + of_y), math.hypot(0.5 * (of_x - of_y), both)
     angle = 0.5 * math.atan2(2.0 * both, of_x - of_y)
     far, near = max(mean + more, _LEAST), max(mean - more, _THIN * (mean + more), _LEAST)
-    return _Spread(y, x, math.sin(angle), math.cos(angle), math.sqrt(far), math.sqrt(near))
+    return Spread(y, x, math.sin(angle), math.cos(angle), math.sqrt(far), math.sqrt(near))
 
 
 @leaf()
@@ -693,32 +706,32 @@ def _farthest(targets: FloatArray) -> float:
 
 
 @leaf()
-def _turn(targets: FloatArray, spread: _Spread, angle: float, out: FloatArray) -> None:
+def _turn(targets: FloatArray, spread: Spread, angle: float, out: FloatArray) -> None:
     """Targets turned where their spread is 1 all around."""
     sine, cosine = math.sin(angle), math.cos(angle)
     for k in range(targets.shape[0]):
         dy, dx = targets[k, 0] - spread.y, targets[k, 1] - spread.x
         along = (spread.cosine * dx + spread.sine * dy) / spread.far
         across = (spread.cosine * dy - spread.sine * dx) / spread.near
-        _put(spread, cosine * along - sine * across, sine * along + cosine * across, out[k])
+        put(spread, cosine * along - sine * across, sine * along + cosine * across, out[k])
         out[k, 2] = targets[k, 2]
 
 
 @leaf()
 def _place_at_corners(
-    targets: FloatArray, spread: _Spread, corners: int, shift: float, out: FloatArray
+    targets: FloatArray, spread: Spread, corners: int, shift: float, out: FloatArray
 ) -> None:
     """Targets at the corners of a regular figure of their spread, others in its middle."""
     count = targets.shape[0]
     radius = math.sqrt(2.0 * count / corners)  # of a spread of 1
     for k in range(count):
         angle, away = 2.0 * math.pi * (k + shift) / corners, radius if k < corners else 0.0
-        _put(spread, away * math.cos(angle), away * math.sin(angle), out[k])
+        put(spread, away * math.cos(angle), away * math.sin(angle), out[k])
         out[k, 2] = targets[k, 2]
 
 
 @leaf()
-def _put(spread: _Spread, along: float, across: float, out: FloatArray) -> None:
+def put(spread: Spread, along: float, across: float, out: FloatArray) -> None:
     """A place along the axes of a spread, in units of it, as y and x."""
     far, near = spread.far * along, spread.near * across
     out[0] = spread.y + spread.sine * far + spread.cosine * near

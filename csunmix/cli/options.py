@@ -101,7 +101,8 @@ def _unmix_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"off the grid: {', '.join(OFF_GRID_METHODS)}; on a grid: {', '.join(GRID_METHODS)} "
         f"(default: {DEFAULT_METHOD} where fluxes are known to lie in a range, as in the presets, "
         f"else {DEFAULT_GRID_METHOD}; continuous draws fewer scenes than posterior: faster, and "
-        "less accurate where targets are hard to tell apart)",
+        "less accurate where targets are hard to tell apart; moments, a few fits of each image: "
+        "hundreds of times faster, less accurate still, and for known fluxes alone)",
     )
     method.add_argument(
         "--n-effective",
@@ -382,6 +383,7 @@ def unmixer_from(options: argparse.Namespace, shape: tuple[int, int]) -> Unmixer
     """The unmixer that the options of `unmix` describe, for images of `shape`."""
     from csunmix import (
         ContinuousUnmixer,
+        MomentUnmixer,
         PosteriorUnmixer,
         Prior,
         Sensor,
@@ -405,9 +407,9 @@ def unmixer_from(options: argparse.Namespace, shape: tuple[int, int]) -> Unmixer
         **_given(options, "count", "flux", "min_separation"),
         **({"extent": None, "cell": False} | place if place else {}),
     )
-    kind = PosteriorUnmixer if options.method == "posterior" else ContinuousUnmixer
     n_jobs = processors() if options.scheduler is None else 1
     given = _given(options, "seed", "psf_error", "n_effective")
+    kind = PosteriorUnmixer if options.method == "posterior" else ContinuousUnmixer
     off_grid = partial(kind, psf, sensor, prior, n_jobs=n_jobs, **given)
     on_grid = partial(
         grid_unmixer,
@@ -424,12 +426,19 @@ def unmixer_from(options: argparse.Namespace, shape: tuple[int, int]) -> Unmixer
         refine=hasattr(options, "refine"),
     )
     idle = bool(unused(options))  # what is not used is refused all the same where it is wrong
-    if options.method in OFF_GRID_METHODS:
-        if idle:
-            on_grid(DEFAULT_GRID_METHOD)
-        return off_grid(background=options.background)
-    if idle:
+    if options.method in OFF_GRID_METHODS and idle:
+        on_grid(DEFAULT_GRID_METHOD)
+    if options.method not in ("continuous", "posterior") and idle:
         off_grid()
+    if options.method == "moments":
+        if prior.flux is None:
+            raise ValueError(
+                "--method moments needs a range of fluxes: --flux MIN MAX, or a preset"
+            )
+        given = _given(options, "psf_error") | {"background": options.background}
+        return MomentUnmixer(psf, sensor, prior, n_jobs=n_jobs, **given)
+    if options.method in OFF_GRID_METHODS:
+        return off_grid(background=options.background)
     return replace(on_grid(options.method, background=options.background), n_jobs=n_jobs)
 
 
@@ -497,6 +506,8 @@ def unused(options: argparse.Namespace) -> list[str]:
     border = {"offset"} if options.background == "border" and not counted else set()
     if options.method in OFF_GRID_METHODS:
         idle = {"factor", "lam", "n_nonzero", "peaks", "threshold", "min_share", "refine"}
+        if options.method == "moments":
+            idle |= {"seed", "n_effective"}
         return _options((idle | border) & given)
     idle = border | {"seed", "psf_error", "n_effective", "gain", "min_separation", "extent", "cell"}
     flux_prior = _has_flux_prior(options)

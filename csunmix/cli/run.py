@@ -25,6 +25,7 @@ from csunmix import __version__
 from csunmix.cli.inputs import parts
 from csunmix.cli.tables import table_for
 from csunmix.cluster import tables, unmix_part
+from csunmix.continuous.moments import MomentUnmixer
 from csunmix.io import ImageStack, atomic_write
 from csunmix.psf import SampledPSF
 from csunmix.targets import Flag
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
     from csunmix.continuous import ContinuousUnmixer, PosteriorUnmixer
 
-    Unmixer = GridUnmixer | ContinuousUnmixer | PosteriorUnmixer
+    Unmixer = GridUnmixer | MomentUnmixer | ContinuousUnmixer | PosteriorUnmixer
 
 MAX_BATCH = 100  # images; later batches are larger, as long as they take less than
 SECONDS = 1.0  # which is about what a killed run loses
@@ -85,7 +86,7 @@ class Run:
 
     Parameters
     ----------
-    unmixer : GridUnmixer, ContinuousUnmixer or PosteriorUnmixer
+    unmixer : GridUnmixer, MomentUnmixer, ContinuousUnmixer or PosteriorUnmixer
         What does the work.
     stack : ImageStack
         The images; read batch by batch where they are mapped from disk.
@@ -109,6 +110,8 @@ class Run:
         self.unmixer, self.batch = unmixer, _OFF_GRID_BATCH
         if isinstance(unmixer, GridUnmixer):
             self.batch = min(MAX_BATCH, unmixer.batch_size)
+        if isinstance(unmixer, MomentUnmixer):
+            self.batch = min(MAX_BATCH, unmixer.batch_size(stack.images.shape[1:]))
         attrs = {"n_frames": len(stack), "method": repr(unmixer)}
         self.table = table_for(out, attrs)
         self.state = State(settings=_settings(unmixer), images=_fingerprint(stack))

@@ -4,5 +4,6 @@ from .count import CountTest as CountTest
 from .count import count_test as count_test
 from .frank_wolfe import FrankWolfeResult as FrankWolfeResult
 from .frank_wolfe import SlidingFrankWolfe as SlidingFrankWolfe
+from .moments import MomentUnmixer as MomentUnmixer
 from .posterior import PosteriorUnmixer as PosteriorUnmixer
 from .unmixer import ContinuousUnmixer as ContinuousUnmixer

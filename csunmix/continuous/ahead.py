@@ -12,10 +12,11 @@ from csunmix._kernels.importance import add_density, log_level, scatter
 from csunmix._kernels.labels import describe, settle
 from csunmix._kernels.model import Model
 from csunmix._kernels.modes import Modes, approximate, judge
+from csunmix._kernels.moments import fit_moments
 from csunmix._kernels.scene import least_share
 from csunmix._kernels.search import THOROUGH, search
 from csunmix._validation import FloatArray
-from csunmix.continuous.refine import refine
+from csunmix.continuous.refine import refine, rules
 from csunmix.continuous.window import Setting, Window
 from csunmix.peaks import Candidates
 from csunmix.presets import csist_100k
@@ -83,7 +84,14 @@ def compile_draws() -> None:
     scatter(model, modes, np.zeros(1, np.int64), theta.copy())
 
 
+def compile_moments() -> None:
+    """Compile fits begun at the moments of the light."""
+    setting, image, targets = _example()
+    fit_moments(rules(setting), setting.views(image[None]), np.ones(4), 1, len(targets), 0.1)
+
+
 REFINEMENT = Step(compile_refinement, "refine.refine-*.nbi")
+MOMENTS = Step(compile_moments, "moments.fit_moments-*.nbi")
 ESTIMATION = (
     Step(compile_draws, "importance.scatter-*.nbi"),
     Step(compile_search, "hops.wander-*.nbi"),

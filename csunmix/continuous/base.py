@@ -16,8 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from csunmix._ahead import Step, prepare
+from csunmix._batches import as_stack
 from csunmix._kernels.prior import Box
 from csunmix._validation import (
+    Array,
     BoolArray,
     FloatArray,
     IntArray,
@@ -69,8 +71,8 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class FrontDoor(ABC):
-    """From a stack of images to a target table; a subclass answers for some at a time."""
+class OffGrid(ABC):
+    """From a stack of images to a target table, and what is known of images of a shape."""
 
     psf: PSF
     sensor: Sensor = field(default_factory=Sensor)
@@ -110,15 +112,11 @@ class FrontDoor(ABC):
             If the images are empty, or colours by their shape, or none is finite.
         """
         as_bool(progress, "progress")
-        images = as_images(images, finite=False)
-        refuse_colours(images.shape)
-        stack = images.reshape(-1, *images.shape[-2:])
+        stack = as_stack(images)
+        refuse_colours(np.shape(images))
         setting = self._setting(stack.shape[1:])
         prepare(self, stack[0], progress=progress)
-        answers = list(_progress(self._answers(setting, stack), len(stack), progress))
-        if all(answer is None for answer in answers):
-            as_images(stack)  # says where
-        return self._table(setting, answers)
+        return self._unmix(setting, stack, progress)
 
     @abstractmethod
     def _to_compile(self, image: FloatArray) -> Iterable[Step]:
@@ -129,8 +127,8 @@ class FrontDoor(ABC):
         """What is known of images of one shape."""
 
     @abstractmethod
-    def _find(self, setting: Setting, images: FloatArray) -> list[Answer]:
-        """Targets of each of finite images (n, n_y, n_x) in double precision."""
+    def _unmix(self, setting: Setting, stack: Array, progress: bool) -> pd.DataFrame:
+        """The target table of a stack, finite or not."""
 
     def _setting(self, shape: tuple[int, ...]) -> Setting:
         """`_new_setting`, kept: to tabulate a PSF takes time."""
@@ -138,7 +136,27 @@ class FrontDoor(ABC):
             self._settings[shape] = self._new_setting((shape[0], shape[1]))
         return self._settings[shape]
 
-    def _answers(self, setting: Setting, stack: FloatArray) -> Iterable[Answer | None]:
+    def _finite(self, images: Array) -> tuple[FloatArray, BoolArray]:
+        """Images in double precision, bad pixels aside, and which can be used."""
+        patched = self.sensor.patched(images.astype(np.float64))
+        return patched, usable(patched)
+
+
+@dataclass(frozen=True)
+class OneByOne(OffGrid):
+    """A method that answers for each image; for some at a time, as their windows are."""
+
+    @abstractmethod
+    def _find(self, setting: Setting, images: FloatArray) -> list[Answer]:
+        """Targets of each of finite images (n, n_y, n_x) in double precision."""
+
+    def _unmix(self, setting: Setting, stack: Array, progress: bool) -> pd.DataFrame:
+        answers = list(_progress(self._answers(setting, stack), len(stack), progress))
+        if all(answer is None for answer in answers):
+            as_images(stack)  # says where
+        return self._table(setting, answers)
+
+    def _answers(self, setting: Setting, stack: Array) -> Iterable[Answer | None]:
         _ = setting.optics  # made once, before threads ask for it
         size = min(max(len(stack) // (_SHARES * self.n_jobs), 1), _TOGETHER)
         parts = (stack[first : first + size] for first in range(0, len(stack), size))
@@ -149,10 +167,9 @@ class FrontDoor(ABC):
             with ThreadPoolExecutor(self.n_jobs) as pool:
                 yield from chain.from_iterable(pool.map(answer, parts))
 
-    def _answer_part(self, setting: Setting, images: FloatArray) -> list[Answer | None]:
+    def _answer_part(self, setting: Setting, images: Array) -> list[Answer | None]:
         """Targets of each of some images, finite or not."""
-        images = self.sensor.patched(images.astype(np.float64))
-        finite = usable(images)
+        images, finite = self._finite(images)
         found = iter(self._find(setting, images[finite]) if finite.any() else ())
         return [next(found) if each else None for each in finite]
 
@@ -193,7 +210,7 @@ class FrontDoor(ABC):
 
 
 @dataclass(frozen=True)
-class _Unmixer(FrontDoor):
+class _Unmixer(OneByOne):
     """Front door of the methods that choose the number of targets by a prior."""
 
     prior: Prior = field(default_factory=Prior)

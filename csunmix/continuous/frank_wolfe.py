@@ -14,7 +14,7 @@ import numpy.typing as npt
 from csunmix._ahead import Step, kept_of
 from csunmix._validation import FloatArray, as_images, as_integer, as_number
 from csunmix.background import border_level, noise_level
-from csunmix.continuous.base import Answer, FrontDoor, border_flags, image_flags
+from csunmix.continuous.base import Answer, OneByOne, border_flags, image_flags
 from csunmix.continuous.window import Setting
 from csunmix.prior import Prior
 from csunmix.solvers.base import Lam, check_lam, universal_threshold
@@ -56,7 +56,7 @@ class FrankWolfeResult:
 
 
 @dataclass(frozen=True)
-class SlidingFrankWolfe(FrontDoor):
+class SlidingFrankWolfe(OneByOne):
     r"""Sliding Frank-Wolfe: the l1 problem over positive measures, off the grid (compiled).
 
     Minimises over any number of targets at any positions in the image

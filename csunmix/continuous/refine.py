@@ -89,7 +89,7 @@ def _refined(
     targets[mine] = answers.targets[some]
     targets[~mine, :3] = starts[np.repeat(~fitted, found)]
     flags = np.full(len(which), int(Flag.NOT_CONVERGED))
-    flags[mine] = _flags(setting, views, answers)[some]
+    flags[mine] = target_flags(setting, views, answers)[some]
     return which, targets, flags
 
 
@@ -106,7 +106,7 @@ def rules(setting: Setting) -> Rules:
     )
 
 
-def _flags(setting: Setting, views: Views, answers: Answers) -> IntArray:
+def target_flags(setting: Setting, views: Views, answers: Answers) -> IntArray:
     """Flags (n, most) of the targets of images with a fit."""
     of_image = count_flags(answers.probability)
     of_image |= np.where(answers.explains > 0.0, 0, int(Flag.MISFIT))

@@ -87,4 +87,6 @@ def _table(factor: FloatArray, offset: FloatArray, reach: int, n_phases: int) ->
     place = np.arange(-reach, reach + 2) - np.arange(n_phases + 1)[:, None] / n_phases
     value, change = spline(place), -spline(place, 1) / n_phases
     v, w, d, e = value[:, :-1], value[:, 1:], change[:, :-1], change[:, 1:]
-    return np.stack([v, d, 3 * (w - v) - 2 * d - e, 2 * (v - w) + d + e], axis=2)
+    cubics = [v, d, 3 * (w - v) - 2 * d - e, 2 * (v - w) + d + e]
+    # In one order in memory: kernels are compiled for each.
+    return np.ascontiguousarray(np.stack(cubics, axis=2))

@@ -1,0 +1,332 @@
+"""Fits begun at the moments of the light: a few starts in place of many.
+
+The light's sum tells how many targets there are, where their fluxes lie in a range; its middle and
+spread tell where they are, but for the shape within. Shapes are regular figures of that spread, of
+which those are fitted whose light is nearest to the image's.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from csunmix._kernels.arrays import filled, integers
+from csunmix._kernels.fit import (
+    Pull,
+    Strictness,
+    add_pull,
+    descend_pulled,
+    explains,
+    objective,
+    slope,
+)
+from csunmix._kernels.jit import glue, kernel, leaf, part
+from csunmix._kernels.labels import nearest
+from csunmix._kernels.linalg import cholesky, copy, inner, inner_gram, invert_lower, to_shares
+from csunmix._kernels.model import Model, Views
+from csunmix._kernels.prior import Box
+from csunmix._kernels.refine import Answers, Rules, Spread, Task, put, view, write_targets
+from csunmix._kernels.scene import Pixels, Room, illuminate, new_room
+from csunmix._validation import FloatArray
+
+_MAX_ITER = 40
+SOFT = Strictness(1.0 / 0.02**2, 1e-1)
+_TURNS = 3  # ways that a figure is turned, from one corner to the next
+_SIGMAS = 3.0  # standard deviations of a flux, within which it is fitted
+_SURE = 0.03  # of the light, by which it may be mistaken
+_HIDDEN = 0.3  # and of what a bound hides
+_LIT = 3.0  # times the noise
+_THIN = 0.1  # variance of a cluster across, of that along it, at least
+_LEAST = 0.05  # px, spread of several targets along an axis
+
+
+class Light(NamedTuple):
+    """What is to be seen of all targets at once."""
+
+    total: float  # DN
+    unsure: float  # DN, by which that may be mistaken
+    spread: Spread  # of the targets, the PSF's own taken off
+
+
+class Guess(NamedTuple):
+    """What a number of targets comes to."""
+
+    mean: FloatArray  # (d,)
+    covariance: FloatArray  # (d, d)
+    evidence: float  # log of it, but for a constant
+    explains: bool
+
+
+@kernel()
+def fit_moments(
+    rules: Rules, views: Views, core: FloatArray, n_starts: int, most: int, radius: float
+) -> Answers:
+    """Targets of n images, by `n_starts` fits of each number of targets that the light allows.
+
+    `core` (4,) is the share of a target's light that its window shows, and the variances along y
+    and x and the covariance of that, px^2. For the answers, and what a score is, see
+    `csunmix._kernels.refine`.
+    """
+    n = views.variance.size
+    answers = Answers(filled((n, most, 7), np.nan), integers(n, 0), filled(n, 0.0), filled(n, 0.0))
+    none = np.empty((0, 3))
+    for i in range(n):
+        if views.stop[i, 0] > views.start[i, 0]:
+            task = view(rules, views, i, none)
+            best, probability = _best(task, _look(task, core), n_starts)
+            if best.mean.size > 0:
+                answers.n_targets[i], answers.probability[i] = best.mean.size // 3, probability
+                answers.explains[i] = 1.0 if best.explains else 0.0
+                out, origin = answers.targets[i], views.start[i]
+                write_targets(best.mean, best.covariance, origin, probability, radius, out)
+    return answers
+
+
+@glue()
+def _best(task: Task, light: Light, n_starts: int) -> tuple[Guess, float]:
+    """The likeliest number of targets, one that explains the image if any does; its probability."""
+    (least, most), (low, high) = task.box.flux, task.counts
+    usual = math.floor(light.total / (0.5 * (least + most)) + 0.5)
+    usual = min(max(usual, low), high)
+    best, logs = _nothing(), filled(high - low + 1, -np.inf)
+    for count in range(low, high + 1):
+        brightest, darkest = light.total + light.unsure, light.total - light.unsure
+        if count != usual and not (count * least <= brightest and count * most >= darkest):
+            continue
+        guess = _guess(task, light, count, n_starts)
+        logs[count - low] = guess.evidence
+        better = guess.evidence > best.evidence
+        if best.mean.size == 0 or (better if guess.explains == best.explains else guess.explains):
+            best = guess
+    share = np.empty(logs.size)
+    to_shares(logs, share)
+    count = best.mean.size // 3
+    return best, share[count - low]
+
+
+@glue()
+def _nothing() -> Guess:
+    return Guess(np.empty(0), np.empty((0, 0)), -np.inf, False)
+
+
+# --- what the light says ------------------------------------------------------------------------
+
+
+@part()
+def _look(task: Task, core: FloatArray) -> Light:
+    """Moments of the light in a window."""
+    pixels = task.pixels
+    n_y, n_x = pixels.low.shape
+    light, hidden = np.empty((n_y, n_x)), 0.0
+    floor = _LIT * math.sqrt(pixels.variance)
+    for i in range(n_y):
+        for j in range(n_x):
+            light[i, j] = _shown(pixels, i, j)
+    total = lit = y = x = 0.0
+    for i in range(n_y):
+        for j in range(n_x):
+            if not pixels.high[i, j] - pixels.low[i, j] < np.inf:
+                behind = max(_behind(pixels, i, j), light[i, j])
+                hidden += behind - light[i, j]
+                light[i, j] = behind
+            total += light[i, j]
+            light[i, j] = light[i, j] if light[i, j] > floor else 0.0
+            lit += light[i, j]
+            y += light[i, j] * i
+            x += light[i, j] * j
+    y, x = y / lit, x / lit
+    of_y = of_x = both = 0.0
+    for i in range(n_y):
+        for j in range(n_x):
+            share = light[i, j] / lit
+            of_y += share * (i - y) ** 2
+            of_x += share * (j - x) ** 2
+            both += share * (i - y) * (j - x)
+    total /= core[0]
+    unsure = _SURE * total + _HIDDEN * hidden + floor * math.sqrt(float(n_y * n_x))
+    spread = _principal(y, x, of_y - core[1], of_x - core[2], both - core[3])
+    return Light(total, unsure, spread)
+
+
+@leaf()
+def _shown(pixels: Pixels, i: int, j: int) -> float:
+    """Light of a pixel, or the bound that there is of it."""
+    low, high = pixels.low[i, j], pixels.high[i, j]
+    if low == -np.inf:
+        return float(high if high < np.inf else 0.0)
+    return float(low if high == np.inf else 0.5 * (low + high))
+
+
+@leaf()
+def _behind(pixels: Pixels, i: int, j: int) -> float:
+    """Light of a pixel as its neighbours would have it, were the light a product of two factors.
+
+    The geometric mean of ``a b/c`` at its four corners, a and b being the pixels beside it and c
+    the one across; 0 where none is known.
+    """
+    n_y, n_x = pixels.low.shape
+    total, n = 0.0, 0
+    for corner in range(4):
+        at_i, at_j = i + 2 * (corner // 2) - 1, j + 2 * (corner % 2) - 1
+        if 0 <= at_i < n_y and 0 <= at_j < n_x:
+            a, b, c = _known(pixels, at_i, j), _known(pixels, i, at_j), _known(pixels, at_i, at_j)
+            if a > 0.0 and b > 0.0 and c > 0.0:
+                total, n = total + math.log(a * b / c), n + 1
+    return math.exp(total / n) if n > 0 else 0.0
+
+
+@leaf()
+def _known(pixels: Pixels, i: int, j: int) -> float:
+    """Light of a pixel that is known and lit, else 0."""
+    low, high = pixels.low[i, j], pixels.high[i, j]
+    light = 0.5 * (low + high)
+    lit = high - low < np.inf and light > _LIT * math.sqrt(pixels.variance)
+    return light if lit else 0.0
+
+
+@leaf()
+def _principal(y: float, x: float, of_y: float, of_x: float, both: float) -> Spread:
+    """Principal axes of a covariance, never those of a line."""
+    mean, more = 0.5 * (of_x + of_y), math.hypot(0.5 * (of_x - of_y), both)
+    angle = 0.5 * math.atan2(2.0 * both, of_x - of_y)
+    far = max(mean + more, _LEAST**2)
+    near = max(mean - more, _THIN * far)
+    return Spread(y, x, math.sin(angle), math.cos(angle), math.sqrt(far), math.sqrt(near))
+
+
+# --- fits of a number of targets ----------------------------------------------------------------
+
+
+@glue()
+def _guess(task: Task, light: Light, count: int, per_pair: int) -> Guess:
+    """The normal distributions around what the best starts lead to, as one."""
+    model, pull = _model(task, light, count)
+    d = 3 * count
+    room = new_room(model.optics, count, d, *model.pixels.low.shape)
+    scenes = _figures(light.spread, count, pull.mean[2])
+    n, left = scenes.shape[0], np.empty(scenes.shape[0])
+    n_starts = min(n, (count + 1) // 2 * per_pair)
+    for s in range(n):
+        left[s] = objective(model, scenes[s], SOFT.stiffness, room) if n > n_starts else float(s)
+    mean, covariance = np.empty((n_starts, d)), np.empty((n_starts, d, d))
+    logs, best, least = np.empty(n_starts), 0, np.inf
+    for m in range(n_starts):
+        start = _first_least(left)
+        left[start] = np.inf
+        theta = scenes[start]
+        value = descend_pulled(model, theta, pull, _MAX_ITER, SOFT, room)
+        volume = _moments(model, theta, pull, room, mean[m], covariance[m])
+        logs[m] = volume - value
+        if value < least:
+            best, least = m, value
+    good = explains(model, mean[best], least)
+    middle, around, mass = _mixture(mean, covariance, logs, best, count)
+    evidence = mass
+    for a in range(d):
+        evidence += 0.5 * math.log(pull.precision[a])
+    return Guess(middle, around, evidence + math.lgamma(count + 1.0), good)
+
+
+@leaf()
+def _first_least(values: FloatArray) -> int:
+    """Where the least value is, the first of them."""
+    best = 0
+    for s in range(values.size):
+        best = s if values[s] < values[best] else best
+    return best
+
+
+@glue()
+def _model(task: Task, light: Light, count: int) -> tuple[Model, Pull]:
+    """The posterior of so many targets, and the normal prior that stands for its bounds.
+
+    Fluxes and places have the prior's means and variances, places around the middle of the light.
+    """
+    (least, most), box, d = task.box.flux, task.box, 3 * count
+    middle, sigma = 0.5 * (least + most), (most - least) / math.sqrt(12.0)
+    flux = np.empty(2)
+    flux[0], flux[1] = max(middle - _SIGMAS * sigma, 0.0), middle + _SIGMAS * sigma
+    mean, precision = np.empty(d), np.empty(d)
+    for k in range(count):
+        mean[3 * k], mean[3 * k + 1], mean[3 * k + 2] = light.spread.y, light.spread.x, middle
+        precision[3 * k] = 12.0 / task.size[0] ** 2
+        precision[3 * k + 1] = 12.0 / task.size[1] ** 2
+        precision[3 * k + 2] = 1.0 / sigma**2
+    soft = Box(box.area, flux, box.separation, box.extent, box.cell, 0.0, box.background)
+    return Model(task.optics, task.pixels, soft, precision, count), Pull(mean, precision)
+
+
+@part()
+def _figures(spread: Spread, count: int, flux: float) -> FloatArray:
+    """Scenes (n, 3 K): regular figures of this spread, of all targets or around one of them."""
+    kinds = 2 if count > 3 else 1
+    n = kinds * _TURNS if count > 2 else 1
+    scenes = np.empty((n, 3 * count))
+    for s in range(n):
+        corners = count - s % kinds
+        away = math.sqrt(2.0 * count / corners) if count > 2 else count - 1.0
+        for k in range(count):
+            angle = 2.0 * math.pi * (k + (s // kinds) / _TURNS) / corners
+            out, far = scenes[s, 3 * k : 3 * k + 3], away if k < corners else 0.0
+            put(spread, far * math.cos(angle), far * math.sin(angle), out)
+            out[2] = flux
+    return scenes
+
+
+@part()
+def _moments(
+    model: Model,
+    theta: FloatArray,
+    pull: Pull,
+    room: Room,
+    mean: FloatArray,
+    covariance: FloatArray,
+) -> float:
+    """Mean and covariance of the normal distribution where a fit has ended; its log volume."""
+    d = theta.size
+    gradient, hessian = np.empty(d), filled((d, d), 0.0)
+    lower, inverse, volume = np.empty((d, d)), np.empty((d, d)), 0.0
+    illuminate(model.optics, theta, room)
+    slope(model, theta, SOFT.stiffness, room, gradient, hessian)
+    add_pull(pull, theta, gradient, hessian)
+    copy(theta, mean)
+    if cholesky(hessian, d, lower) < d:
+        for a in range(d):
+            for b in range(d):
+                covariance[a, b] = 1.0 / pull.precision[a] if a == b else 0.0
+            volume -= 0.5 * math.log(pull.precision[a])
+        return volume
+    invert_lower(lower, inverse)
+    inner_gram(inverse, covariance)
+    for a in range(d):
+        mean[a] += inner(covariance[a], gradient)
+        volume -= math.log(lower[a, a])
+    return volume
+
+
+@glue()
+def _mixture(
+    mean: FloatArray, covariance: FloatArray, logs: FloatArray, best: int, count: int
+) -> tuple[FloatArray, FloatArray, float]:
+    """Mean and covariance of normal distributions of these log weights, and the log of their sum.
+
+    Their targets are brought into the order of the best.
+    """
+    n, d = mean.shape
+    share = np.empty(n)
+    mass = to_shares(logs, share)
+    middle, around, at = filled(d, 0.0), filled((d, d), 0.0), np.empty((n, d), np.int64)
+    for m in range(n):
+        order = nearest(mean[m], mean[best], count)
+        for a in range(d):
+            at[m, a] = 3 * order[a // 3] + a % 3
+            middle[a] += share[m] * mean[m, at[m, a]]
+    for m in range(n):
+        for a in range(d):
+            away = mean[m, at[m, a]] - middle[a]
+            for b in range(d):
+                apart = away * (mean[m, at[m, b]] - middle[b])
+                around[a, b] += share[m] * (covariance[m, at[m, a], at[m, b]] + apart)
+    return middle, around, mass

@@ -1,0 +1,170 @@
+"""Joint fits begun at the moments of the light, as an unmixer."""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY, dataclass, field
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from csunmix._ahead import Step
+from csunmix._batches import Found, any_finite, find_all, find_in_finite, joined
+from csunmix._kernels.model import Views
+from csunmix._kernels.moments import fit_moments
+from csunmix._validation import Array, FloatArray, as_images, as_integer
+from csunmix.continuous.ahead import MOMENTS
+from csunmix.continuous.base import OffGrid, border_flags, image_flags
+from csunmix.continuous.refine import rules, target_flags
+from csunmix.continuous.sampling import SCORED
+from csunmix.continuous.window import Setting
+from csunmix.peaks import Candidates
+from csunmix.prior import Prior
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_PIXELS = 2**17  # of images that a thread works on at a time
+_REACH = 3.5  # widths of the PSF from targets to the last pixels that are looked at
+_PHASES = 4  # along each axis, at which they are taken
+
+
+@dataclass(frozen=True)
+class MomentUnmixer(OffGrid):
+    r"""Off the grid in some tens of microseconds: joint fits begun at the moments of the light.
+
+    The sum of the light says how many targets there are, as their fluxes lie in a range; its middle
+    and its variances, less those of the PSF, are those of the targets. Regular figures of that
+    spread, with as many corners or one corner less and a target in the middle, are the starts; of
+    three turns each, those whose light is nearest to the image's. Each goes down in
+
+    .. math:: -\sum_p \log p(\text{pixel}_p \mid \mu_p(\theta))
+              + \sum_k \frac{(f_k - \bar f)^2}{2 \sigma_f^2}
+              + \sum_k \frac{|(y_k, x_k) - c|^2}{2 \sigma^2}, \qquad
+              \mu_p = b + \sum_k f_k\, \phi(p - (y_k, x_k))
+
+    by Levenberg-Marquardt steps. Pixels are as for `ContinuousUnmixer`. In place of the bounds of
+    the prior there are normal distributions of the same means and variances, around the middle of
+    the light ``c``; separation and extent are kept by stiff walls. The answer is the mean of the
+    normal distributions around what the starts end in (Laplace's method), each weighing as much as
+    it holds. The number of targets is the one of the largest sum of these, of all that the light
+    allows.
+
+    What a saturated pixel hides is taken to be what the pixels around it would have it be, were the
+    light a product of two factors; in the fit it is a bound.
+
+    Parameters
+    ----------
+    psf, sensor : PSF, Sensor
+        As for `PosteriorUnmixer`.
+    prior : Prior
+        The same; needs a range of fluxes.
+    background : float or "border"
+        Level beside the sensor's offset, DN: known, or the median of the outermost ring of pixels.
+    psf_error : float
+        As for `ContinuousUnmixer`.
+    n_starts : int
+        Starts for every two targets. More find more of what there is, and take longer in
+        proportion.
+    n_jobs : int
+        Threads that work on the images; the answer is the same with any number.
+
+    Notes
+    -----
+    ``y_err, x_err, flux_err`` are standard deviations of that sum of normal distributions: too
+    small where a start that matters was missed, as of some scenes of five targets. ``score`` and
+    flags are as for `ContinuousUnmixer`, the score by the errors alone. A fit that leaves more of
+    an image than noise does has `Flag.MISFIT`: one of the other methods may do better. What this
+    one loses to them is in ``benchmarks/accuracy/off_grid.md``, and what it gains in
+    ``benchmarks/speed/off_grid.md``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is of the wrong type or out of range, or the prior has no range of fluxes;
+        the message names it.
+
+    Examples
+    --------
+    >>> import csunmix as cu
+    >>> setup = cu.presets.csist_100k()
+    >>> made = cu.simulate(setup.psf, setup.sensor, setup.scene, shape=setup.shape, n=50, rng=0)
+    >>> unmix = cu.MomentUnmixer(setup.psf, setup.sensor, setup.prior)
+    >>> targets = unmix(made.images)
+    >>> bool(cu.metrics.count_accuracy(targets, made.truth) == 1.0)
+    True
+    """
+
+    prior: Prior = field(default_factory=Prior)
+    _: KW_ONLY
+    background: float | Literal["border"] = 0.0
+    psf_error: float = 0.0
+    n_starts: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.background, str) and self.background != "border":
+            raise ValueError(f"background must be a number or 'border', got {self.background!r}")
+        if self.prior.flux is None:
+            raise ValueError(
+                "prior must have a range of fluxes, by which light tells the number of targets, "
+                f"got {self.prior!r}"
+            )
+        as_integer(self.n_starts, "n_starts", minimum=1)
+
+    def batch_size(self, shape: tuple[int, ...]) -> int:
+        """Images of a shape that a thread works on at a time."""
+        return max(1, _PIXELS // (shape[0] * shape[1]))
+
+    def _to_compile(self, image: FloatArray) -> tuple[Step, ...]:
+        return (MOMENTS,)
+
+    def _new_setting(self, shape: tuple[int, int]) -> Setting:
+        return Setting(self.psf, self.sensor, self.prior, shape, self.background, self.psf_error)
+
+    def _unmix(self, setting: Setting, stack: Array, progress: bool) -> pd.DataFrame:
+        _ = setting.optics, setting.box, self._core  # made once, before threads ask for them
+        size = self.batch_size(setting.shape)
+        found = find_all(partial(self._find, setting), stack, size, self.n_jobs, progress)
+        if not any_finite(found):
+            as_images(stack)  # says where
+        return joined(found, {"method": repr(self), "image_shape": setting.shape})
+
+    def _find(self, setting: Setting, images: Array) -> Found:
+        """Targets of a part of the stack, finite or not."""
+        patched = self.sensor.patched(images.astype(np.float64))
+        return find_in_finite(partial(self._find_finite, setting), patched)
+
+    def _find_finite(self, setting: Setting, images: FloatArray) -> Found:
+        views, most = self._near(setting.views(images)), setting.counts.stop - 1
+        answers = fit_moments(rules(setting), views, self._core, self.n_starts, most, SCORED)
+        some = np.arange(most) < answers.n_targets[:, None]
+        targets = answers.targets[some]
+        marks = target_flags(setting, views, answers)[some]
+        marks |= border_flags(setting, targets[:, 0], targets[:, 1])
+        frame = np.repeat(np.arange(len(images)), answers.n_targets)
+        found = Candidates(frame, *targets[:, :3].T)
+        return Found(found, targets[:, 3:], marks, image_flags(setting, images))
+
+    def _near(self, views: Views) -> Views:
+        """Windows no larger than the targets' box around the middle of the light, and the PSF."""
+        size = views.area[..., 1] - views.area[..., 0]
+        box = 1.0 if self.prior.cell == 1.0 else self.prior.extent
+        if box is not None:
+            size = np.minimum(size, box)
+        middle, reach = views.area.mean(axis=2), 0.5 * size + _REACH * self.psf.width
+        start = np.maximum(views.start, np.floor(middle - reach + 0.5).astype(np.int64))
+        stop = np.minimum(views.stop, np.ceil(middle + reach + 0.5).astype(np.int64))
+        return views._replace(start=start, stop=np.maximum(stop, start))
+
+    @cached_property
+    def _core(self) -> FloatArray:
+        """Share of a target's light in reach, its variances along y and x and covariance, px^2."""
+        reach = np.ceil(_REACH * self.psf.width)
+        phase = (np.arange(_PHASES) + 0.5) / _PHASES - 0.5
+        d = (np.arange(-reach, reach + 1.0) - phase[:, None]).ravel()
+        dy, dx = d[:, None], d
+        light = self.psf.kernel(dy, dx)
+        shown = light.sum()
+        moments = [(light * each).sum() / shown for each in (dy * dy, dx * dx, dy * dx)]
+        return np.array([shown / _PHASES**2, *moments])
