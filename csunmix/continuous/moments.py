@@ -24,7 +24,7 @@ from csunmix.prior import Prior
 if TYPE_CHECKING:
     import pandas as pd
 
-_PIXELS = 2**17  # of images that a thread works on at a time
+_PIXELS = 2**19  # of images that a thread works on at a time
 _REACH = 3.5  # widths of the PSF from targets to the last pixels that are looked at
 _PHASES = 4  # along each axis, at which they are taken
 
