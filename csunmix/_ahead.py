@@ -9,118 +9,106 @@ from __future__ import annotations
 import gc
 import logging
 import os
-import pickle
 import signal
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, suppress
-from functools import partial
-from multiprocessing import parent_process
+from importlib import import_module
+from multiprocessing import current_process, parent_process
 from pathlib import Path
 from subprocess import DEVNULL, PIPE, Popen
 from threading import RLock, Thread
-from typing import IO, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, Protocol
 
-from csunmix._kernels.merging import merge_closest
-from csunmix._validation import FloatArray
-
-NOTICE = "compiling kernels (once per machine, 10 to 30 s) ..."
+NOTICE = "compiling kernels (once per installation, 10 to 30 s) ..."
 
 logger = logging.getLogger("csunmix")
 
 _ONE_AT_A_TIME = RLock()  # threads: the next finds it done
-_CHILD = "import sys; sys.path.insert(0, {folder!r}); from csunmix._ahead import do; do()"
+_HELPER = "import sys; sys.path[:] = {path!r}; from csunmix._ahead import helper; helper()"
 
 
 class Step(NamedTuple):
-    """Something to compile. Steps that go side by side share no `kernel`."""
+    """Something to compile. Steps that go side by side share no kernel."""
 
-    do: Callable[[], object]
-    kept: str  # files that tell that it was done
+    kernel: Any  # the last one; once it is there, all is
+    call: tuple[str, ...] = ()  # what compiles it: a module, its function, and what that is given
 
 
-class Compiled(Protocol):
+class Compiles(Protocol):
     """What needs kernels."""
 
-    def _to_compile(self, image: FloatArray) -> Iterable[Step]:
-        """All that it needs for an image (n_y, n_x), as far as it can be compiled side by side."""
+    def _to_compile(self) -> Iterable[Step]:
+        """All that it needs, as far as that goes side by side; what takes longest first."""
 
 
-def prepare(unmixer: Compiled, image: FloatArray, *, progress: bool) -> None:
-    """Compile what an unmixer needs for an image (n_y, n_x) and is not there, and say so.
+def prepare(*unmixers: Compiles, progress: bool) -> None:
+    """Compile what unmixers need and is not there, and say so.
 
     The log says so, and standard error where progress is shown.
     """
-    if not missing(unmixer, image):  # nor does it wait for others that compile
+    if not missing(*unmixers):  # nor does it wait for others that compile
         return
     with _ONE_AT_A_TIME:
-        if steps := missing(unmixer, image):
+        if steps := missing(*unmixers):
             logger.info(NOTICE)
             if progress:
                 print(f"csunmix: {NOTICE}", file=sys.stderr)
             compile_ahead(steps)
 
 
-def missing(unmixer: Compiled, image: FloatArray) -> list[Step]:
-    """What is not compiled yet of all that an unmixer needs for an image (n_y, n_x)."""
-    stats = getattr(merge_closest, "stats", None)
-    if stats is None:  # compilation is turned off
-        return []
-    folder = Path(stats.cache_path)
-    return [step for step in unmixer._to_compile(image) if not any(folder.glob(step.kept))]
-
-
-def kept_of(module: str) -> str:
-    """Files that tell that kernels of a module were compiled; any, where none is named so."""
-    named = (Path(__file__).parent / "_kernels" / module).with_suffix(".py").exists()
-    return f"{module}.*.nbi" if named else "*.nbi"
+def missing(*unmixers: Compiles) -> list[Step]:
+    """What unmixers need and is not compiled yet; nothing where compilation is turned off."""
+    steps = (step for unmixer in unmixers for step in unmixer._to_compile())
+    return [step for step in steps if not getattr(step.kernel, "is_there", True)]
 
 
 def compile_ahead(steps: Sequence[Step]) -> None:
-    """Compile the last step here, and each other one in a process of its own meanwhile.
+    """Compile the first step here, and others in processes of their own meanwhile.
 
-    If there are several, and processors for them; the last should be one that takes longest. Where
-    a step fails, the run compiles by itself. No fork and no spawn: either would have a part of the
-    caller's program run once more.
+    As many as there are processors for; the run compiles by itself what is left, and where a step
+    fails. No fork and no spawn: either would have a part of the caller's program run once more.
     """
-    if len(steps) < 2 or processors() < 2 or not _may_start_others():
+    calls = [step.call for step in steps if step.call][: processors()]
+    if len(calls) < 2 or not _can_start_python():
         return
-    argv = [sys.executable, "-P", "-c", _CHILD.format(folder=str(Path(__file__).parents[1]))]
-    start = partial(Popen, argv, stdin=PIPE, stdout=DEVNULL, stderr=DEVNULL)
-    *others, mine = steps
-    with suppress(OSError), ExitStack() as stack:
+    with ExitStack() as stack:
         processes = []
-        for task in filter(None, map(_told, others)):
-            processes.append(process := stack.enter_context(start()))
-            pipe = cast("IO[bytes]", process.stdin)
-            pipe.write(task)
-            pipe.flush()  # and it stays open: its end is that of the child
+        for call in calls[1:]:
+            with suppress(OSError, RuntimeError):  # none can be started, or not any more
+                processes.append(stack.enter_context(_start(call)))
         with suppress(Exception):
-            mine.do()
+            _do(*calls[0])
         for process in processes:
             process.wait()
 
 
-def _told(step: Step) -> bytes:
-    """What a process is told to do; nothing where that is a caller's own and cannot be told."""
-    with suppress(Exception):
-        return pickle.dumps(step.do)
-    return b""
+def _do(module: str, function: str, *given: str) -> None:
+    getattr(import_module(module), function)(*given)
 
 
-def _may_start_others() -> bool:
+def _start(call: tuple[str, ...]) -> Popen[bytes]:
+    """Start a process that calls; it ends with its standard input, at the latest."""
+    code = _HELPER.format(path=sys.path)
+    return Popen([sys.executable, "-c", code, *call], stdin=PIPE, stdout=DEVNULL, stderr=DEVNULL)
+
+
+def _can_start_python() -> bool:
     """Whether there is a Python to start, and no pool of processes that this is one of."""
     python = Path(sys.executable or "").stem.lower().startswith("python")
-    return python and not getattr(sys, "frozen", False) and parent_process() is None
+    # A program that a new process runs once more, as its own, has no parent to tell of yet.
+    alone = parent_process() is None and not getattr(current_process(), "_inheriting", False)
+    return python and alone and not getattr(sys, "frozen", False)
 
 
-def do() -> None:
-    """Do what comes on standard input; end with it, as when the parent is no more."""
+def helper() -> None:
+    """Call what the command line names; end when standard input does, as with the parent."""
+    import scipy.linalg.cython_blas  # noqa: F401  (numba's; Windows loads none beside a reader)
+
+    Thread(target=_end_with_input, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to answer
     gc.disable()  # compiling makes much that lasts
-    task = pickle.load(sys.stdin.buffer)
-    Thread(target=_end_with_input, daemon=True).start()
-    task()
+    _do(*sys.argv[1:])
 
 
 def _end_with_input() -> None:

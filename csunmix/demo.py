@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from csunmix import PosteriorUnmixer, compare, grid_unmixer, presets, simulate
-from csunmix._ahead import NOTICE, compile_ahead, missing
+from csunmix._ahead import prepare
 from csunmix.datasets import Dataset, read_csist, write_csist
 from csunmix.io import atomic_write
 from csunmix.names import DEFAULT_GRID_METHOD, DEFAULT_METHOD
@@ -59,9 +59,7 @@ def run(out: Path, *, progress: bool = False) -> None:
 
     unmixer = PosteriorUnmixer(setup.psf, setup.sensor, setup.prior, n_jobs=2)
     on_grid = grid_unmixer(psf=setup.psf, shape=setup.shape, sensor=setup.sensor, prior=setup.prior)
-    if steps := [*missing(on_grid, data.images[0]), *missing(unmixer, data.images[0])]:
-        print(NOTICE, flush=True)
-        compile_ahead(steps)
+    prepare(unmixer, on_grid, progress=True)
     print("unmixing ...", flush=True)
     targets = unmixer(data.images, progress=progress)
     targets["image"] = [data.names[frame] for frame in targets["frame"]]

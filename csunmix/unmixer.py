@@ -6,16 +6,15 @@ import inspect
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import KW_ONLY, dataclass, field, is_dataclass, replace
-from functools import cache, cached_property, partial
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from csunmix._ahead import Step, kept_of, prepare
+from csunmix._ahead import Step, prepare
 from csunmix._batches import Found, any_finite, as_stack, find_all, find_in_finite, joined
 from csunmix._validation import (
-    Array,
     BoolArray,
     FloatArray,
     IntArray,
@@ -44,7 +43,6 @@ Background = float | Literal["border"]
 
 _BATCH = 4000  # images a thread works on at a time, if their maps have no more than
 _CELLS = 4_000_000  # together, which bounds the memory
-_LARGEST = 64**2  # pixels of an image that is unmixed to have kernels compiled
 
 
 @dataclass(frozen=True)
@@ -182,7 +180,7 @@ class GridUnmixer:
         most = self.batch_size if batch_size is None else batch_size
         most = as_integer(most, "batch_size", minimum=1)
         stack = as_stack(images, self.dictionary.image_shape)
-        prepare(self, stack[0], progress=progress)
+        prepare(self, progress=progress)
         with _one_blas_thread():
             found = find_all(self._find, stack, most, self.n_jobs, progress)
         if not any_finite(found):
@@ -199,18 +197,15 @@ class GridUnmixer:
         with _one_blas_thread():
             return self._solve(as_images(self._check(images)))
 
-    def _to_compile(self, image: Array) -> Iterator[Step]:
-        """Steps that go side by side: what finds targets on the grid, and what refines them."""
-        parts = self, self.solver, self.peaks, self.psf
-        ours = all(type(each).__module__.startswith("csunmix.") for each in parts)
-        module = type(self.solver).__module__.rpartition(".")[2]
-        # The image is unmixed once more, by another process: never by code of the caller's own.
-        if ours and image.size <= _LARGEST:
-            yield Step(partial(replace(self, refine=None), np.asarray(image)), kept_of(module))
+    def _to_compile(self) -> Iterator[Step]:
+        """Steps that go side by side: what refines targets, and what finds them on the grid."""
+        from csunmix.solvers.ahead import steps_for
+
         if self.refine is not None:
             from csunmix.continuous.ahead import REFINEMENT
 
             yield REFINEMENT
+        yield from steps_for(self.solver)
 
     def _solve(self, images: FloatArray) -> SolveResult:
         sensor = self.sensor or Sensor()

@@ -184,28 +184,12 @@ def test_debugging_lets_any_error_through(refused, monkeypatch, tmp_path, stack_
 @pytest.mark.parametrize("compiled", [False, True])
 def test_first_run_says_that_it_compiles(compiled, run, monkeypatch, tmp_path, stack_file):
     ahead = []
-    monkeypatch.setattr(_ahead, "missing", lambda *_: [] if compiled else [None])
+    monkeypatch.setattr(_ahead, "missing", lambda *_: [] if compiled else [_ahead.Step(None)])
     monkeypatch.setattr(_ahead, "compile_ahead", ahead.extend)
     code, _, err = run("unmix", stack_file, "--out", tmp_path / "t.csv")
     assert code == 0
     assert ("csunmix: compiling kernels" in err) is not compiled
     assert bool(ahead) is not compiled
-
-
-def test_compiled_kernels_are_looked_for_where_numba_keeps_them(tmp_path):
-    code = (
-        "from csunmix._kernels.merging import merge_closest as f; from csunmix._ahead import *;"
-        "import numpy as np;"
-        "import csunmix as cu; s = cu.presets.csist_100k(); image = np.zeros(s.shape);"
-        "unmix = cu.ContinuousUnmixer(s.psf, s.sensor, s.prior);"
-        "folder = Path(f.stats.cache_path); folder.mkdir(exist_ok=True);"
-        "(folder / 'merging.merge_closest-1.nbi').touch(); print(len(missing(unmix, image)));"
-        "(folder / 'hops.wander-1.nbi').touch(); print(len(missing(unmix, image)), folder)"
-    )
-    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
-    argv = [sys.executable, "-c", code]
-    done = subprocess.run(argv, capture_output=True, text=True, env=environment)
-    assert done.stdout.startswith(f"2\n1 {tmp_path}"), done.stderr
 
 
 def test_library_prints_nothing():

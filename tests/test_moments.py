@@ -53,7 +53,7 @@ def test_moments_of_the_light_are_those_of_the_targets(psf: cu.PSF) -> None:
     unmix = unmixer(psf=psf, sensor=cu.Sensor(read_noise=0.01))
     task, origin = task_for(unmix, light_of(FOUR, psf))
     light = kernel._look(task, unmix._core)
-    spread = Spread(*light[2])
+    spread = Spread(*light[3])
     y, x = np.average(FOUR[:, :2], axis=0, weights=FOUR[:, 2]) - origin
     assert light[0] == pytest.approx(FOUR[:, 2].sum(), rel=0.01)
     assert (spread.y, spread.x) == pytest.approx((y, x), abs=0.01)

@@ -253,6 +253,15 @@ class Kernel(CPUDispatcher):
     ) -> None:
         super().__init__(py_func, locals or {}, targetoptions or {}, pipeline_class=_KernelCompiler)
 
+    @property
+    def is_there(self) -> bool:
+        """Whether a version for this processor is loaded, or kept on disk and up to date."""
+        if self.signatures:
+            return True
+        of_numba: Any = self
+        machine = of_numba.targetctx.codegen().magic_tuple()
+        return any(machine in key for key in of_numba._cache._cache_file._load_index())
+
     def compile(self, signature: Any) -> Any:
         """Compile it without looking for garbage meanwhile: nearly all that is made then lasts."""
         collects = gc.isenabled()

@@ -31,8 +31,8 @@ from csunmix._kernels.refine import Answers, Rules, Spread, Task, put, view, wri
 from csunmix._kernels.scene import Pixels, Room, illuminate, new_room
 from csunmix._validation import FloatArray
 
-_MAX_ITER = 40
-SOFT = Strictness(1.0 / 0.02**2, 1e-1)
+_MAX_ITER = 40  # steps of a fit
+_SOFT = Strictness(1.0 / 0.02**2, 1e-1)  # how closely it keeps to limits, and goes to its end
 _TURNS = 3  # ways that a figure is turned, from one corner to the next
 _SIGMAS = 3.0  # standard deviations of a flux, within which it is fitted
 _SURE = 0.03  # of the light, by which it may be mistaken
@@ -46,7 +46,8 @@ class Light(NamedTuple):
     """What is to be seen of all targets at once."""
 
     total: float  # DN
-    unsure: float  # DN, by which that may be mistaken
+    least: float  # DN, between which and `most` it may be
+    most: float
     spread: Spread  # of the targets, the PSF's own taken off
 
 
@@ -88,12 +89,10 @@ def fit_moments(
 def _best(task: Task, light: Light, n_starts: int) -> tuple[Guess, float]:
     """The likeliest number of targets, one that explains the image if any does; its probability."""
     (least, most), (low, high) = task.box.flux, task.counts
-    usual = math.floor(light.total / (0.5 * (least + most)) + 0.5)
-    usual = min(max(usual, low), high)
+    usual = math.floor(min(max(light.total / (0.5 * (least + most)), low), high) + 0.5)
     best, logs = _nothing(), filled(high - low + 1, -np.inf)
     for count in range(low, high + 1):
-        brightest, darkest = light.total + light.unsure, light.total - light.unsure
-        if count != usual and not (count * least <= brightest and count * most >= darkest):
+        if count != usual and not (count * least <= light.most and count * most >= light.least):
             continue
         guess = _guess(task, light, count, n_starts)
         logs[count - low] = guess.evidence
@@ -119,18 +118,11 @@ def _look(task: Task, core: FloatArray) -> Light:
     """Moments of the light in a window."""
     pixels = task.pixels
     n_y, n_x = pixels.low.shape
-    light, hidden = np.empty((n_y, n_x)), 0.0
-    floor = _LIT * math.sqrt(pixels.variance)
-    for i in range(n_y):
-        for j in range(n_x):
-            light[i, j] = _shown(pixels, i, j)
+    light, floor = np.empty((n_y, n_x)), _LIT * math.sqrt(pixels.variance)
+    hidden, blind = _fill(pixels, light)
     total = lit = y = x = 0.0
     for i in range(n_y):
         for j in range(n_x):
-            if not pixels.high[i, j] - pixels.low[i, j] < np.inf:
-                behind = max(_behind(pixels, i, j), light[i, j])
-                hidden += behind - light[i, j]
-                light[i, j] = behind
             total += light[i, j]
             light[i, j] = light[i, j] if light[i, j] > floor else 0.0
             lit += light[i, j]
@@ -146,14 +138,33 @@ def _look(task: Task, core: FloatArray) -> Light:
             both += share * (i - y) * (j - x)
     total /= core[0]
     unsure = _SURE * total + _HIDDEN * hidden + floor * math.sqrt(float(n_y * n_x))
+    most = np.inf if blind else total + unsure
     spread = _principal(y, x, of_y - core[1], of_x - core[2], both - core[3])
-    return Light(total, unsure, spread)
+    return Light(total, total - unsure, most, spread)
 
 
 @leaf()
-def _shown(pixels: Pixels, i: int, j: int) -> float:
+def _fill(pixels: Pixels, light: FloatArray) -> tuple[float, bool]:
+    """Light of all pixels, what is behind bounds as `_behind` has it.
+
+    How much that is more than the bounds, and whether there is a bound with nothing to tell it.
+    """
+    hidden, blind = 0.0, False
+    for i in range(light.shape[0]):
+        for j in range(light.shape[1]):
+            low, high = pixels.low[i, j], pixels.high[i, j]
+            light[i, j] = _shown(low, high)
+            if not high - low < np.inf:
+                behind = _behind(pixels, i, j)
+                blind = blind or (behind == 0.0 and low > -np.inf)
+                hidden += max(behind - light[i, j], 0.0)
+                light[i, j] = max(behind, light[i, j])
+    return hidden, blind
+
+
+@leaf()
+def _shown(low: float, high: float) -> float:
     """Light of a pixel, or the bound that there is of it."""
-    low, high = pixels.low[i, j], pixels.high[i, j]
     if low == -np.inf:
         return float(high if high < np.inf else 0.0)
     return float(low if high == np.inf else 0.5 * (low + high))
@@ -209,14 +220,14 @@ def _guess(task: Task, light: Light, count: int, per_pair: int) -> Guess:
     n, left = scenes.shape[0], np.empty(scenes.shape[0])
     n_starts = min(n, (count + 1) // 2 * per_pair)
     for s in range(n):
-        left[s] = objective(model, scenes[s], SOFT.stiffness, room) if n > n_starts else float(s)
+        left[s] = objective(model, scenes[s], _SOFT.stiffness, room) if n > n_starts else float(s)
     mean, covariance = np.empty((n_starts, d)), np.empty((n_starts, d, d))
     logs, best, least = np.empty(n_starts), 0, np.inf
     for m in range(n_starts):
         start = _first_least(left)
         left[start] = np.inf
         theta = scenes[start]
-        value = descend_pulled(model, theta, pull, _MAX_ITER, SOFT, room)
+        value = descend_pulled(model, theta, pull, _MAX_ITER, _SOFT, room)
         volume = _moments(model, theta, pull, room, mean[m], covariance[m])
         logs[m] = volume - value
         if value < least:
@@ -289,7 +300,7 @@ def _moments(
     gradient, hessian = np.empty(d), filled((d, d), 0.0)
     lower, inverse, volume = np.empty((d, d)), np.empty((d, d)), 0.0
     illuminate(model.optics, theta, room)
-    slope(model, theta, SOFT.stiffness, room, gradient, hessian)
+    slope(model, theta, _SOFT.stiffness, room, gradient, hessian)
     add_pull(pull, theta, gradient, hessian)
     copy(theta, mean)
     if cholesky(hessian, d, lower) < d:

@@ -119,7 +119,7 @@ def unmix(options: argparse.Namespace) -> None:
         _say(f"warning: {hint}")
     begin = f", going on at image {run.state.frames}" if run.state.frames else ""
     _say(f"{setting_text(options)}, method {method_text(options, unmixer)}{begin}")
-    if missing(unmixer, stack.images[0]):
+    if options.scheduler is None and missing(unmixer):
         _say(NOTICE)
     with cluster(options.scheduler) as client:
         state = run.execute(progress=_on_terminal() and not options.no_progress, client=client)

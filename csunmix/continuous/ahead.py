@@ -7,16 +7,19 @@ from typing import NamedTuple, cast
 import numpy as np
 
 from csunmix._ahead import Step
+from csunmix._kernels.frank_wolfe import frank_wolfe
 from csunmix._kernels.hops import wander
 from csunmix._kernels.importance import add_density, log_level, scatter
 from csunmix._kernels.labels import describe, settle
 from csunmix._kernels.model import Model
 from csunmix._kernels.modes import Modes, approximate, judge
 from csunmix._kernels.moments import fit_moments
+from csunmix._kernels.refine import refine as refine_views
 from csunmix._kernels.scene import least_share
 from csunmix._kernels.search import THOROUGH, search
+from csunmix._kernels.smc import sample
 from csunmix._validation import FloatArray
-from csunmix.continuous.refine import refine, rules
+from csunmix.continuous.refine import refine
 from csunmix.continuous.window import Setting, Window
 from csunmix.peaks import Candidates
 from csunmix.presets import csist_100k
@@ -84,16 +87,18 @@ def compile_draws() -> None:
     scatter(model, modes, np.zeros(1, np.int64), theta.copy())
 
 
-def compile_moments() -> None:
-    """Compile fits begun at the moments of the light."""
-    setting, image, targets = _example()
-    fit_moments(rules(setting), setting.views(image[None]), np.ones(4), 1, len(targets), 0.1)
+def compile_smc() -> None:
+    """Compile sequential Monte Carlo."""
+    model, _ = _posterior(_example())
+    sample(model, 2, 8, 0.5, 1, 0)
 
 
-REFINEMENT = Step(compile_refinement, "refine.refine-*.nbi")
-MOMENTS = Step(compile_moments, "moments.fit_moments-*.nbi")
-ESTIMATION = (
-    Step(compile_draws, "importance.scatter-*.nbi"),
-    Step(compile_search, "hops.wander-*.nbi"),
-)
+REFINEMENT = Step(refine_views, (__name__, "compile_refinement"))
+ESTIMATION = Step(wander, (__name__, "compile_search")), Step(scatter, (__name__, "compile_draws"))
 """Of `ContinuousUnmixer` and `PosteriorUnmixer`."""
+
+SMC = Step(search, (__name__, "compile_search")), Step(sample, (__name__, "compile_smc"))
+"""Of ``sampler="smc"``."""
+
+MOMENTS = Step(fit_moments)
+FRANK_WOLFE = Step(frank_wolfe)

@@ -115,11 +115,11 @@ class OffGrid(ABC):
         stack = as_stack(images)
         refuse_colours(np.shape(images))
         setting = self._setting(stack.shape[1:])
-        prepare(self, stack[0], progress=progress)
+        prepare(self, progress=progress)
         return self._unmix(setting, stack, progress)
 
     @abstractmethod
-    def _to_compile(self, image: FloatArray) -> Iterable[Step]:
+    def _to_compile(self) -> Iterable[Step]:
         """Steps that go side by side."""
 
     @abstractmethod

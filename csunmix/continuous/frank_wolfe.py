@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import KW_ONLY, dataclass
-from functools import partial
 from math import pi, sqrt
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from csunmix._ahead import Step, kept_of
+from csunmix._ahead import Step
 from csunmix._validation import FloatArray, as_images, as_integer, as_number
 from csunmix.background import border_level, noise_level
+from csunmix.continuous.ahead import FRANK_WOLFE
 from csunmix.continuous.base import Answer, OneByOne, border_flags, image_flags
 from csunmix.continuous.window import Setting
 from csunmix.prior import Prior
@@ -155,8 +154,8 @@ class SlidingFrankWolfe(OneByOne):
             setting, as_images(self.sensor.patched(image.astype(np.float64)), "image")
         )
 
-    def _to_compile(self, image: FloatArray) -> Iterator[Step]:
-        yield Step(partial(self, image), kept_of("frank_wolfe"))
+    def _to_compile(self) -> tuple[Step, ...]:
+        return (FRANK_WOLFE,)
 
     def _new_setting(self, shape: tuple[int, int]) -> Setting:
         return Setting(self.psf, self.sensor, Prior(), shape, self.background)

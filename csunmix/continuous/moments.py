@@ -116,7 +116,7 @@ class MomentUnmixer(OffGrid):
         """Images of a shape that a thread works on at a time."""
         return max(1, _PIXELS // (shape[0] * shape[1]))
 
-    def _to_compile(self, image: FloatArray) -> tuple[Step, ...]:
+    def _to_compile(self) -> tuple[Step, ...]:
         return (MOMENTS,)
 
     def _new_setting(self, shape: tuple[int, int]) -> Setting:

@@ -8,8 +8,8 @@ from typing import Literal
 import numpy as np
 
 from csunmix._ahead import Step
-from csunmix._validation import FloatArray, as_integer, as_number
-from csunmix.continuous.ahead import ESTIMATION
+from csunmix._validation import as_integer, as_number
+from csunmix.continuous.ahead import ESTIMATION, SMC
 from csunmix.continuous.base import Answer, _Unmixer, answer_for, probabilities
 from csunmix.continuous.fit import PLAUSIBLE, evidences, fit_counts
 from csunmix.continuous.sampling import Sample, cool, hop, summarise, weigh
@@ -155,8 +155,8 @@ class PosteriorUnmixer(_Unmixer):
         as_integer(self.n_chains, "n_chains", minimum=2)
         as_integer(self.n_steps, "n_steps", minimum=10)
 
-    def _to_compile(self, image: FloatArray) -> tuple[Step, ...]:
-        return ESTIMATION
+    def _to_compile(self) -> tuple[Step, ...]:
+        return SMC if self.sampler == "smc" else ESTIMATION
 
     def _answer(self, setting: Setting, window: Window, seed: int) -> Answer:
         fits = fit_counts(setting, window, seed)

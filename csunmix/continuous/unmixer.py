@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import KW_ONLY, dataclass
 
 from csunmix._ahead import Step
-from csunmix._validation import FloatArray, as_integer
+from csunmix._validation import as_integer
 from csunmix.continuous.ahead import ESTIMATION
 from csunmix.continuous.base import Answer, _Unmixer, answer_for, probabilities
 from csunmix.continuous.fit import evidences, fit_counts
@@ -99,7 +99,7 @@ class ContinuousUnmixer(_Unmixer):
         super().__post_init__()
         as_integer(self.n_effective, "n_effective", minimum=0)
 
-    def _to_compile(self, image: FloatArray) -> tuple[Step, ...]:
+    def _to_compile(self) -> tuple[Step, ...]:
         return ESTIMATION
 
     def _answer(self, setting: Setting, window: Window, seed: int) -> Answer:
