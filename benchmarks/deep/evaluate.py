@@ -8,7 +8,7 @@ way (see `train.py`), and so learn that the targets share a pixel cell ("scenes"
 told. "Preset" is told less, `presets.csist_100k().prior`: a cell with a probability of 0.8, else a
 box of 1.2 px anywhere, as the published data do not quite keep to the cell; what a box alone would
 do is in `benchmarks/accuracy/off_grid.md`. Ours are told PSF, sensor and prior, and not trained;
-"GridUnmixer, refined" is `grid_unmixer(refine=True)`, the quick one.
+"GridUnmixer, refined" is `grid_unmixer(refine=True)`; `MomentUnmixer` is the quickest.
 
 The off-grid network is our own and the strongest rival we could build: a perceptron and three
 refining stages, each given the residual and a Gauss-Newton step (`off_grid.py`); its first stage is

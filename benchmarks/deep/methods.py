@@ -25,7 +25,7 @@ LABELS = {
     "dista-net": "DISTA-Net (16 channels), c = 3",
 }
 FIRST_STAGE = "off-grid network, first stage"
-OURS = ("GridUnmixer, refined", "ContinuousUnmixer", "PosteriorUnmixer")
+OURS = ("MomentUnmixer", "GridUnmixer, refined", "ContinuousUnmixer", "PosteriorUnmixer")
 TOLD = ("preset", "cell")
 BATCHES = (1, 64, 1024)
 TRAINING = "scenes"  # what networks are told
@@ -75,6 +75,7 @@ def ours(setting: Setting) -> Iterator[Method]:
     psf, sensor, shape = setting.psf, setting.sensor, setting.shape
     for told, prior in zip(TOLD, (cu.presets.csist_100k().prior, setting.scene), strict=True):
         on_grid = cu.grid_unmixer(psf=psf, shape=shape, sensor=sensor, prior=prior, refine=True)
-        yield Method(OURS[0], told, on_grid)
-        for name, make in zip(OURS[1:], (cu.ContinuousUnmixer, cu.PosteriorUnmixer), strict=True):
+        yield Method(OURS[0], told, cu.MomentUnmixer(psf, sensor, prior))
+        yield Method(OURS[1], told, on_grid)
+        for name, make in zip(OURS[2:], (cu.ContinuousUnmixer, cu.PosteriorUnmixer), strict=True):
             yield Method(name, told, make(psf, sensor, prior, n_jobs=1), batches=BATCHES[:2])
