@@ -299,9 +299,9 @@ def test_unmix_does_not_depend_on_the_batches(run, tmp_path, stack_file, monkeyp
 def test_quick_batches_grow(run, tmp_path, stack_file, monkeypatch):
     seen, original = [], cli_run.State.add
 
-    def add(self, table, size):
-        seen.append(table.attrs["n_frames"])
-        original(self, table, size)
+    def add(self, table, attrs, size):
+        seen.append(attrs["n_frames"])
+        original(self, table, attrs, size)
 
     monkeypatch.setattr(cli_run, "MAX_BATCH", 2)
     monkeypatch.setattr(cli_run, "SECONDS", 1e9)

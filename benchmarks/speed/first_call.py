@@ -28,6 +28,7 @@ from benchmarks.report import to_markdown, write_report
 METHODS = {
     "grid": ("cu.grid_unmixer(**grid)", "--method active-set"),
     "grid, refined": ("cu.grid_unmixer(**grid, refine=True)", "--method active-set --refine"),
+    "moments": ("cu.MomentUnmixer(s.psf, s.sensor, s.prior)", "--method moments"),
     "continuous": ("cu.ContinuousUnmixer(s.psf, s.sensor, s.prior)", "--method continuous"),
     "posterior": ("cu.PosteriorUnmixer(s.psf, s.sensor, s.prior)", "--method posterior"),
 }

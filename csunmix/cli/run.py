@@ -10,12 +10,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -71,10 +71,10 @@ class State:
     targets: int = 0
     flagged: dict[str, list[int]] = field(default_factory=dict)
 
-    def add(self, table: pd.DataFrame, size: int) -> None:
-        """Count a further batch, after which the part file has `size` bytes."""
-        n = table.attrs["n_frames"]
-        for flag, frames in _flagged_frames(table):
+    def add(self, table: pd.DataFrame, attrs: Mapping[Hashable, Any], size: int) -> None:
+        """Count a further batch, its table and `attrs`; the part file has `size` bytes then."""
+        n = attrs["n_frames"]
+        for flag, frames in _flagged_frames(table, attrs):
             entry = self.flagged.setdefault(str(flag.name), [0])
             entry[0] += frames.size
             entry += (self.frames + frames[: _LISTED + 1 - len(entry)]).tolist()
@@ -144,13 +144,15 @@ class Run:
                 file.truncate(self.state.size)
                 file.seek(self.state.size)
                 for table in self._tables(client):
+                    # Apart, as pandas copies them with every column that it hands out.
+                    attrs, table.attrs = table.attrs, {}
                     begins = self.state.frames == 0
                     file.write(self.table.encode(self._named(table), begins=begins))
                     file.flush()
                     os.fsync(file.fileno())
-                    self.state.add(table, file.tell())
+                    self.state.add(table, attrs, file.tell())
                     self._write_state()
-                    bar.update(table.attrs["n_frames"])
+                    bar.update(attrs["n_frames"])
             self.table.finish(self.part, self.out)
         except BaseException as stop:
             if self.state.frames == 0:
@@ -180,9 +182,7 @@ class Run:
     def _named(self, table: pd.DataFrame) -> pd.DataFrame:
         """`table` with frames counted over all images, and the names of these."""
         frame = table["frame"].to_numpy() + self.state.frames
-        named = table.assign(frame=frame, image=[self.stack.name(i) for i in frame.tolist()])
-        named.attrs = {}  # pandas copies them with every column that it hands out
-        return named
+        return table.assign(frame=frame, image=[self.stack.name(i) for i in frame.tolist()])
 
     def _read_state(self) -> State:
         damaged = ValueError(f"{self.state_file}: is damaged; remove it to start anew")
@@ -212,10 +212,12 @@ def _next_size(size: int, first: int, took: float) -> int:
     return size // 2 if took > SECONDS and size > first else size
 
 
-def _flagged_frames(table: pd.DataFrame) -> Iterator[tuple[Flag, npt.NDArray[np.intp]]]:
+def _flagged_frames(
+    table: pd.DataFrame, attrs: Mapping[Hashable, Any]
+) -> Iterator[tuple[Flag, npt.NDArray[np.intp]]]:
     """Every flag that occurs, on a frame or on a target of it, with its frames."""
-    flags = np.zeros(table.attrs["n_frames"], np.int64)
-    for frame, value in table.attrs["frame_flags"].items():
+    flags = np.zeros(attrs["n_frames"], np.int64)
+    for frame, value in attrs["frame_flags"].items():
         flags[frame] = value
     np.bitwise_or.at(flags, table["frame"].to_numpy(), table["flags"].to_numpy())
     for flag in Flag:
