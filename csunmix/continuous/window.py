@@ -195,9 +195,13 @@ class Setting:
         noise2 = self._noise_variance(images, level)
         # Half way between the bounds, or the one that there is.
         first, last = np.where(np.isfinite(low), low, high), np.where(np.isfinite(high), high, low)
-        signal = 0.5 * np.where(valid, first, 0.0) + 0.5 * np.where(valid, last, 0.0)
+        if not valid.all():
+            first, last = np.where(valid, first, 0.0), np.where(valid, last, 0.0)
+        signal = 0.5 * first + 0.5 * last
         dark2 = noise2 + self._rounding_variance
-        recorded2 = dark2[:, None, None] + self._per_light * np.maximum(signal, 0.0)
+        recorded2 = dark2[:, None, None]
+        if self._per_light > 0.0:
+            recorded2 = recorded2 + self._per_light * np.maximum(signal, 0.0)
         lit = signal > _LIT * np.sqrt(recorded2)
         light, brightest = np.where(lit, signal, 0.0), signal.max(axis=(1, 2))
         # The same in all pixels: to grow with each one's own light would take the weight off the
