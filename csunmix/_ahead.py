@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterable, Sequence
@@ -16,7 +17,7 @@ from contextlib import ExitStack, suppress
 from importlib import import_module
 from multiprocessing import current_process, parent_process
 from pathlib import Path
-from subprocess import DEVNULL, PIPE, Popen
+from subprocess import DEVNULL, PIPE, Popen, TimeoutExpired
 from threading import RLock, Thread
 from typing import Any, NamedTuple, Protocol
 
@@ -25,6 +26,8 @@ NOTICE = "compiling kernels (once per installation, 10 to 30 s) ..."
 logger = logging.getLogger("csunmix")
 
 _ONE_AT_A_TIME = RLock()  # threads: the next finds it done
+_PATIENCE = 600.0  # seconds for what takes 20
+_PYTHON = re.compile(r"python(\d+(\.\d+)?t?|w)?")
 _HELPER = "import sys; sys.path[:] = {path!r}; from csunmix._ahead import helper; helper()"
 
 
@@ -80,7 +83,10 @@ def compile_ahead(steps: Sequence[Step]) -> None:
         with suppress(Exception):
             _do(*calls[0])
         for process in processes:
-            process.wait()
+            try:
+                process.wait(_PATIENCE)
+            except TimeoutExpired:
+                process.kill()
 
 
 def _do(module: str, function: str, *given: str) -> None:
@@ -95,7 +101,8 @@ def _start(call: tuple[str, ...]) -> Popen[bytes]:
 
 def _can_start_python() -> bool:
     """Whether there is a Python to start, and no pool of processes that this is one of."""
-    python = Path(sys.executable or "").stem.lower().startswith("python")
+    name = Path(sys.executable or "").name.lower().removesuffix(".exe")
+    python = _PYTHON.fullmatch(name) is not None
     # A program that a new process runs once more, as its own, has no parent to tell of yet.
     alone = parent_process() is None and not getattr(current_process(), "_inheriting", False)
     return python and alone and not getattr(sys, "frozen", False)

@@ -21,7 +21,8 @@ missing there.
 
 "Moments" is `MomentUnmixer`, a few fits of an image, in a fifth of the time of "refined". Its
 errors are too small where an optimum was missed: of four and five targets that little noise blurs,
-whose pulls of places have wide tails for that. It needs a flux prior. How many starts there are,
+whose pulls of places have wide tails for that. It needs a flux prior, and a cell that is likely but
+not sure makes no difference to it: "preset" and "extent" are the same. How many starts there are,
 how far they go and how the light is read was chosen on images of seeds 100 and 777.
 
 "Refined" is `grid_unmixer(refine=True)`: the exact l1 optimum on a grid of 1/7 px, made the start

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import hashlib
+from contextlib import suppress
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -260,7 +261,9 @@ class Kernel(CPUDispatcher):
             return True
         of_numba: Any = self
         machine = of_numba.targetctx.codegen().magic_tuple()
-        return any(machine in key for key in of_numba._cache._cache_file._load_index())
+        with suppress(OSError):  # another process writes it
+            return any(machine in key for key in of_numba._cache._cache_file._load_index())
+        return False
 
     def compile(self, signature: Any) -> Any:
         """Compile it without looking for garbage meanwhile: nearly all that is made then lasts."""

@@ -17,6 +17,7 @@ from csunmix._kernels.fit import (
     Pull,
     Strictness,
     add_pull,
+    clip,
     descend_pulled,
     explains,
     objective,
@@ -24,11 +25,29 @@ from csunmix._kernels.fit import (
 )
 from csunmix._kernels.jit import glue, kernel, leaf, part
 from csunmix._kernels.labels import nearest
-from csunmix._kernels.linalg import cholesky, copy, inner, inner_gram, invert_lower, to_shares
+from csunmix._kernels.linalg import (
+    add_up,
+    cholesky,
+    copy,
+    inner,
+    inner_gram,
+    invert_lower,
+    to_shares,
+)
 from csunmix._kernels.model import Model, Views
-from csunmix._kernels.prior import Box
-from csunmix._kernels.refine import Answers, Rules, Spread, Task, put, view, write_targets
-from csunmix._kernels.scene import Pixels, Room, illuminate, new_room
+from csunmix._kernels.prior import Box, limits
+from csunmix._kernels.refine import (
+    Answers,
+    Rules,
+    Spread,
+    Task,
+    place_at_corners,
+    principal_axes,
+    put,
+    view,
+    write_targets,
+)
+from csunmix._kernels.scene import Pixels, Room, glow, illuminate, new_room
 from csunmix._validation import FloatArray
 
 _MAX_ITER = 40  # steps of a fit
@@ -38,8 +57,10 @@ _SIGMAS = 3.0  # standard deviations of a flux, within which it is fitted
 _SURE = 0.03  # of the light, by which it may be mistaken
 _HIDDEN = 0.3  # and of what a bound hides
 _LIT = 3.0  # times the noise
-_THIN = 0.1  # variance of a cluster across, of that along it, at least
-_LEAST = 0.05  # px, spread of several targets along an axis
+_CUT = 4.0  # times the share of it that the image's edge cuts off
+_SHOWN = 0.2  # of a target's light in the window, at least
+_LEAST = 0.05**2  # px^2, variance of several targets along an axis
+_SAME = 1.0  # standard deviations, within which two fits are one
 
 
 class Light(NamedTuple):
@@ -66,8 +87,8 @@ def fit_moments(
 ) -> Answers:
     """Targets of n images, by `n_starts` fits of each number of targets that the light allows.
 
-    `core` (4,) is the share of a target's light that its window shows, and the variances along y
-    and x and the covariance of that, px^2. For the answers, and what a score is, see
+    `core` (6,) has the middle of the PSF, along y and x (px), its variances and its covariance
+    (px^2), and what is in reach of it. For the answers, and what a score is, see
     `csunmix._kernels.refine`.
     """
     n = views.variance.size
@@ -118,36 +139,59 @@ def _look(task: Task, core: FloatArray) -> Light:
     """Moments of the light in a window."""
     pixels = task.pixels
     n_y, n_x = pixels.low.shape
-    light, floor = np.empty((n_y, n_x)), _LIT * math.sqrt(pixels.variance)
+    light, brightest = np.empty((n_y, n_x)), 0.0
     hidden, blind = _fill(pixels, light)
     total = lit = y = x = 0.0
     for i in range(n_y):
         for j in range(n_x):
             total += light[i, j]
+            brightest = max(brightest, light[i, j])
+    noise = math.sqrt(pixels.variance)
+    floor = min(_LIT * noise, 0.5 * brightest)  # the noise may be that of a PSF that is not sure
+    for i in range(n_y):
+        for j in range(n_x):
             light[i, j] = light[i, j] if light[i, j] > floor else 0.0
             lit += light[i, j]
             y += light[i, j] * i
             x += light[i, j] * j
-    y, x = y / lit, x / lit
+    y, x = (y / lit, x / lit) if lit > 0.0 else (0.5 * (n_y - 1.0), 0.5 * (n_x - 1.0))
     of_y = of_x = both = 0.0
     for i in range(n_y):
         for j in range(n_x):
-            share = light[i, j] / lit
+            share = light[i, j] / lit if lit > 0.0 else 0.0
             of_y += share * (i - y) ** 2
             of_x += share * (j - x) ** 2
             both += share * (i - y) * (j - x)
-    total /= core[0]
-    unsure = _SURE * total + _HIDDEN * hidden + floor * math.sqrt(float(n_y * n_x))
+    y, x = y - core[0], x - core[1]
+    # What the window does not show of it, as of one target in the middle.
+    share = max(_share(task, y, x), _SHOWN)
+    total /= share
+    noise2 = n_y * n_x * pixels.variance + pixels.per_light * max(total, 0.0)
+    unsure = (_SURE + _CUT * max(core[5] - share, 0.0)) * total
+    unsure += _HIDDEN * hidden + _LIT * math.sqrt(noise2)
     most = np.inf if blind else total + unsure
-    spread = _principal(y, x, of_y - core[1], of_x - core[2], both - core[3])
+    spread = principal_axes(y, x, of_y - core[2], of_x - core[3], both - core[4], _LEAST)
     return Light(total, total - unsure, most, spread)
+
+
+@part()
+def _share(task: Task, y: float, x: float) -> float:
+    """Share of a target's light that falls into the window."""
+    theta, total = np.empty(3), 0.0
+    theta[0], theta[1], theta[2] = y, x, 1.0
+    room = new_room(task.optics, 1, 3, *task.pixels.low.shape)
+    glow(task.optics, theta, room)
+    for i in range(room.light.shape[0]):
+        total += add_up(room.light[i])
+    return total
 
 
 @leaf()
 def _fill(pixels: Pixels, light: FloatArray) -> tuple[float, bool]:
-    """Light of all pixels, what is behind bounds as `_behind` has it.
+    """Light of all pixels, of those that are not known as `_behind` has it.
 
-    How much that is more than the bounds, and whether there is a bound with nothing to tell it.
+    How much that is more than their bounds, and whether there is one beside light, or a bound, of
+    which nothing tells it.
     """
     hidden, blind = 0.0, False
     for i in range(light.shape[0]):
@@ -156,10 +200,23 @@ def _fill(pixels: Pixels, light: FloatArray) -> tuple[float, bool]:
             light[i, j] = _shown(low, high)
             if not high - low < np.inf:
                 behind = _behind(pixels, i, j)
-                blind = blind or (behind == 0.0 and low > -np.inf)
-                hidden += max(behind - light[i, j], 0.0)
-                light[i, j] = max(behind, light[i, j])
+                untold = low > -np.inf or (high == np.inf and _beside_light(pixels, i, j))
+                blind = blind or (behind == 0.0 and untold)
+                behind = min(max(behind, light[i, j]), high)
+                hidden += behind - light[i, j]
+                light[i, j] = behind
     return hidden, blind
+
+
+@leaf()
+def _beside_light(pixels: Pixels, i: int, j: int) -> bool:
+    """Whether one of the pixels around is lit."""
+    n_y, n_x = pixels.low.shape
+    lit = False
+    for at_i in range(max(i - 1, 0), min(i + 2, n_y)):
+        for at_j in range(max(j - 1, 0), min(j + 2, n_x)):
+            lit = lit or _known(pixels, at_i, at_j) > 0.0 or pixels.low[at_i, at_j] > 0.0
+    return lit
 
 
 @leaf()
@@ -197,16 +254,6 @@ def _known(pixels: Pixels, i: int, j: int) -> float:
     return light if lit else 0.0
 
 
-@leaf()
-def _principal(y: float, x: float, of_y: float, of_x: float, both: float) -> Spread:
-    """Principal axes of a covariance, never those of a line."""
-    mean, more = 0.5 * (of_x + of_y), math.hypot(0.5 * (of_x - of_y), both)
-    angle = 0.5 * math.atan2(2.0 * both, of_x - of_y)
-    far = max(mean + more, _LEAST**2)
-    near = max(mean - more, _THIN * far)
-    return Spread(y, x, math.sin(angle), math.cos(angle), math.sqrt(far), math.sqrt(near))
-
-
 # --- fits of a number of targets ----------------------------------------------------------------
 
 
@@ -220,24 +267,40 @@ def _guess(task: Task, light: Light, count: int, per_pair: int) -> Guess:
     n, left = scenes.shape[0], np.empty(scenes.shape[0])
     n_starts = min(n, (count + 1) // 2 * per_pair)
     for s in range(n):
-        left[s] = objective(model, scenes[s], _SOFT.stiffness, room) if n > n_starts else float(s)
+        left[s] = float(s)
+        if n > n_starts:
+            left[s] = objective(model, scenes[s].ravel(), _SOFT.stiffness, room)
     mean, covariance = np.empty((n_starts, d)), np.empty((n_starts, d, d))
-    logs, best, least = np.empty(n_starts), 0, np.inf
-    for m in range(n_starts):
+    logs, m, best, least = np.empty(n_starts), 0, 0, np.inf
+    for _ in range(n_starts):
         start = _first_least(left)
         left[start] = np.inf
-        theta = scenes[start]
+        theta = scenes[start].ravel()
         value = descend_pulled(model, theta, pull, _MAX_ITER, _SOFT, room)
-        volume = _moments(model, theta, pull, room, mean[m], covariance[m])
-        logs[m] = volume - value
+        logs[m] = _moments(model, theta, pull, room, mean[m], covariance[m]) - value
+        if not _is_new(mean[:m], covariance, mean[m], count):
+            continue
         if value < least:
             best, least = m, value
+        m += 1
     good = explains(model, mean[best], least)
-    middle, around, mass = _mixture(mean, covariance, logs, best, count)
-    evidence = mass
+    middle, around, mass = _mixture(mean[:m], covariance[:m], logs[:m], best, count)
     for a in range(d):
-        evidence += 0.5 * math.log(pull.precision[a])
-    return Guess(middle, around, evidence + math.lgamma(count + 1.0), good)
+        mass += 0.5 * math.log(pull.precision[a])
+    return Guess(middle, around, mass, good)
+
+
+@part()
+def _is_new(known: FloatArray, covariance: FloatArray, mean: FloatArray, count: int) -> bool:
+    """Whether a fit is none of those known, but for the order of targets."""
+    for m in range(known.shape[0]):
+        order, distance2 = nearest(mean, known[m], count), 0.0
+        for a in range(mean.size):
+            away = mean[3 * order[a // 3] + a % 3] - known[m, a]
+            distance2 += away * away / covariance[m, a, a]
+        if distance2 <= _SAME**2 * mean.size:
+            return False
+    return True
 
 
 @leaf()
@@ -271,18 +334,18 @@ def _model(task: Task, light: Light, count: int) -> tuple[Model, Pull]:
 
 @part()
 def _figures(spread: Spread, count: int, flux: float) -> FloatArray:
-    """Scenes (n, 3 K): regular figures of this spread, of all targets or around one of them."""
+    """Scenes (n, K, 3): regular figures of this spread, of all targets or around one of them."""
     kinds = 2 if count > 3 else 1
-    n = kinds * _TURNS if count > 2 else 1
-    scenes = np.empty((n, 3 * count))
-    for s in range(n):
-        corners = count - s % kinds
-        away = math.sqrt(2.0 * count / corners) if count > 2 else count - 1.0
+    scenes = np.empty((kinds * _TURNS if count > 2 else 1, count, 3))
+    for s in range(scenes.shape[0]):
         for k in range(count):
-            angle = 2.0 * math.pi * (k + (s // kinds) / _TURNS) / corners
-            out, far = scenes[s, 3 * k : 3 * k + 3], away if k < corners else 0.0
-            put(spread, far * math.cos(angle), far * math.sin(angle), out)
-            out[2] = flux
+            scenes[s, k, 2] = flux
+        if count > 2:
+            turn = (s // kinds) / _TURNS
+            place_at_corners(scenes[s], spread, count - s % kinds, turn, scenes[s])
+        else:
+            for k in range(count):
+                put(spread, (count - 1.0) * (1.0 - 2.0 * k), 0.0, scenes[s, k])
     return scenes
 
 
@@ -314,7 +377,35 @@ def _moments(
     for a in range(d):
         mean[a] += inner(covariance[a], gradient)
         volume -= math.log(lower[a, a])
-    return volume
+    lowest, highest = np.empty(d), np.empty(d)
+    limits(model.box, mean, model.n_targets, model.box.cell == 1.0, lowest, highest)
+    clip(mean, lowest, highest)
+    if model.box.separation > 0.0:  # which keeps all orders of the targets apart
+        return volume + math.lgamma(model.n_targets + 1.0)
+    return volume + _log_orders(hessian, mean, model.n_targets)
+
+
+@leaf()
+def _log_orders(precision: FloatArray, mean: FloatArray, count: int) -> float:
+    """Log number of orders of the targets that are apart from each other.
+
+    ``prod_k (1 + sum_{m<k} (1 - o_km))``, ``o`` the overlap of a normal distribution and of the one
+    with two targets exchanged (Bhattacharyya's coefficient): from 1, all the same, to ``K!``.
+    """
+    log = 0.0
+    for k in range(count):
+        orders = 1.0
+        for m in range(k):
+            distance2 = 0.0
+            for c in range(3):
+                for e in range(3):
+                    a, b, p, q = 3 * k + c, 3 * m + c, 3 * k + e, 3 * m + e
+                    bend = precision[max(a, p), min(a, p)] + precision[max(b, q), min(b, q)]
+                    bend -= precision[max(a, q), min(a, q)] + precision[max(b, p), min(b, p)]
+                    distance2 += bend * (mean[a] - mean[b]) * (mean[p] - mean[q])
+            orders += 1.0 - math.exp(-0.125 * max(distance2, 0.0))
+        log += math.log(orders)
+    return log
 
 
 @glue()

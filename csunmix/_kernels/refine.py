@@ -669,7 +669,7 @@ def reshaped(targets: FloatArray, reach: float) -> FloatArray:
     for shift in range(_SHIFTS):
         for corners in (count - 1, count):
             if 3 <= corners <= FEW:
-                _place_at_corners(targets, spread, corners, shift / _SHIFTS, scenes[n])
+                place_at_corners(targets, spread, corners, shift / _SHIFTS, scenes[n])
                 n += 1
     _turn(targets, spread, 2.0 * _GOLDEN, scenes[n])
     return scenes[: n + 1]
@@ -688,9 +688,17 @@ def _spread(targets: FloatArray) -> Spread:
     for k in range(targets.shape[0]):
         share, dy, dx = max(targets[k, 2], _LEAST) / light, targets[k, 0] - y, targets[k, 1] - x
         of_y, of_x, both = of_y + share * dy * dy, of_x + share * dx * dx, both + share * dy * dx
+    return principal_axes(y, x, of_y, of_x, both, _LEAST)
+
+
+@leaf()
+def principal_axes(
+    y: float, x: float, of_y: float, of_x: float, both: float, least: float
+) -> Spread:
+    """Those of a covariance around y and x, of variances of at least so much, never of a line."""
     mean, more = 0.5 * (of_x + of_y), math.hypot(0.5 * (of_x - of_y), both)
     angle = 0.5 * math.atan2(2.0 * both, of_x - of_y)
-    far, near = max(mean + more, _LEAST), max(mean - more, _THIN * (mean + more), _LEAST)
+    far, near = max(mean + more, least), max(mean - more, _THIN * (mean + more), least)
     return Spread(y, x, math.sin(angle), math.cos(angle), math.sqrt(far), math.sqrt(near))
 
 
@@ -718,7 +726,7 @@ def _turn(targets: FloatArray, spread: Spread, angle: float, out: FloatArray) ->
 
 
 @leaf()
-def _place_at_corners(
+def place_at_corners(
     targets: FloatArray, spread: Spread, corners: int, shift: float, out: FloatArray
 ) -> None:
     """Targets at the corners of a regular figure of their spread, others in its middle."""

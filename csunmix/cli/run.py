@@ -111,7 +111,7 @@ class Run:
         if isinstance(unmixer, GridUnmixer):
             self.batch = min(MAX_BATCH, unmixer.batch_size)
         if isinstance(unmixer, MomentUnmixer):
-            self.batch = min(MAX_BATCH, unmixer.batch_size(stack.images.shape[1:]))
+            self.batch = min(MAX_BATCH, unmixer.images_at_a_time(stack.images.shape[1:]))
         attrs = {"n_frames": len(stack), "method": repr(unmixer)}
         self.table = table_for(out, attrs)
         self.state = State(settings=_settings(unmixer), images=_fingerprint(stack))

@@ -94,10 +94,16 @@ def compile_smc() -> None:
 
 
 REFINEMENT = Step(refine_views, (__name__, "compile_refinement"))
-ESTIMATION = Step(wander, (__name__, "compile_search")), Step(scatter, (__name__, "compile_draws"))
+
+_SEARCH, _DRAWS = (__name__, "compile_search"), (__name__, "compile_draws")
+# Each has a kernel that a run calls for sure, whatever the image.
+ESTIMATION = Step(search, _SEARCH), Step(scatter, _DRAWS)
 """Of `ContinuousUnmixer` and `PosteriorUnmixer`."""
 
-SMC = Step(search, (__name__, "compile_search")), Step(sample, (__name__, "compile_smc"))
+APPROXIMATION = Step(search, _SEARCH), Step(judge, _DRAWS)
+"""Of normal approximations alone."""
+
+SMC = Step(search, _SEARCH), Step(sample, (__name__, "compile_smc"))
 """Of ``sampler="smc"``."""
 
 MOMENTS = Step(fit_moments)

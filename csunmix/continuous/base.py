@@ -100,9 +100,9 @@ class OffGrid(ABC):
         -------
         pandas.DataFrame
             Target table. Images that are not finite, or in which nothing was found, yield no
-            targets and a flag in ``attrs["frame_flags"]``. Where the method chooses among numbers
-            of targets, ``attrs["count_probability"]``, a list for each frame, holds the probability
-            of each and ``attrs["counts"]`` these numbers.
+            targets and a flag in ``attrs["frame_flags"]``. `ContinuousUnmixer` and
+            `PosteriorUnmixer` tell of all numbers of targets: ``attrs["count_probability"]``, a
+            list for each frame, holds the probability of each, ``attrs["counts"]`` these numbers.
 
         Raises
         ------
@@ -136,11 +136,6 @@ class OffGrid(ABC):
             self._settings[shape] = self._new_setting((shape[0], shape[1]))
         return self._settings[shape]
 
-    def _finite(self, images: Array) -> tuple[FloatArray, BoolArray]:
-        """Images in double precision, bad pixels aside, and which can be used."""
-        patched = self.sensor.patched(images.astype(np.float64))
-        return patched, usable(patched)
-
 
 @dataclass(frozen=True)
 class OneByOne(OffGrid):
@@ -169,7 +164,8 @@ class OneByOne(OffGrid):
 
     def _answer_part(self, setting: Setting, images: Array) -> list[Answer | None]:
         """Targets of each of some images, finite or not."""
-        images, finite = self._finite(images)
+        images = self.sensor.patched(images.astype(np.float64))
+        finite = usable(images)
         found = iter(self._find(setting, images[finite]) if finite.any() else ())
         return [next(found) if each else None for each in finite]
 

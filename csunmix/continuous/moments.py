@@ -102,9 +102,9 @@ class MomentUnmixer(OffGrid):
     n_starts: int = 1
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if isinstance(self.background, str) and self.background != "border":
             raise ValueError(f"background must be a number or 'border', got {self.background!r}")
+        super().__post_init__()
         if self.prior.flux is None:
             raise ValueError(
                 "prior must have a range of fluxes, by which light tells the number of targets, "
@@ -112,8 +112,8 @@ class MomentUnmixer(OffGrid):
             )
         as_integer(self.n_starts, "n_starts", minimum=1)
 
-    def batch_size(self, shape: tuple[int, ...]) -> int:
-        """Images of a shape that a thread works on at a time."""
+    def images_at_a_time(self, shape: tuple[int, ...]) -> int:
+        """Images of a shape that each thread works on at a time, which bounds the memory."""
         return max(1, _PIXELS // (shape[0] * shape[1]))
 
     def _to_compile(self) -> tuple[Step, ...]:
@@ -124,7 +124,7 @@ class MomentUnmixer(OffGrid):
 
     def _unmix(self, setting: Setting, stack: Array, progress: bool) -> pd.DataFrame:
         _ = setting.optics, setting.box, self._core  # made once, before threads ask for them
-        size = self.batch_size(setting.shape)
+        size = self.images_at_a_time(setting.shape)
         found = find_all(partial(self._find, setting), stack, size, self.n_jobs, progress)
         if not any_finite(found):
             as_images(stack)  # says where
@@ -136,8 +136,11 @@ class MomentUnmixer(OffGrid):
         return find_in_finite(partial(self._find_finite, setting), patched)
 
     def _find_finite(self, setting: Setting, images: FloatArray) -> Found:
-        views, most = self._near(setting.views(images)), setting.counts.stop - 1
-        answers = fit_moments(rules(setting), views, self._core, self.n_starts, most, SCORED)
+        views, least = self._near(setting.views(images)), setting.counts.start
+        # No more unknowns than pixels.
+        most = max(min(setting.counts.stop - 1, images[0].size // 3), least)
+        told = rules(setting)._replace(counts=(least, most))
+        answers = fit_moments(told, views, self._core, self.n_starts, most, SCORED)
         some = np.arange(most) < answers.n_targets[:, None]
         targets = answers.targets[some]
         marks = target_flags(setting, views, answers)[some]
@@ -159,12 +162,17 @@ class MomentUnmixer(OffGrid):
 
     @cached_property
     def _core(self) -> FloatArray:
-        """Share of a target's light in reach, its variances along y and x and covariance, px^2."""
+        """Middle of the PSF along y and x (px), its variances and its covariance (px^2).
+
+        Of what is in reach, as an Airy disk's variance is infinite; the share of that comes last.
+        """
         reach = np.ceil(_REACH * self.psf.width)
         phase = (np.arange(_PHASES) + 0.5) / _PHASES - 0.5
         d = (np.arange(-reach, reach + 1.0) - phase[:, None]).ravel()
         dy, dx = d[:, None], d
         light = self.psf.kernel(dy, dx)
-        shown = light.sum()
-        moments = [(light * each).sum() / shown for each in (dy * dy, dx * dx, dy * dx)]
-        return np.array([shown / _PHASES**2, *moments])
+        share = light / light.sum()
+        y, x = (share * dy).sum(), (share * dx).sum()
+        away = (dy - y) ** 2, (dx - x) ** 2, (dy - y) * (dx - x)
+        moments = [(share * each).sum() for each in away]
+        return np.array([y, x, *moments, light.sum() / _PHASES**2])

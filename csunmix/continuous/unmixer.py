@@ -6,7 +6,7 @@ from dataclasses import KW_ONLY, dataclass
 
 from csunmix._ahead import Step
 from csunmix._validation import as_integer
-from csunmix.continuous.ahead import ESTIMATION
+from csunmix.continuous.ahead import APPROXIMATION, ESTIMATION
 from csunmix.continuous.base import Answer, _Unmixer, answer_for, probabilities
 from csunmix.continuous.fit import evidences, fit_counts
 from csunmix.continuous.sampling import SCORED, summarise, weigh
@@ -100,7 +100,7 @@ class ContinuousUnmixer(_Unmixer):
         as_integer(self.n_effective, "n_effective", minimum=0)
 
     def _to_compile(self) -> tuple[Step, ...]:
-        return ESTIMATION
+        return ESTIMATION if self.n_effective > 0 else APPROXIMATION
 
     def _answer(self, setting: Setting, window: Window, seed: int) -> Answer:
         fits = fit_counts(setting, window, seed)
