@@ -34,13 +34,14 @@ from csunmix._kernels.linalg import (
     invert_lower,
     to_shares,
 )
-from csunmix._kernels.model import Model, Views
+from csunmix._kernels.model import Model, Views, within
 from csunmix._kernels.prior import Box, limits
 from csunmix._kernels.refine import (
     Answers,
     Rules,
     Spread,
     Task,
+    model_for,
     place_at_corners,
     principal_axes,
     put,
@@ -318,18 +319,14 @@ def _model(task: Task, light: Light, count: int) -> tuple[Model, Pull]:
 
     Fluxes and places have the prior's means and variances, places around the middle of the light.
     """
-    (least, most), box, d = task.box.flux, task.box, 3 * count
+    (least, most), box, model = task.box.flux, task.box, model_for(task, count, 0.0)
     middle, sigma = 0.5 * (least + most), (most - least) / math.sqrt(12.0)
-    flux = np.empty(2)
+    flux, mean = np.empty(2), np.empty(3 * count)
     flux[0], flux[1] = max(middle - _SIGMAS * sigma, 0.0), middle + _SIGMAS * sigma
-    mean, precision = np.empty(d), np.empty(d)
     for k in range(count):
         mean[3 * k], mean[3 * k + 1], mean[3 * k + 2] = light.spread.y, light.spread.x, middle
-        precision[3 * k] = 12.0 / task.size[0] ** 2
-        precision[3 * k + 1] = 12.0 / task.size[1] ** 2
-        precision[3 * k + 2] = 1.0 / sigma**2
     soft = Box(box.area, flux, box.separation, box.extent, box.cell, 0.0, box.background)
-    return Model(task.optics, task.pixels, soft, precision, count), Pull(mean, precision)
+    return within(model, soft), Pull(mean, model.precision)
 
 
 @part()

@@ -45,13 +45,13 @@ class MomentUnmixer(OffGrid):
 
     by Levenberg-Marquardt steps. Pixels are as for `ContinuousUnmixer`. In place of the bounds of
     the prior there are normal distributions of the same means and variances, around the middle of
-    the light ``c``; separation and extent are kept by stiff walls. The answer is the mean of the
-    normal distributions around what the starts end in (Laplace's method), each weighing as much as
-    it holds. The number of targets is the one of the largest sum of these, of all that the light
-    allows.
+    the light ``c``; fits keep to separation and extent by stiff walls. A cell that is likely, but
+    not sure, makes no difference. The answer is the mean of the normal distributions around what
+    the starts end in (Laplace's method), each weighing as much as it holds. The number of targets
+    is the one of the largest sum of these, of all that the light allows.
 
-    What a saturated pixel hides is taken to be what the pixels around it would have it be, were the
-    light a product of two factors; in the fit it is a bound.
+    What a saturated or bad pixel hides is taken to be what the pixels around it would have it be,
+    were the light a product of two factors; in the fit it is a bound, or nothing.
 
     Parameters
     ----------
@@ -64,18 +64,21 @@ class MomentUnmixer(OffGrid):
     psf_error : float
         As for `ContinuousUnmixer`.
     n_starts : int
-        Starts for every two targets. More find more of what there is, and take longer in
-        proportion.
+        Starts for every two targets, of 1 figure of one target or two, 3 of three, and 6 of more.
+        More find more of what there is, and take longer.
     n_jobs : int
         Threads that work on the images; the answer is the same with any number.
 
     Notes
     -----
     ``y_err, x_err, flux_err`` are standard deviations of that sum of normal distributions: too
-    small where a start that matters was missed, as of some scenes of five targets. ``score`` and
+    small where an optimum that matters was missed, as of some scenes of four targets and of five,
+    so that a few places lie many errors off; with twice the starts fewer are missed. ``score`` and
     flags are as for `ContinuousUnmixer`, the score by the errors alone. A fit that leaves more of
-    an image than noise does has `Flag.MISFIT`: one of the other methods may do better. What this
-    one loses to them is in ``benchmarks/accuracy/off_grid.md``, and what it gains in
+    the pixels around the targets than noise does has `Flag.MISFIT`: one of the other methods may do
+    better. Numbers of targets are right where no other gives as much light; where fluxes lie in a
+    wide range, they are less often right than those of other methods, and too sure. What this
+    method loses to these is in ``benchmarks/accuracy/off_grid.md``, and what it gains in
     ``benchmarks/speed/off_grid.md``.
 
     Raises
