@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from csunmix._kernels.arrays import filled, integers
 from csunmix._kernels.atoms import (
     Box,
     Chosen,
@@ -31,7 +32,7 @@ from csunmix._kernels.atoms import (
     write_coefficients,
 )
 from csunmix._kernels.jit import kernel, leaf, part
-from csunmix._kernels.linalg import cholesky_append, cholesky_drop, cholesky_solve, inner
+from csunmix._kernels.linalg import add_up, cholesky_append, cholesky_drop, cholesky_solve, inner
 from csunmix._validation import BoolArray, FloatArray, IntArray
 
 _ROUNDING = 1e-12  # of correlations and residuals, relative to the largest
@@ -107,8 +108,8 @@ def active_set(
     most = min(n_pixels, 16)  # to begin with
     chosen, near = new_chosen(most, n_pixels), _new_near(a_y, a_x, most)
     view = new_view(a_y, a_x, y[0], weights[0])
-    answer = _new_coefficients(np.zeros(len(y) + 1, np.int64), 16 * len(y))
-    x = np.zeros(n_atoms)  # of one image
+    answer = _new_coefficients(integers(len(y) + 1, 0), 16 * len(y))
+    x = filled(n_atoms, 0.0)  # of one image
     for b in range(len(y)):
         look(view, y[b], weights[b])
         fresh = start.first[b] == start.first[b + 1]
@@ -182,10 +183,10 @@ def _objective(
     excess: FloatArray,
 ) -> float:
     """Objective of an image; writes what the fit has over each bound, -1 where there is none."""
-    fitted = np.zeros(y.shape)
+    fitted = filled(y.shape, 0.0)
     if n_positive > 0:
         forward(view.a_y, view.a_x, x, fitted)
-    value = float(lam * x.sum()) if n_positive > 0 else 0.0
+    value = lam * add_up(x) if n_positive > 0 else 0.0
     for p in range(excess.size):
         row, col = p // y.shape[1], p % y.shape[1]
         r = y[row, col] - fitted[row, col]
@@ -357,9 +358,9 @@ def _new_near(a_y: FloatArray, a_x: FloatArray, capacity: int) -> _Near:
         np.empty(n_cells),
         np.empty(n_cells),
         np.empty(n_cells * capacity),
-        np.full(n_atoms, -1, np.int64),
+        integers(n_atoms, -1),
         np.empty(capacity, np.int64),
-        np.zeros(1, np.int64),
+        integers(1, 0),
     )
 
 

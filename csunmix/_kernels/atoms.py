@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from csunmix._kernels.arrays import filled, integers
 from csunmix._kernels.jit import leaf, part
 from csunmix._validation import FloatArray, IntArray
 
@@ -56,7 +57,7 @@ class Chosen(NamedTuple):
 def new_view(a_y: FloatArray, a_x: FloatArray, y: FloatArray, weights: FloatArray) -> View:
     """See an image through its weights."""
     room = y.shape[0] * a_x.shape[1] + a_y.shape[1]
-    root, target, even = np.empty(y.shape), np.empty(y.size), np.full(1, np.nan)
+    root, target, even = np.empty(y.shape), np.empty(y.size), filled(1, np.nan)
     view = View(a_y, a_x, root, target, even, np.empty(y.shape[::-1]), np.empty(room))
     look(view, y, weights)
     return view
@@ -85,7 +86,7 @@ def look(view: View, y: FloatArray, weights: FloatArray) -> None:
 def new_chosen(capacity: int, n_pixels: int) -> Chosen:
     """Room for `capacity` atoms."""
     return Chosen(
-        np.zeros(1, np.int64),
+        integers(1, 0),
         np.empty(capacity, np.int64),
         np.empty(capacity),
         np.empty((capacity, n_pixels)),

@@ -19,7 +19,7 @@ REORDER = {"reassoc", "contract", "nsz"}
 _SPARSE = 4  # cells of a row for each that is not 0, from where it pays to skip those that are
 
 
-@kernel()
+@kernel(unrolled=True)
 def forward(band_y: Band, band_x: Band, across: Band, maps: FloatArray, images: FloatArray) -> None:
     """``A_y X A_x^T`` of maps (b, k, l), written into images (b, p, q); `across` is ``A_x^T``."""
     row = np.empty(band_x.n, maps.dtype)
@@ -27,7 +27,7 @@ def forward(band_y: Band, band_x: Band, across: Band, maps: FloatArray, images: 
         forward_one(band_y, band_x, across, maps[b], row, images[b])
 
 
-@kernel()
+@kernel(unrolled=True)
 def adjoint(band_y: Band, band_x: Band, images: FloatArray, maps: FloatArray) -> None:
     """``A_y^T R A_x`` of images (b, p, q), written into maps (b, k, l)."""
     row = np.empty(band_x.n, images.dtype)

@@ -13,17 +13,17 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-from llvmlite.binding import Linkage
-from numba import types
+import llvmlite.binding as llvm
 from numba._dynfunc import make_function
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import CompilerBase, DefaultPassBuilder
 from numba.core.compiler_machinery import register_pass
 from numba.core.registry import CPUDispatcher
 from numba.core.typed_passes import NativeLowering
-from numba.core.types import Function, unliteral
+from numba.core.types import unliteral
 
-_NUMBERS = (types.Number, types.Boolean)
+from csunmix._kernels.shortcuts import shortcuts
+
 _IDLE = {"inline_closure_likes", "inline_overloads", "dead_branch_prune", "nopython_rewrites"}
 """Passes for closures, branches on None, and sums of arrays, those that take time.
 
@@ -61,8 +61,11 @@ class _Glue(_Part):
 class _Whole(JITCodeLibrary):
     """Code with its parts, which nothing else calls.
 
-    LLVM then passes them only what they use, and not every array of a named tuple.
+    LLVM then passes them only what they use, and not every array of a named tuple. It unrolls no
+    loops: most are short, none the faster for it, and a tenth of the time to compile goes there.
     """
+
+    unrolled = False
 
     def finalize(self) -> None:
         """Link to all that the code calls, and to what that does, and make machine code of it."""
@@ -82,9 +85,32 @@ class _Whole(JITCodeLibrary):
     def _optimize_final_module(self) -> None:
         for each in self._final_module.functions:
             # Those of numba's runtime are told by their names, and kept as they are.
-            if each.linkage == Linkage.linkonce_odr and not each.name.startswith("NRT_"):
-                each.linkage = Linkage.internal
-        super()._optimize_final_module()
+            if each.linkage == llvm.Linkage.linkonce_odr and not each.name.startswith("NRT_"):
+                each.linkage = llvm.Linkage.internal
+        if self.unrolled or not hasattr(self._codegen, "_pass_builder"):  # as numba 0.60 has none
+            super()._optimize_final_module()
+        else:
+            self._optimize_rolled()
+
+    def _optimize_rolled(self) -> None:
+        """As numba does but for the loops."""
+        codegen = self._codegen
+        inlined = {"loop_vectorize": False, "slp_vectorize": False, "opt": 0, "cost": "cheap"}
+        passes, builder = codegen._module_pass_manager(**inlined)
+        passes.run(self._final_module, builder)
+        tuning = llvm.create_pipeline_tuning_options(speed_level=3)
+        tuning.loop_vectorization, tuning.slp_vectorization = True, False
+        tuning.loop_unrolling = tuning.loop_interleaving = False
+        builder = llvm.create_pass_builder(codegen._tm, tuning)
+        passes = builder.getModulePassManager()
+        passes.add_refprune_pass()
+        passes.run(self._final_module, builder)
+
+
+class _Unrolled(_Whole):
+    """The same of code with long loops over arrays."""
+
+    unrolled = True
 
 
 def _find(library: Any, found: dict[Any, None]) -> None:
@@ -131,50 +157,27 @@ class _LowerKernel(NativeLowering):
     """As numba's, for code that is called from outside at one place alone."""
 
     _name = "csunmix_kernel"
+    library: type[_Whole] = _Whole
 
     def run_pass(self, state: Any) -> bool:
         """Lower a function and make machine code of it and its parts."""
-        state.library = _Whole(state.targetctx.codegen(), state.func_id.func_qualname)
+        state.library = self.library(state.targetctx.codegen(), state.func_id.func_qualname)
         state.library.enable_object_caching()
         return bool(super().run_pass(state))
 
 
-class _Typing:
-    """numba's types, which looks up once what comes of an operation on numbers.
+@register_pass(mutates_CFG=True, analysis_only=False)
+class _LowerUnrolled(_LowerKernel):
+    """The same of code with long loops over arrays."""
 
-    Else it tries all that there is for strings, dates and arrays each time that two are added.
-    """
-
-    def __init__(self, every: Any) -> None:
-        self._every = every
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._every, name)
-
-    def resolve_function_type(self, function: Any, args: tuple[Any, ...], named: Any) -> Any:
-        """Signature of a call."""
-        of_numbers = isinstance(function, Function) and all(isinstance(a, _NUMBERS) for a in args)
-        if not of_numbers or named:
-            return self._every.resolve_function_type(function, args, named)
-        key = self._every, function, args
-        if key not in _KNOWN:
-            found = self._every.resolve_function_type(function, args, named)
-            if function.get_impl_key(found) is not function.typing_key:
-                return found  # what numba compiles for it depends on the options of who calls
-            _KNOWN[key] = found
-        return _KNOWN[key]
-
-
-_KNOWN: dict[Any, Any] = {}
+    _name = "csunmix_unrolled"
+    library = _Unrolled
 
 
 class _Compiler(CompilerBase):
     """numba's compiler with a lowering of our own."""
 
     lowering: type[NativeLowering]
-
-    def __init__(self, typingctx: Any, *args: Any) -> None:
-        super().__init__(_Typing(typingctx), *args)
 
     def define_pipelines(self) -> list[Any]:
         """The only pipeline."""
@@ -205,6 +208,12 @@ class _KernelCompiler(_Compiler):
     """Compiles a function for Python to call."""
 
     lowering = _LowerKernel
+
+
+class _UnrolledCompiler(_KernelCompiler):
+    """The same of one with long loops over arrays."""
+
+    lowering = _LowerUnrolled
 
 
 class Part(CPUDispatcher):
@@ -246,13 +255,15 @@ class Glue(Part):
 class Kernel(CPUDispatcher):
     """A function for Python to call."""
 
+    compiler: type[_Compiler] = _KernelCompiler
+
     def __init__(
         self,
         py_func: Any,
         locals: dict[str, Any] | None = None,
         targetoptions: dict[str, Any] | None = None,
     ) -> None:
-        super().__init__(py_func, locals or {}, targetoptions or {}, pipeline_class=_KernelCompiler)
+        super().__init__(py_func, locals or {}, targetoptions or {}, pipeline_class=self.compiler)
 
     @property
     def is_there(self) -> bool:
@@ -270,18 +281,25 @@ class Kernel(CPUDispatcher):
         collects = gc.isenabled()
         gc.disable()
         try:
-            return super().compile(signature)
+            with shortcuts():
+                return super().compile(signature)
         finally:
             if collects:
                 gc.enable()
 
 
-def compile_kernel(function: Any, options: dict[str, Any]) -> Any:
+class Unrolled(Kernel):
+    """A kernel with long loops over arrays, which it goes through several elements at a time."""
+
+    compiler = _UnrolledCompiler
+
+
+def compile_kernel(function: Any, options: dict[str, Any], kind: type[Kernel] = Kernel) -> Any:
     """Compile a function and what it calls, kept on disk until a file of this folder changes.
 
     numba looks at the function's own file alone, and its parts may be in others.
     """
-    made: Any = Kernel(function, targetoptions=options)
+    made: Any = kind(function, targetoptions=options)
     made.enable_caching()
     index = made._cache._cache_file
     index._source_stamp = (index._source_stamp, _digest())

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from csunmix._kernels.arrays import filled
 from csunmix._kernels.jit import kernel, leaf, part
 from csunmix._kernels.linalg import cholesky, cholesky_solve, inner
 from csunmix._kernels.scene import (
@@ -198,7 +199,7 @@ def search(task: Task, pull: FloatArray) -> FloatArray:
     """Correlation of `pull` with the atoms of the grid, (m_y, m_x)."""
     m_y, rank, n_y = task.grid_y.shape
     m_x = task.grid_x.shape[0]
-    out, row = np.zeros((m_y, m_x)), np.empty(m_x)
+    out, row = filled((m_y, m_x), 0.0), np.empty(m_x)
     for r in range(rank):
         for p in range(n_y):
             for j in range(m_x):

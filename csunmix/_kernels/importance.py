@@ -53,7 +53,7 @@ def scatter(model: Model, modes: Modes, of: IntArray, scenes: FloatArray) -> Flo
     return logs
 
 
-@kernel(fastmath={"reassoc", "contract", "nsz"})
+@kernel(unrolled=True, fastmath={"reassoc", "contract", "nsz"})
 def add_density(
     mean: FloatArray,
     inverse: FloatArray,

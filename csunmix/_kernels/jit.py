@@ -13,7 +13,7 @@ from typing import Any, TypeVar, cast
 
 import numba
 
-from csunmix._kernels.compiler import Glue, Part, compile_kernel
+from csunmix._kernels.compiler import Glue, Kernel, Part, Unrolled, compile_kernel
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -30,12 +30,14 @@ _OPTIONS = {
 }
 
 
-def kernel(**options: Any) -> Callable[[F], F]:
+def kernel(unrolled: bool = False, **options: Any) -> Callable[[F], F]:
     """Compile a function, kept on disk for the next process, that lets other threads run.
 
-    Division by zero gives an infinity or NaN, as NumPy has it.
+    Division by zero gives an infinity or NaN, as NumPy has it. `unrolled` is for what spends its
+    time in long loops over arrays; others take longer to compile and are none the faster for it.
     """
-    return _decorator(compile_kernel, options)
+    kind = Unrolled if unrolled else Kernel
+    return _decorator(lambda function, told: compile_kernel(function, told, kind), options)
 
 
 def part(**options: Any) -> Callable[[F], F]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from csunmix._kernels.jit import kernel, leaf, part
+from csunmix._kernels.jit import kernel, leaf
 from csunmix._validation import FloatArray, IntArray
 
 _TIE = 1e-9  # squared distances this close, relatively, count as equal
@@ -96,11 +96,12 @@ def _sooner(mass: FloatArray, m: int, n: int, new2: float, partner: int, gap2: f
     return new < old or (new == old and n < partner)
 
 
-@part()
+@leaf()
 def _soonest(mass: FloatArray, partner: IntArray, gap2: FloatArray, first: int, last: int) -> int:
     """Row that merges with its partner before all others do."""
-    limit = gap2[first:last].min() * (1.0 + _TIE)
-    soonest, least = first, np.inf
+    limit, soonest, least = np.inf, first, np.inf
+    for m in range(first, last):
+        limit = min(limit, gap2[m] * (1.0 + _TIE))
     for m in range(first, last):
         if gap2[m] <= limit and partner[m] >= 0:
             share = _share(mass, m, partner[m])

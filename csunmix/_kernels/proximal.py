@@ -42,7 +42,7 @@ class _Watched(NamedTuple):
     place: IntArray  # of each atom there, of the first `_FEW`; -1 where it is not known
 
 
-@kernel()
+@kernel(unrolled=True)
 def proximal_steps(
     band_y: Band,
     band_x: Band,
@@ -253,7 +253,7 @@ def _step(
         x[k] = g[k]
 
 
-@kernel()
+@kernel(unrolled=True)
 def spectral_steps(
     band_y: Band,
     band_x: Band,

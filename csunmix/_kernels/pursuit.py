@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from csunmix._kernels.arrays import filled
 from csunmix._kernels.atoms import (
     Chosen,
     View,
@@ -296,7 +297,7 @@ def _move_two(
     x, atoms = chosen.x, chosen.atoms
     add(x[m], chosen.columns[m], r)
     add(x[n], chosen.columns[n], r)
-    cells, g, energy = np.empty(18, np.int64), np.zeros(18), np.zeros(18)
+    cells, g, energy = np.empty(18, np.int64), filled(18, 0.0), filled(18, 0.0)
     for c in range(18):
         cells[c] = _neighbour(view, rules, atoms[m] if c < 9 else atoms[n], c % 9)
         if c % 9 != 4 and near(rules, cells[c], chosen, m, n):

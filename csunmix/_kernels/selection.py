@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from csunmix._kernels.arrays import filled, integers
 from csunmix._kernels.atoms import Box, Chosen, View, extremes, multiply, sum_rows
 from csunmix._kernels.jit import leaf, part
 from csunmix._kernels.linalg import add, copy, first_largest, largest
@@ -77,7 +78,7 @@ def new_rows(view: View, most: int) -> Rows:
     """Room for `most` chosen atoms."""
     n_p, n_q = view.root.shape
     height, width = view.a_y.shape[1], view.a_x.shape[1]
-    per_norm = np.zeros(width)
+    per_norm = filled(width, 0.0)
     for j in range(width):
         for q in range(n_q):
             per_norm[j] += view.a_x[q, j] ** 2
@@ -87,16 +88,16 @@ def new_rows(view: View, most: int) -> Rows:
         r=np.empty(n_p * n_q),
         image=np.empty((n_q, height)),
         left=np.empty((n_q, height)),
-        dark=np.zeros((n_q, height)),
+        dark=filled((n_q, height), 0.0),
         least=np.empty(height),
         hidden=np.empty(height),
         bound=np.empty(height),
         spans=np.empty((most, n_q, height)),
         shares=np.empty((most, most)),
         parts=np.empty(most),
-        spanned=np.full(most, -1),
+        spanned=integers(most, -1),
         without=np.empty(height, np.int64),
-        seen=np.zeros(height, np.int64),
+        seen=integers(height, 0),
         of_image=np.empty((height, width)),
         g=np.empty((height, width)),
         free=np.empty((height, width)),
@@ -105,7 +106,7 @@ def new_rows(view: View, most: int) -> Rows:
         gain=np.empty(width),
         per_norm=per_norm,
         floor=np.empty(1),
-        known=np.full(most, -1),
+        known=integers(most, -1),
         across=np.empty((most, n_q)),
         rays_y=np.empty((most, height)),
         rays_x=np.empty((most, width)),

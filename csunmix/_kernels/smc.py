@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from csunmix._kernels.arrays import filled
 from csunmix._kernels.billiards import (
     Chain,
     Mass,
@@ -48,7 +49,7 @@ class Particles(NamedTuple):
     loglik: FloatArray  # (n,)
 
 
-@kernel()
+@kernel(unrolled=True)
 def sample(
     model: Model, n_chains: int, n_steps: int, keep: float, max_stages: int, seed: int
 ) -> tuple[FloatArray, float, int]:
@@ -101,7 +102,7 @@ def sample(
     return particles.theta, log_evidence, max_stages
 
 
-@kernel()
+@kernel(unrolled=True)
 def explore(model: Model, start: FloatArray, n_blocks: int, n_steps: int, seed: int) -> FloatArray:
     """States (n_blocks n_steps, d) of one chain from `start`; steps are adapted block by block."""
     np.random.seed(seed)
@@ -137,7 +138,7 @@ def _move(
     The mass of each is that of the scene half of all `others` away.
     """
     taken, mixed, d = 0.0, 0.0, chain.theta.size
-    gram, mass = np.zeros((d, d)), Mass(np.empty((d, d)), np.empty((d, d)))
+    gram, mass = filled((d, d), 0.0), Mass(np.empty((d, d)), np.empty((d, d)))
     for c in range(starts.shape[0]):
         other = others[c - others.shape[0] // 2]  # resampling leaves neighbours alike
         order = nearest(other, starts[c], model.n_targets)
@@ -168,7 +169,8 @@ def _move(
 def level(gram: FloatArray, count: int) -> None:
     """Average a matrix over all orders of the targets, in place."""
     n = 3 * count
-    alone, pair, rest = np.zeros((3, 3)), np.zeros((3, 3)), np.zeros((gram.shape[0] - n, 3))
+    alone, pair = filled((3, 3), 0.0), filled((3, 3), 0.0)
+    rest = filled((gram.shape[0] - n, 3), 0.0)
     for k in range(count):
         rest += gram[n:, 3 * k : 3 * k + 3] / count
         for m in range(count):
