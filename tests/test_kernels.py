@@ -8,10 +8,12 @@ import itertools
 import os
 import pickle
 import pkgutil
+import re
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
@@ -25,12 +27,14 @@ from csunmix._kernels import (
     atoms,
     banded,
     claims,
+    compiler,
     jit,
     linalg,
     merging,
     proximal,
     pursuit,
     selection,
+    shortcuts,
 )
 
 RNG_SEEDS = pytest.mark.parametrize("seed", range(3))
@@ -1028,6 +1032,57 @@ def test_garbage_is_looked_for_as_before_once_a_kernel_is_compiled(collects: boo
         assert gc.isenabled() is collects
     finally:
         (gc.enable if before else gc.disable)()
+
+
+class Pair(NamedTuple):
+    rows: Any
+    weight: Any
+    level: float
+
+
+def weighted() -> Any:
+    """A kernel and a part of it, compiled anew."""
+
+    @jit.part()
+    def times(pair: Pair, i: int) -> Any:
+        out = np.empty(pair.rows.shape[1])
+        for j in range(out.size):
+            out[j] = pair.weight[i] * max(pair.rows[i, j], pair.level)
+        return out
+
+    @jit.kernel()
+    def total(pair: Pair) -> float:
+        s = 0.0
+        for i in range(pair.rows.shape[0]):
+            s += times(pair, i)[0] + 2.0 * pair.weight[0] ** 2
+        return s
+
+    return total
+
+
+def test_shortcuts_do_not_change_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    pair = Pair(np.arange(6.0).reshape(3, 2), np.array([1.0, 2.0, 3.0]), 0.5)
+    short = weighted()
+    assert short(pair) == 0.5 + 4.0 + 12.0 + 6.0
+    monkeypatch.setattr(compiler, "shortcuts", nullcontext)
+    plain = weighted()
+    plain(pair)
+    (of_short,), (of_plain,) = short.inspect_asm().values(), plain.inspect_asm().values()
+    named = re.compile(r"_Z\w+|\.L\w+|numba\.\S+|\.const\.\S+")
+    assert named.sub("", of_short) == named.sub("", of_plain)
+
+
+def test_numba_is_its_own_again_once_a_kernel_is_compiled() -> None:
+    @jit.kernel()
+    def half(x: float) -> float:
+        return 0.5 * x
+
+    ways = [(owner, name) for owner, name, _ in shortcuts._SHORTCUTS]
+    before = [getattr(owner, name) for owner, name in ways]
+    assert half(3.0) == 1.5
+    with pytest.raises(numba.TypingError):
+        half("three")  # type: ignore[arg-type]
+    assert [getattr(owner, name) for owner, name in ways] == before
 
 
 def run(code: str, cache: Path) -> str:
