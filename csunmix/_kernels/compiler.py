@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import hashlib
+import operator
 from contextlib import suppress
 from functools import cache, cached_property
 from pathlib import Path
@@ -15,12 +16,15 @@ from typing import Any
 
 import llvmlite.binding as llvm
 from numba._dynfunc import make_function
+from numba.core import ir
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import CompilerBase, DefaultPassBuilder
-from numba.core.compiler_machinery import register_pass
+from numba.core.compiler_machinery import FunctionPass, register_pass
+from numba.core.ir_utils import find_const, guard
 from numba.core.registry import CPUDispatcher
 from numba.core.typed_passes import NativeLowering
 from numba.core.types import unliteral
+from numba.core.untyped_passes import ReconstructSSA
 
 from csunmix._kernels.shortcuts import shortcuts
 
@@ -174,6 +178,32 @@ class _LowerUnrolled(_LowerKernel):
     library = _Unrolled
 
 
+@register_pass(mutates_CFG=False, analysis_only=False)
+class _Squares(FunctionPass):
+    """``x ** 2`` as ``x * x``; of any power numba makes a loop."""
+
+    _name = "csunmix_squares"
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def run_pass(self, state: Any) -> bool:
+        """Write squares as products."""
+        squares = 0
+        for block in state.func_ir.blocks.values():
+            for assigned in block.find_insts(ir.Assign):
+                power = assigned.value
+                if _is_square(state.func_ir, power):
+                    assigned.value = ir.Expr.binop(operator.mul, power.lhs, power.lhs, power.loc)
+                    squares += 1
+        return squares > 0
+
+
+def _is_square(function: Any, value: Any) -> bool:
+    is_power = isinstance(value, ir.Expr) and value.op == "binop" and value.fn is operator.pow
+    return is_power and guard(find_const, function, value.rhs) == 2
+
+
 class _Compiler(CompilerBase):
     """numba's compiler with a lowering of our own."""
 
@@ -188,6 +218,7 @@ class _Compiler(CompilerBase):
             for each, about in passes.passes
             if each.name() not in _IDLE
         ]
+        passes.add_pass_after(_Squares, ReconstructSSA)
         passes.finalize()
         return [passes]
 
