@@ -21,7 +21,7 @@ from subprocess import DEVNULL, PIPE, Popen, TimeoutExpired
 from threading import RLock, Thread
 from typing import Any, NamedTuple, Protocol
 
-NOTICE = "compiling kernels (once per installation, 10 to 30 s) ..."
+NOTICE = "compiling kernels (once per installation, 5 to 20 s) ..."
 
 logger = logging.getLogger("csunmix")
 
