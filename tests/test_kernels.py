@@ -13,11 +13,13 @@ import subprocess
 import sys
 from contextlib import nullcontext
 from pathlib import Path
+from threading import Thread
 from typing import Any, NamedTuple
 
 import numba
 import numpy as np
 import pytest
+from numba.core import event
 from numba.core.caching import NullCache
 from scipy.optimize import lsq_linear, nnls
 
@@ -1078,9 +1080,12 @@ def test_squares_are_products(value: float) -> None:
     square = anew(lambda x: x**2)
     product = anew(lambda x: x * x)
     cube = anew(lambda x: x**3)
+    exact = anew(lambda x: x**2.0)
     assert square(value) == product(value) == value * value
     assert code(square) == code(product)
     assert cube(value) == value**3
+    assert exact(value) == value**2.0
+    assert isinstance(exact(value), float)
 
 
 def test_shortcuts_do_not_change_code(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1091,6 +1096,35 @@ def test_shortcuts_do_not_change_code(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = weighted()
     plain(pair)
     assert code(short) == code(plain)
+
+
+def test_only_long_loops_are_unrolled() -> None:
+    def total(a: Any) -> float:
+        s = 0.0
+        for i in range(a.size):
+            s += a[i] * a[i]
+        return s
+
+    a = np.arange(9.0)
+    rolled: Any = anew(total)
+    unrolled: Any = compiler.Unrolled(total, targetoptions=rolled.targetoptions)
+    assert rolled(a) == unrolled(a) == 204.0
+    if numba.version_info.short >= (0, 62):
+        assert len(code(rolled)) < len(code(unrolled))
+
+
+def test_timers_of_other_threads_go_on() -> None:
+    timers: list[Any] = []
+
+    def timed() -> None:
+        with event.install_timer("numba:compile", print) as timer:
+            timers.append(timer)
+
+    with shortcuts.shortcuts():
+        other = Thread(target=timed)
+        other.start()
+        other.join()
+    assert isinstance(timers[0], event.TimingListener)
 
 
 def test_numba_is_its_own_again_once_a_kernel_is_compiled() -> None:

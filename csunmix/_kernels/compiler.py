@@ -16,7 +16,7 @@ from typing import Any
 
 import llvmlite.binding as llvm
 from numba._dynfunc import make_function
-from numba.core import ir
+from numba.core import config, ir
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import CompilerBase, DefaultPassBuilder
 from numba.core.compiler_machinery import FunctionPass, register_pass
@@ -91,7 +91,7 @@ class _Whole(JITCodeLibrary):
             # Those of numba's runtime are told by their names, and kept as they are.
             if each.linkage == llvm.Linkage.linkonce_odr and not each.name.startswith("NRT_"):
                 each.linkage = llvm.Linkage.internal
-        if self.unrolled or not hasattr(self._codegen, "_pass_builder"):  # as numba 0.60 has none
+        if self.unrolled or not _may_roll(self._codegen):
             super()._optimize_final_module()
         else:
             self._optimize_rolled()
@@ -111,10 +111,11 @@ class _Whole(JITCodeLibrary):
         passes.run(self._final_module, builder)
 
 
-class _Unrolled(_Whole):
-    """The same of code with long loops over arrays."""
-
-    unrolled = True
+def _may_roll(codegen: Any) -> bool:
+    """Whether numba can (from 0.62 on), and is told nothing of its own by the environment."""
+    told: Any = config
+    usual = told.LOOP_VECTORIZE and told.LLVM_REFPRUNE_PASS and not told.SLP_VECTORIZE
+    return usual and told.OPT == 3 and not told.OPT.is_opt_max and hasattr(codegen, "_pass_builder")
 
 
 def _find(library: Any, found: dict[Any, None]) -> None:
@@ -161,11 +162,12 @@ class _LowerKernel(NativeLowering):
     """As numba's, for code that is called from outside at one place alone."""
 
     _name = "csunmix_kernel"
-    library: type[_Whole] = _Whole
+    unrolled = False
 
     def run_pass(self, state: Any) -> bool:
         """Lower a function and make machine code of it and its parts."""
-        state.library = self.library(state.targetctx.codegen(), state.func_id.func_qualname)
+        state.library = _Whole(state.targetctx.codegen(), state.func_id.func_qualname)
+        state.library.unrolled = self.unrolled
         state.library.enable_object_caching()
         return bool(super().run_pass(state))
 
@@ -175,12 +177,12 @@ class _LowerUnrolled(_LowerKernel):
     """The same of code with long loops over arrays."""
 
     _name = "csunmix_unrolled"
-    library = _Unrolled
+    unrolled = True
 
 
 @register_pass(mutates_CFG=False, analysis_only=False)
 class _Squares(FunctionPass):
-    """``x ** 2`` as ``x * x``; of any power numba makes a loop."""
+    """``x ** 2`` as ``x * x``, the same of floats and 64-bit integers; numba makes a loop of it."""
 
     _name = "csunmix_squares"
 
@@ -200,8 +202,10 @@ class _Squares(FunctionPass):
 
 
 def _is_square(function: Any, value: Any) -> bool:
-    is_power = isinstance(value, ir.Expr) and value.op == "binop" and value.fn is operator.pow
-    return is_power and guard(find_const, function, value.rhs) == 2
+    if not (isinstance(value, ir.Expr) and value.op == "binop" and value.fn is operator.pow):
+        return False
+    power = guard(find_const, function, value.rhs)
+    return type(power) is int and power == 2  # 2.0 makes a float of an integer
 
 
 class _Compiler(CompilerBase):

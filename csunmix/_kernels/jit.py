@@ -35,6 +35,7 @@ def kernel(unrolled: bool = False, **options: Any) -> Callable[[F], F]:
 
     Division by zero gives an infinity or NaN, as NumPy has it. `unrolled` is for what spends its
     time in long loops over arrays; others take longer to compile and are none the faster for it.
+    A part that may reorder sums (`fastmath`) differs in the last digit between the two.
     """
     kind = Unrolled if unrolled else Kernel
     return _decorator(lambda function, told: compile_kernel(function, told, kind), options)

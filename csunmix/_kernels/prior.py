@@ -110,7 +110,7 @@ def limits(
             x += theta[3 * k + 1] / count
         low_y, high_y = _side(y, low_y, high_y)
         low_x, high_x = _side(x, low_x, high_x)
-    for k in range(count):  # all in one loop: each is unrolled, and takes time to compile
+    for k in range(count):  # all in one loop: each takes time to compile
         lower[3 * k], upper[3 * k] = low_y, high_y
         lower[3 * k + 1], upper[3 * k + 1] = low_x, high_x
         lower[3 * k + 2], upper[3 * k + 2] = box.flux[0], box.flux[1]
