@@ -29,7 +29,7 @@ def unmixers() -> Iterator[tuple[str, Any, int]]:
         yield name, cu.GridUnmixer(dictionary, solver=solver, peaks=cu.MassMerging()), share
     optics: dict[str, Any] = {"psf": SETUP.psf, "sensor": SETUP.sensor, "prior": SETUP.prior}
     yield "MomentUnmixer", cu.MomentUnmixer(**optics), 2
-    yield "refined targets", cu.grid_unmixer(**optics, shape=SETUP.shape, refine=True), 10
+    yield "refined targets", cu.grid_unmixer(**optics, shape=SETUP.shape, refine=True), 4
     yield "ContinuousUnmixer", cu.ContinuousUnmixer(**optics), 50
 
 
