@@ -34,7 +34,6 @@ from csunmix._validation import (
     as_instance,
     as_integer,
     as_number,
-    usable,
 )
 from csunmix.dictionary import Dictionary
 
@@ -182,9 +181,10 @@ class Problem:
         """Check what a solver was given; see `Solver.solve`."""
         as_instance(dictionary, Dictionary, "dictionary")
         y = as_images(images, shape=dictionary.image_shape, finite=False)
-        if not usable(y).all():
+        largest = float(np.abs(y).max(initial=0.0))
+        if not largest < LARGEST:
             as_images(y)  # says where one is not finite
-            raise ValueError(f"images must be below {LARGEST:g} DN, got {np.abs(y).max():g}")
+            raise ValueError(f"images must be below {LARGEST:g} DN, got {largest:g}")
         w = as_finite(1.0 if weights is None else weights, "weights")
         if (w < 0).any():
             raise ValueError(f"weights must not be negative, got {w.min():g}")
