@@ -186,7 +186,7 @@ class _Squares(FunctionPass):
 
     _name = "csunmix_squares"
 
-    def __init__(self) -> None:
+    def __init__(self) -> None:  # that of numba's is abstract
         super().__init__()
 
     def run_pass(self, state: Any) -> bool:

@@ -31,7 +31,7 @@ def shortcuts() -> Iterator[None]:
 
 
 def _signature(function: Any, context: Any, args: Any, named: Any) -> Any:
-    """Signature of an operation on numbers or arrays, looked up once.
+    """Signature of an operation of numba's own, as on numbers and arrays, looked up once.
 
     Else numba tries all that there is for strings, dates and lists each time that two numbers are
     added or an element is taken.
