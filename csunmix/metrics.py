@@ -229,7 +229,7 @@ def match(
     found, ranks = _ranked(detections, "flux", "detections")
     found, true = _numbered(found, _points(truth, "truth"))
     if method == "nearest":
-        order = _descending(ranks, found.frame)
+        order = _descending(ranks, found)
         by_frame = _by_frame(true)
         nearest, distance = _nearest(found, true.take(by_frame))
         (hit,) = _first_claims(order, nearest, distance, np.array([max_distance]), len(truth))
@@ -558,7 +558,7 @@ def _hits(
     _check_choice(precision, "precision", ("float32", "float64"))
     found, ranks = _ranked(detections, rank_by, "detections")
     found, true = _numbered(found, _points(truth, "truth"))
-    order = _descending(ranks, found.frame)
+    order = _descending(ranks, found)
     found, true = found.astype(np.float32), true.astype(np.float32)
     limits = limits.astype(precision)
 
@@ -662,11 +662,13 @@ def _numbered(found: _Points, true: _Points) -> tuple[_Points, _Points]:
     return one, other
 
 
-def _descending(ranks: FloatArray, frame: npt.NDArray[np.int64]) -> IntArray:
-    """Rows in descending rank; ties by frame, then by row (lexsort is stable, and slower)."""
-    order = np.argsort(-ranks)
-    ranked = ranks[order]
-    return np.lexsort((frame, -ranks)) if (ranked[1:] == ranked[:-1]).any() else order
+def _descending(ranks: FloatArray, points: _Points) -> IntArray:
+    """Rows in descending rank; ties by frame, then by row."""
+    from csunmix._kernels.claims import BITS, sort_rows
+
+    keys = (0.0 - ranks).view(np.int64)  # which has no -0
+    rows, other = _by_frame(points), np.empty(len(points), np.intp)
+    return other if sort_rows(keys, rows, other, np.empty(2**BITS, np.int64)) else rows
 
 
 def _counts(found: _Points, true: _Points) -> Pairs:

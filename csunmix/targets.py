@@ -202,14 +202,16 @@ def checked_columns(
 
     if not isinstance(table, pd.DataFrame):
         raise TypeError(f"{name} must be a pandas.DataFrame, got {type(table).__name__}")
-    there = list(table.columns)  # in which a name is found sooner than in an index
+    there = table.columns.to_flat_index()  # names of several levels become tuples
     missing = [column for column in REQUIRED if column not in there]
     if missing:
-        raise ValueError(f"{name} lacks the column(s) {missing}; it has {there}")
-    twice = [column for column in (*REQUIRED, *wanted) if there.count(column) > 1]
-    if twice:
-        raise ValueError(f"{name} has the column {twice[0]!r} more than once")
-    bare = pd.DataFrame(table)  # without attributes, which pandas would copy with each column
+        raise ValueError(f"{name} lacks the column(s) {missing}; it has {list(there)}")
+    if not there.is_unique:
+        for column in (*REQUIRED, *wanted):
+            if list(there).count(column) > 1:
+                raise ValueError(f"{name} has the column {column!r} more than once")
+    # pandas copies the attributes with each column, and flags can be many.
+    bare = pd.DataFrame(table) if table.attrs.get("frame_flags") else table
     return {
         column: _check_column(bare[column], f"{name}: column {column!r}")
         for column in wanted
@@ -221,8 +223,8 @@ def _check_column(column: pd.Series[Any], name: str) -> npt.NDArray[Any]:
     import pandas as pd
 
     plain = isinstance(column.dtype, np.dtype) and column.dtype.kind in "iuf"
-    values = (
-        np.asarray(column)
+    values: npt.NDArray[Any] = (
+        column.to_numpy()
         if plain
         else np.asarray(
             pd.to_numeric(column, errors="coerce").to_numpy(np.float64, na_value=np.nan)
@@ -235,7 +237,7 @@ def _check_column(column: pd.Series[Any], name: str) -> npt.NDArray[Any]:
         k = int(np.argmin(good))
         where = f"{column.index.name or 'row'} {column.index[k]}"
         raise ValueError(f"{name} must be {wanted}, {where} has {column.iloc[k]}")
-    if len(column) and not pd.api.types.is_numeric_dtype(column):
+    if not plain and len(column) and not pd.api.types.is_numeric_dtype(column):
         raise ValueError(f"{name} must be {wanted}, got dtype {column.dtype}")
     return values
 
@@ -243,7 +245,7 @@ def _check_column(column: pd.Series[Any], name: str) -> npt.NDArray[Any]:
 def _rule(column: str, values: npt.NDArray[Any]) -> tuple[str, BoolArray]:
     """What the values of a column must be, and which of them (n,) are."""
     if column in _WHOLE:
-        good = (values >= 0) & (values < 2.0**53)  # beyond, not all of them are
+        good = (values >= 0) & (values < 2**53)  # beyond, not all of them are
         if values.dtype.kind not in "iu":
             good &= np.isfinite(values) & (values == np.floor(values))
         return "whole numbers from 0", good

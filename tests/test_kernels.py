@@ -905,6 +905,21 @@ def test_merging_does_not_depend_on_the_order_of_rows(merge_closest: Any) -> Non
 # --- metrics ------------------------------------------------------------------------------------
 
 
+@both(claims.sort_rows)
+def test_rows_in_the_order_of_their_keys(sort_rows: Any) -> None:
+    rng = np.random.default_rng(1)
+    tied = rng.integers(-3, 4, 60).astype(float)
+    wide = np.concatenate([rng.normal(size=40) * 10.0 ** rng.integers(-300, 300, 40), [5e-324]])
+    ends = np.array([np.inf, 0.0, -np.inf, -5e-324, 1.0, np.finfo(float).max])
+    for values in (tied, wide, ends, rng.normal(235, 8, 50), np.ones(5), np.zeros(0)):
+        first = rng.permutation(values.size)
+        rows, other = first.copy(), np.empty(values.size, np.int64)
+        keys = (values + 0.0).view(np.int64)
+        swapped = sort_rows(keys, rows, other, np.empty(2**claims.BITS, np.int64))
+        want = first[np.argsort(values[first], kind="stable")]
+        np.testing.assert_array_equal(other if swapped else rows, want)
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @both(claims.find_nearest)
 def test_nearest_truths(find_nearest: Any, dtype: Any) -> None:

@@ -214,6 +214,9 @@ def test_a_table_that_is_none() -> None:
     with pytest.raises(ValueError, match=r"^targets lacks the column\(s\) \['x', 'flux'\]"):
         check_table(pd.DataFrame({"frame": [0], "y": [1]}))
     table = make_table(0, [1.0], [2.0], [3.0])
+    levels = table.set_axis(pd.MultiIndex.from_product([table.columns, ["mean"]]), axis=1)
+    with pytest.raises(ValueError, match=r"lacks the column\(s\) \['frame', 'y', 'x', 'flux'\]"):
+        check_table(levels)
     with pytest.raises(ValueError, match="targets has the column 'y' more than once"):
         check_table(pd.concat([table, table["y"]], axis=1))
     note = pd.Series(["a"], name="note")

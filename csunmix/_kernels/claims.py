@@ -1,4 +1,4 @@
-"""Which truth each detection lies nearest to, which claim it first, and the precision of these."""
+"""Detections by rank, the truth nearest to each, who claims it first, and precision."""
 
 from __future__ import annotations
 
@@ -6,6 +6,40 @@ import numpy as np
 
 from csunmix._kernels.jit import kernel
 from csunmix._validation import BoolArray, FloatArray, IntArray
+
+_SIGN = np.int64(-(2**63))
+BITS = 13  # a digit of `sort_rows`: four make the mantissa and a bit
+_DIGIT = 2**BITS - 1
+
+
+@kernel(_nrt=False)
+def sort_rows(keys: IntArray, rows: IntArray, other: IntArray, counts: IntArray) -> bool:
+    """Order `rows` by their key, those of equal keys as they are: a radix sort.
+
+    `keys` are the bits of doubles, none of them -0 or NaN, and come to be others whose order as
+    unsigned integers is that of the doubles. `other`, as large as `rows`, and `counts`, one entry
+    for each value of a digit, are scratch. The answer stands in `rows`, or in `other` where what
+    is returned is true.
+    """
+    for i in range(keys.size):
+        keys[i] ^= (keys[i] >> 63) | _SIGN
+    swapped = False
+    for low in range(0, 64, BITS):
+        counts[:] = 0
+        for i in range(keys.size):
+            counts[(keys[i] >> low) & _DIGIT] += 1
+        before, most = 0, 0
+        for k in range(counts.size):
+            most = max(most, counts[k])
+            counts[k], before = before, before + counts[k]
+        if most == keys.size:
+            continue
+        for i in range(rows.size):
+            digit = (keys[rows[i]] >> low) & _DIGIT
+            other[counts[digit]] = rows[i]
+            counts[digit] += 1
+        rows, other, swapped = other, rows, not swapped
+    return swapped
 
 
 @kernel(_nrt=False)
@@ -69,10 +103,9 @@ def envelope(hit: BoolArray, largest: FloatArray) -> int:
     for rank in range(hit.size):
         largest[n] = rank + 1  # of a miss, until that of the next hit is known
         n += hit[rank]
-    for k in range(n):
-        largest[k] = (k + 1) / largest[k]
     best = 0.0
     for k in range(n - 1, -1, -1):
-        best = largest[k] if largest[k] > best else best
+        precision = (k + 1) / largest[k]
+        best = precision if precision > best else best
         largest[k] = best
     return n
