@@ -120,20 +120,44 @@ def test_a_fit_ends_where_the_posterior_is_largest() -> None:
     model, pull, targets, _ = posterior(PAIR)
     room = new_room(model.optics, 2, 6, *model.pixels.low.shape)
     theta = (targets + np.array([[0.1, 0.0, 5.0], [0.0, -0.1, -5.0]])).ravel()
-    value = descend_pulled(model, theta, pull, 100, EXACT, room)
+    gradient, hessian = np.empty(6), np.zeros((6, 6))
+    value, _ = descend_pulled(model, theta, pull, 100, EXACT, room, gradient, hessian)
     found = minimize(lambda at: against(model, pull, at), targets.ravel(), tol=1e-12)
     assert theta == pytest.approx(found.x, abs=2e-3)
     assert value == pytest.approx(found.fun, abs=1e-5)
     assert objective(model, theta, EXACT.stiffness, room) < value  # which the prior is a part of
 
 
+@pytest.mark.parametrize(("max_iter", "flat"), [(1, 1e-6), (100, 1e-2), (100, 1e9)])
+def test_a_fit_knows_where_its_slope_is_of(max_iter: int, flat: float) -> None:
+    model, pull, targets, _ = posterior(PAIR)
+    theta = (targets + np.array([[0.1, 0.0, 5.0], [0.0, -0.1, -5.0]])).ravel()
+    room = new_room(model.optics, 2, 6, *model.pixels.low.shape)
+    gradient, hessian = np.empty(6), np.zeros((6, 6))
+    soft = kernel._SOFT._replace(flat=flat)
+    _, there = descend_pulled(model, theta, pull, max_iter, soft, room, gradient, hessian)
+    of_end = slope_at(model, pull, theta)
+    assert there == np.array_equal(gradient, of_end[0])
+    assert there == np.array_equal(hessian, of_end[1])
+    assert there == (max_iter > 1)
+
+
+def slope_at(model: Any, pull: Pull, theta: Any) -> tuple[Any, Any]:
+    """Downhill gradient and Hessian of a scene."""
+    d = theta.size
+    room = new_room(model.optics, model.n_targets, d, *model.pixels.low.shape)
+    gradient, hessian = np.empty(d), np.zeros((d, d))
+    kernel._slope_at(model, theta, pull, room, gradient, hessian)
+    return gradient, hessian
+
+
 def test_moments_are_those_of_a_normal_distribution() -> None:
     model, pull, targets, _ = posterior(PAIR)
-    room = new_room(model.optics, 2, 6, *model.pixels.low.shape)
     found = minimize(lambda at: against(model, pull, at), targets.ravel(), tol=1e-12)
-    mean, covariance = np.empty(6), np.empty((6, 6))
+    covariance = np.empty((6, 6))
     begin = found.x + 0.01 * np.array([1.0, -1.0, 20.0, 1.0, 1.0, 20.0])
-    volume = kernel._moments(model, begin.copy(), pull, room, mean, covariance)
+    mean = begin.copy()
+    volume = kernel._moments(model, pull, *slope_at(model, pull, begin), mean, covariance)
     away = np.abs(mean - found.x) / np.sqrt(np.diag(covariance))
     assert away.max() < 0.1  # by one step
     steps = 1e-4 * np.diag([1.0, 1.0, 100.0] * 2)
@@ -155,10 +179,8 @@ def light_at(model: Any, theta: Any) -> Any:
 
 def test_what_has_no_curvature_keeps_the_prior() -> None:
     model, pull, targets, _ = posterior(PAIR)
-    room = new_room(model.optics, 2, 6, *model.pixels.low.shape)
-    mean, covariance = np.empty(6), np.empty((6, 6))
-    broken = targets.ravel() * np.nan
-    volume = kernel._moments(model, broken, pull, room, mean, covariance)
+    mean, covariance, broken = targets.ravel(), np.empty((6, 6)), np.full((6, 6), np.nan)
+    volume = kernel._moments(model, pull, np.zeros(6), broken, mean, covariance)
     assert covariance == pytest.approx(np.diag(1.0 / pull.precision))
     assert volume == pytest.approx(-0.5 * np.log(pull.precision).sum())
 

@@ -71,20 +71,33 @@ def descend(
     model: Model, theta: FloatArray, max_iter: int, strictness: Strictness, room: Room
 ) -> float:
     """Fit from `theta`, in place; returns the objective, see `objective`."""
-    return descend_pulled(model, theta, Pull(np.empty(0), np.empty(0)), max_iter, strictness, room)
+    d, none = theta.size, Pull(np.empty(0), np.empty(0))
+    gradient, hessian = np.empty(d), filled((d, d), 0.0)
+    return descend_pulled(model, theta, none, max_iter, strictness, room, gradient, hessian)[0]
 
 
 @part()
 def descend_pulled(
-    model: Model, theta: FloatArray, pull: Pull, max_iter: int, strictness: Strictness, room: Room
-) -> float:
-    """The same of the objective and ``sum precision (theta - mean)^2 / 2`` of a normal prior."""
+    model: Model,
+    theta: FloatArray,
+    pull: Pull,
+    max_iter: int,
+    strictness: Strictness,
+    room: Room,
+    gradient: FloatArray,
+    hessian: FloatArray,
+) -> tuple[float, bool]:
+    """The same of the objective and ``sum precision (theta - mean)^2 / 2`` of a normal prior.
+
+    The second value tells whether `gradient` and `hessian`, of zeros at first, are those of where
+    it ends, rather than of the step before.
+    """
     stiffness, flat = strictness
     d = theta.size
     lower, upper = np.empty(d), np.empty(d)
     limits(model.box, theta, model.n_targets, model.box.cell == 1.0, lower, upper)
     clip(theta, lower, upper)
-    gradient, hessian, step, trial = np.empty(d), filled((d, d), 0.0), np.empty(d), np.empty(d)
+    step, trial = np.empty(d), np.empty(d)
     space = Space(
         np.empty((d, d)),
         filled((d, d), 0.0),
@@ -94,11 +107,11 @@ def descend_pulled(
         np.empty(d, np.int64),
     )
     value = objective(model, theta, stiffness, room) + _against(pull, theta)
-    damping = _DAMPING[1]
+    damping, there = _DAMPING[1], False
     for _ in range(max_iter):
         slope(model, theta, stiffness, room, gradient, hessian)
         add_pull(pull, theta, gradient, hessian)
-        better = False
+        better, there = False, True
         while damping < _DAMPING[2]:
             if bounded_step(hessian, gradient, damping, theta, lower, upper, space, step):
                 # Or there is no step; one that the damping cuts short ends the descent, too.
@@ -108,7 +121,7 @@ def descend_pulled(
                     trial[a] = min(max(theta[a] + step[a], lower[a]), upper[a])
                 new = objective(model, trial, stiffness, room) + _against(pull, trial)
                 if new < value:
-                    better = value - new > flat
+                    better, there = value - new > flat, False
                     copy(trial, theta)
                     value = new
                     damping = max(damping / _EASE, _DAMPING[0])
@@ -116,7 +129,7 @@ def descend_pulled(
             damping *= _BRAKE
         if not better:
             break
-    return value
+    return value, there
 
 
 @leaf()

@@ -267,6 +267,7 @@ def _guess(task: Task, light: Light, count: int, per_pair: int) -> Guess:
     scenes = _figures(light.spread, count, pull.mean[2])
     n, left = scenes.shape[0], np.empty(scenes.shape[0])
     n_starts = min(n, (count + 1) // 2 * per_pair)
+    gradient, hessian = np.empty(d), filled((d, d), 0.0)
     for s in range(n):
         left[s] = float(s)
         if n > n_starts:
@@ -277,8 +278,11 @@ def _guess(task: Task, light: Light, count: int, per_pair: int) -> Guess:
         start = _first_least(left)
         left[start] = np.inf
         theta = scenes[start].ravel()
-        value = descend_pulled(model, theta, pull, _MAX_ITER, _SOFT, room)
-        logs[m] = _moments(model, theta, pull, room, mean[m], covariance[m]) - value
+        value, there = descend_pulled(model, theta, pull, _MAX_ITER, _SOFT, room, gradient, hessian)
+        if not there:
+            _slope_at(model, theta, pull, room, gradient, hessian)
+        copy(theta, mean[m])
+        logs[m] = _moments(model, pull, gradient, hessian, mean[m], covariance[m]) - value
         if not _is_new(mean[:m], covariance, mean[m], count):
             continue
         if value < least:
@@ -289,6 +293,21 @@ def _guess(task: Task, light: Light, count: int, per_pair: int) -> Guess:
     for a in range(d):
         mass += 0.5 * math.log(pull.precision[a])
     return Guess(middle, around, mass, good)
+
+
+@part()
+def _slope_at(
+    model: Model,
+    theta: FloatArray,
+    pull: Pull,
+    room: Room,
+    gradient: FloatArray,
+    hessian: FloatArray,
+) -> None:
+    """What `descend_pulled` has of the scene that a step begins with."""
+    illuminate(model.optics, theta, room)
+    slope(model, theta, _SOFT.stiffness, room, gradient, hessian)
+    add_pull(pull, theta, gradient, hessian)
 
 
 @part()
@@ -349,20 +368,15 @@ def _figures(spread: Spread, count: int, flux: float) -> FloatArray:
 @part()
 def _moments(
     model: Model,
-    theta: FloatArray,
     pull: Pull,
-    room: Room,
+    gradient: FloatArray,
+    hessian: FloatArray,
     mean: FloatArray,
     covariance: FloatArray,
 ) -> float:
-    """Mean and covariance of the normal distribution where a fit has ended; its log volume."""
-    d = theta.size
-    gradient, hessian = np.empty(d), filled((d, d), 0.0)
+    """Mean and covariance of the normal distribution around a `mean` to begin with; log volume."""
+    d = mean.size
     lower, inverse, volume = np.empty((d, d)), np.empty((d, d)), 0.0
-    illuminate(model.optics, theta, room)
-    slope(model, theta, _SOFT.stiffness, room, gradient, hessian)
-    add_pull(pull, theta, gradient, hessian)
-    copy(theta, mean)
     if cholesky(hessian, d, lower) < d:
         for a in range(d):
             for b in range(d):

@@ -274,7 +274,7 @@ class Setting:
         sure = self.prior.cell == 1.0
         reach = 1.0 if sure else self.prior.extent
         edge = 0.5 + self.width * least / light.max(axis=(1, 2), initial=0.0)
-        ends = [_first_and_last(light.max(axis=axis) > 0.0) for axis in (2, 1)]
+        ends = [_first_and_last(np.einsum(axes, light) > 0.0) for axes in ("nij->ni", "nij->nj")]
         area = np.stack([[first - edge, last + edge] for first, last in ends]).transpose(2, 0, 1)
         if reach is None:
             return area
@@ -294,9 +294,10 @@ class Setting:
         centre = np.stack(np.divmod(brightest, n_x), axis=1).astype(np.float64)
         limit = reach + 3.0 * self.width
         for _ in range(3):
-            rows, columns = np.abs(y - centre[:, :1]) <= limit, np.abs(x - centre[:, 1:]) <= limit
-            near = light * (rows[:, :, None] & columns[:, None, :])
-            of_y, of_x = near.sum(axis=2), near.sum(axis=1)
+            rows = np.where(np.abs(y - centre[:, :1]) <= limit, 1.0, 0.0)
+            columns = np.where(np.abs(x - centre[:, 1:]) <= limit, 1.0, 0.0)
+            of_y = rows * np.einsum("nij,nj->ni", light, columns)
+            of_x = columns * np.einsum("nij,ni->nj", light, rows)
             total = of_y.sum(axis=1)
             centre = np.stack([(of_y * y).sum(axis=1), (of_x * x).sum(axis=1)], axis=1)
             centre /= total[:, None]
