@@ -76,6 +76,9 @@ def compile_ahead(steps: Sequence[Step]) -> None:
     if len(calls) < 2 or not _can_start_python():
         return
     with ExitStack() as stack:
+        if gc.isenabled():  # nearly all that compiling makes lasts
+            gc.disable()
+            stack.callback(gc.enable)
         processes = []
         for call in calls[1:]:
             with suppress(OSError, RuntimeError):  # none can be started, or not any more
@@ -114,8 +117,9 @@ def helper() -> None:
 
     Thread(target=_end_with_input, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to answer
-    gc.disable()  # compiling makes much that lasts
+    gc.disable()
     _do(*sys.argv[1:])
+    gc.freeze()  # or the end would look through all that compiling made, for a second
 
 
 def _end_with_input() -> None:

@@ -45,7 +45,12 @@ made = time.perf_counter()
 unmix(image)
 print(imported - start, time.perf_counter() - made)
 """
-COMMAND = "from csunmix.cli import main; raise SystemExit(main({argv!r}.split()))"
+COMMAND = """
+import sys
+sys.argv[1:] = {argv!r}.split()
+from csunmix.cli import main
+raise SystemExit(main())
+"""
 UNMIX = "unmix image.npy --out targets.csv --preset csist-100k {options}"
 
 

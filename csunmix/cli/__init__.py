@@ -8,6 +8,8 @@ appear whole or not at all. Heavy modules are imported by the commands that need
 from __future__ import annotations
 
 import argparse
+import atexit
+import gc
 import json
 import math
 import os
@@ -75,6 +77,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0 on success, 2 on bad input, 130 if interrupted, 141 if whoever reads the
         output stopped reading.
     """
+    if argv is None:
+        _look_for_garbage_seldom()
     try:
         options = make_parser((demo, unmix, simulate, evaluate, compare, info)).parse_args(argv)
         options.command(options)
@@ -91,6 +95,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         _say(": ".join(["interrupted", *map(str, stop.args)]))
         return _INTERRUPTED
     return 0
+
+
+def _look_for_garbage_seldom() -> None:
+    """Modules and compiled code last as long as the program, and take long to look through."""
+    gc.set_threshold(20_000)
+    atexit.register(gc.freeze)  # the end would look through all of them once more
 
 
 # Commands
