@@ -2,7 +2,7 @@
 
 import sys
 
-from csunmix.cli import main
+from csunmix.cli import program
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(program())

@@ -12,8 +12,8 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Iterable, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from importlib import import_module
 from multiprocessing import current_process, parent_process
 from pathlib import Path
@@ -76,20 +76,29 @@ def compile_ahead(steps: Sequence[Step]) -> None:
     if len(calls) < 2 or not _can_start_python():
         return
     with ExitStack() as stack:
-        if gc.isenabled():  # nearly all that compiling makes lasts
-            gc.disable()
-            stack.callback(gc.enable)
         processes = []
         for call in calls[1:]:
             with suppress(OSError, RuntimeError):  # none can be started, or not any more
                 processes.append(stack.enter_context(_start(call)))
-        with suppress(Exception):
+        with no_collection(), suppress(Exception):
             _do(*calls[0])
         for process in processes:
             try:
                 process.wait(_PATIENCE)
             except TimeoutExpired:
                 process.kill()
+
+
+@contextmanager
+def no_collection() -> Iterator[None]:
+    """Look for no garbage while something is compiled: nearly all that this makes lasts."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 def _do(module: str, function: str, *given: str) -> None:

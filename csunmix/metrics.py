@@ -736,7 +736,7 @@ def _first_claims(
 def _by_frame(points: _Points) -> IntArray:
     """Rows ordered by frame, and then as they are."""
     if _is_sorted(points):
-        return np.arange(len(points))
+        return np.arange(len(points), dtype=np.intp)
     return np.argsort(points.frame, kind="stable")
 
 

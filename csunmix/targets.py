@@ -210,13 +210,20 @@ def checked_columns(
         for column in (*REQUIRED, *wanted):
             if list(there).count(column) > 1:
                 raise ValueError(f"{name} has the column {column!r} more than once")
-    # pandas copies the attributes with each column, and flags can be many.
-    bare = pd.DataFrame(table) if table.attrs.get("frame_flags") else table
+    bare = table if _has_few_attributes(table) else pd.DataFrame(table)  # without any
     return {
         column: _check_column(bare[column], f"{name}: column {column!r}")
         for column in wanted
         if column in there
     }
+
+
+def _has_few_attributes(table: pd.DataFrame) -> bool:
+    """Whether pandas may copy them with each column: of all images, that takes long."""
+    flags = table.attrs.get("frame_flags", {})
+    return (
+        table.attrs.keys() <= {"n_frames", "frame_flags"} and flags.__class__ is dict and not flags
+    )
 
 
 def _check_column(column: pd.Series[Any], name: str) -> npt.NDArray[Any]:

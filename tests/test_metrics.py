@@ -241,6 +241,14 @@ def test_equal_ranks_go_by_frame_then_by_row():
     assert metrics.cso_map(table(miss, hit), truth).mean == 0.25
 
 
+def test_order_of_all_numbers():
+    ranks = np.array([0.0, -0.0, np.inf, 5e-324, -np.inf, -1.0, 0.0, 1.0, np.inf, -5e-324, -0.0])
+    for frame in (np.arange(11), np.arange(11)[::-1] // 3, np.zeros(11, int)):
+        points = metrics._Points(frame.astype(np.int64), ranks, ranks, 12)
+        expected = np.lexsort((frame, -ranks))
+        np.testing.assert_array_equal(metrics._descending(ranks, points), expected)
+
+
 def test_rank_by_score_reorders():
     truth = table((0, 0, 0, 1))
     detections = table((0, 0, 0, 5), (0, 3, 0, 9), score=[0.9, 0.1])

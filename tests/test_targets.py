@@ -208,6 +208,17 @@ def test_bad_values_are_named(change: dict[str, Any], message: str) -> None:
         check_table(pd.DataFrame(good | change), "truth")
 
 
+@pytest.mark.parametrize("name", ["other", "frame_flags"])
+def test_attributes_are_not_copied_with_each_column(name: str) -> None:
+    class Large(dict[int, int]):
+        def __deepcopy__(self, memo: object) -> object:
+            raise AssertionError("copied")
+
+    table = make_table(0, [1.0], [2.0], [3.0])
+    table.attrs[name] = Large({0: 1})
+    assert check_table(table) is table
+
+
 def test_a_table_that_is_none() -> None:
     with pytest.raises(TypeError, match=r"^targets must be a pandas.DataFrame, got ndarray"):
         check_table(np.zeros((3, 4)))  # type: ignore[arg-type]

@@ -48,8 +48,8 @@ print(imported - start, time.perf_counter() - made)
 COMMAND = """
 import sys
 sys.argv[1:] = {argv!r}.split()
-from csunmix.cli import main
-raise SystemExit(main())
+from csunmix.cli import program
+raise SystemExit(program())
 """
 UNMIX = "unmix image.npy --out targets.csv --preset csist-100k {options}"
 

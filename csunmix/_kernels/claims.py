@@ -8,7 +8,7 @@ from csunmix._kernels.jit import kernel
 from csunmix._validation import BoolArray, FloatArray, IntArray
 
 _SIGN = np.int64(-(2**63))
-BITS = 13  # a digit of `sort_rows`: four make the mantissa and a bit
+BITS = 13  # a digit of `sort_rows`: four are the mantissa
 _DIGIT = 2**BITS - 1
 
 

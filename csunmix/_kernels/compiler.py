@@ -6,7 +6,6 @@ This leans on what numba does not promise to keep; it was tried with numba 0.60 
 from __future__ import annotations
 
 import ctypes
-import gc
 import hashlib
 import operator
 from contextlib import suppress
@@ -26,6 +25,7 @@ from numba.core.typed_passes import NativeLowering
 from numba.core.types import unliteral
 from numba.core.untyped_passes import ReconstructSSA
 
+from csunmix._ahead import no_collection
 from csunmix._kernels.shortcuts import shortcuts
 
 _IDLE = {"inline_closure_likes", "inline_overloads", "dead_branch_prune", "nopython_rewrites"}
@@ -312,15 +312,9 @@ class Kernel(CPUDispatcher):
         return False
 
     def compile(self, signature: Any) -> Any:
-        """Compile it without looking for garbage meanwhile: nearly all that is made then lasts."""
-        collects = gc.isenabled()
-        gc.disable()
-        try:
-            with shortcuts():
-                return super().compile(signature)
-        finally:
-            if collects:
-                gc.enable()
+        """Compile it, the short way."""
+        with no_collection(), shortcuts():
+            return super().compile(signature)
 
 
 class Unrolled(Kernel):

@@ -89,7 +89,7 @@ def descend_pulled(
 ) -> tuple[float, bool]:
     """The same of the objective and ``sum precision (theta - mean)^2 / 2`` of a normal prior.
 
-    The second value tells whether `gradient` and `hessian`, of zeros at first, are those of where
+    The second value tells whether `gradient` and the lower triangle of `hessian` are those of where
     it ends, rather than of the step before.
     """
     stiffness, flat = strictness

@@ -77,8 +77,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0 on success, 2 on bad input, 130 if interrupted, 141 if whoever reads the
         output stopped reading.
     """
-    if argv is None:
-        _look_for_garbage_seldom()
     try:
         options = make_parser((demo, unmix, simulate, evaluate, compare, info)).parse_args(argv)
         options.command(options)
@@ -97,10 +95,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _look_for_garbage_seldom() -> None:
-    """Modules and compiled code last as long as the program, and take long to look through."""
+def program() -> int:
+    """Run `main` in a process of its own, as ``csunmix`` does.
+
+    Modules and what compiling makes last to its end, and take a second to look through for garbage.
+    """
     gc.set_threshold(20_000)
-    atexit.register(gc.freeze)  # the end would look through all of them once more
+    atexit.register(gc.freeze)
+    return main()
 
 
 # Commands
