@@ -91,13 +91,20 @@ def compile_ahead(steps: Sequence[Step]) -> None:
 
 @contextmanager
 def no_collection() -> Iterator[None]:
-    """Look for no garbage while something is compiled: nearly all that this makes lasts."""
+    """Look for no garbage while something is compiled: nearly all that this makes lasts.
+
+    Nor right after it, which would take most of a second: it counts as old, which is seldom looked
+    through.
+    """
     collects = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
         if collects:
+            if gc.get_freeze_count() == 0:  # else it is the caller's to undo
+                gc.freeze()
+                gc.unfreeze()
             gc.enable()
 
 
