@@ -221,9 +221,8 @@ def checked_columns(
 def _has_few_attributes(table: pd.DataFrame) -> bool:
     """Whether pandas may copy them with each column: of all images, that takes long."""
     flags = table.attrs.get("frame_flags", {})
-    return (
-        table.attrs.keys() <= {"n_frames", "frame_flags"} and flags.__class__ is dict and not flags
-    )
+    few = table.attrs.keys() <= {"n_frames", "frame_flags"}
+    return few and isinstance(flags, dict) and not flags
 
 
 def _check_column(column: pd.Series[Any], name: str) -> npt.NDArray[Any]:

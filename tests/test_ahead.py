@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import shutil
@@ -57,6 +58,20 @@ def test_a_run_finds_all_compiled(method: str, tmp_path: Path) -> None:
 def making(path: Path) -> Step:
     """A step that makes a folder."""
     return Step(None, ("os", "mkdir", str(path)))
+
+
+def test_garbage_is_looked_for_again_after_compiling() -> None:
+    before = gc.isenabled()
+    gc.enable()
+    try:
+        with _ahead.no_collection():
+            with _ahead.no_collection():
+                assert not gc.isenabled()
+            assert not gc.isenabled()
+        assert gc.isenabled()
+        assert gc.get_freeze_count() == 0
+    finally:
+        (gc.enable if before else gc.disable)()
 
 
 def test_a_step_that_fails_is_left_to_the_run(tmp_path: Path, capfd: Any) -> None:

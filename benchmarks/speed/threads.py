@@ -4,8 +4,7 @@
 
 Whole calls of the unmixers, tables included, on simulated CSIST-100K images. Ratios are medians of
 interleaved rounds. Each timed call follows one of the same kind that is not timed: after a time
-with one thread, the second processor of a virtual machine is slow for the first 0.1 s and more,
-and ratios without that were 1.4 to 2.0 in four runs of an evening.
+with one thread, the second processor of a virtual machine may be slow at first.
 """
 
 from __future__ import annotations
