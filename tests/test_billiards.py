@@ -29,12 +29,12 @@ BOXES: dict[str, Any] = {
 def model_of(variance: float = 4.0, **given: Any) -> Model:
     parts: dict[str, Any] = {
         "area": np.array([[1.5, 3.5], [1.0, 3.0]]),
-        "flux": np.array([220.0, 250.0]),
+        "flux": (220.0, 250.0),
         "separation": 0.494,
         "extent": np.inf,
         "cell": 0.0,
         "cell_density": 0.0,
-        "background": np.array([0.0, 1.0]),
+        "background": (0.0, 1.0),
     }
     box = Box(**{**parts, **given})
     optics = tabulate(GaussianPSF(sigma=0.5), 7)
@@ -72,7 +72,7 @@ def test_a_drift_keeps_to_the_prior_and_its_speed(given: Any) -> None:
         chain, inverse = set_out(model, start_of(given), seed)
         before, straight = chain.momentum @ chain.velocity, chain.velocity.copy()
         assert billiards.drift(model.box, COUNT, inverse, 2.0, chain)
-        slack = model.box._replace(separation=0.494 - 1e-9, flux=np.array([219.999, 250.001]))
+        slack = model.box._replace(separation=0.494 - 1e-9, flux=(219.999, 250.001))
         assert np.isfinite(log_prior(slack, chain.theta, COUNT))
         assert chain.momentum @ chain.velocity == pytest.approx(before)
         np.testing.assert_allclose(inverse @ chain.momentum, chain.velocity, atol=1e-9)

@@ -268,12 +268,12 @@ AREA = np.array([[-0.5, 3.5], [0.5, 3.5]])
 def box(**given: Any) -> Box:
     parts: dict[str, Any] = {
         "area": AREA,
-        "flux": np.array([200.0, 250.0]),
+        "flux": (200.0, 250.0),
         "separation": 0.4,
         "extent": INF,
         "cell": 0.0,
         "cell_density": 0.0,
-        "background": np.array([1.0, 2.0]),
+        "background": (1.0, 2.0),
     }
     return Box(**(parts | given))
 

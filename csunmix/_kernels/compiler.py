@@ -51,15 +51,16 @@ class _Glue(_Part):
     """The same of code that runs seldom."""
 
     def _optimize_functions(self, module: Any) -> None:
-        """Keep it small, and where it is: in those that call it, it would be optimised with each.
+        """Optimise it by itself alone, and leave it where it is.
 
-        A tenth of the time that off-grid methods take to compile goes without it.
+        In those that call it, it would be optimised with each: a sixth of the time that off-grid
+        methods take to compile.
         """
+        super()._optimize_functions(module)
         for each in module.functions:
             if not each.is_declaration:
-                each.add_function_attribute("optsize")
                 each.add_function_attribute("noinline")
-        super()._optimize_functions(module)
+                each.add_function_attribute("optnone")
 
 
 class _Whole(JITCodeLibrary):

@@ -52,7 +52,7 @@ def part(**options: Any) -> Callable[[F], F]:
 def glue(**options: Any) -> Callable[[F], F]:
     """Make a part that runs seldom, as what leads from one descent to the next.
 
-    It is compiled to be small rather than fast, which takes less long.
+    It is hardly optimised, which takes less long.
     """
     return _decorator(lambda function, told: Glue(function, targetoptions=told), options)
 

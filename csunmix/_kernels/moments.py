@@ -340,8 +340,8 @@ def _model(task: Task, light: Light, count: int) -> tuple[Model, Pull]:
     """
     (least, most), box, model = task.box.flux, task.box, model_for(task, count, 0.0)
     middle, sigma = 0.5 * (least + most), (most - least) / math.sqrt(12.0)
-    flux, mean = np.empty(2), np.empty(3 * count)
-    flux[0], flux[1] = max(middle - _SIGMAS * sigma, 0.0), middle + _SIGMAS * sigma
+    flux = max(middle - _SIGMAS * sigma, 0.0), middle + _SIGMAS * sigma
+    mean = np.empty(3 * count)
     for k in range(count):
         mean[3 * k], mean[3 * k + 1], mean[3 * k + 2] = light.spread.y, light.spread.x, middle
     soft = Box(box.area, flux, box.separation, box.extent, box.cell, 0.0, box.background)

@@ -25,12 +25,12 @@ class Box(NamedTuple):
     """
 
     area: FloatArray  # (2, 2): lowest and highest y, lowest and highest x, px
-    flux: FloatArray  # (2,): lowest and highest, DN
+    flux: tuple[float, float]  # lowest and highest, DN
     separation: float
     extent: float  # inf: all of the area
     cell: float  # probability of one
     cell_density: float  # 0 where it is sure
-    background: FloatArray  # (2,): mean and standard deviation, DN
+    background: tuple[float, float]  # mean and standard deviation, DN
 
 
 @leaf()

@@ -6,7 +6,7 @@ Numbers of targets are those of the prior, of the light, and of the evidence, se
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -140,14 +140,14 @@ def refine(
 
 
 @leaf()
-def _ends(of: IntArray, i: int) -> tuple[int, int]:
+def _pair(of: Any, i: int) -> tuple[Any, Any]:
     return of[i, 0], of[i, 1]
 
 
 @glue()
 def view(rules: Rules, views: Views, i: int, rooms: FloatArray) -> Task:
     """The window of an image, in place of rounding a normal error of the same variance."""
-    (top, left), (bottom, right) = _ends(views.start, i), _ends(views.stop, i)
+    (top, left), (bottom, right) = _pair(views.start, i), _pair(views.stop, i)
     low = views.low[i, top:bottom, left:right].copy()
     high = views.high[i, top:bottom, left:right].copy()
     rounding = 0.0
@@ -163,8 +163,8 @@ def view(rules: Rules, views: Views, i: int, rooms: FloatArray) -> Task:
             area[axis, end] -= views.start[i, axis]
         most = 1.0 if rules.box.cell == 1.0 else rules.box.extent
         size[axis] = min(area[axis, 1] - area[axis, 0], most)
-    of = rules.box
-    box = Box(area, views.flux[i], of.separation, of.extent, of.cell, 0.0, views.background[i])
+    of, flux, background = rules.box, _pair(views.flux, i), _pair(views.background, i)
+    box = Box(area, flux, of.separation, of.extent, of.cell, 0.0, background)
     pixels = Pixels(low, high, variance, views.per_light)
     told = rules.reach, rules.apart, rules.fluxes, rules.counts
     return Task(rules.optics, pixels, box, *told, size, rooms)

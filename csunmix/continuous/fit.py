@@ -166,7 +166,7 @@ def fit_counts(setting: Setting, window: Window, seed: int) -> dict[int, Fit]:
     return fits
 
 
-def _apart_in_light(fits: dict[int, Fit], count: int, flux: FloatArray) -> bool:
+def _apart_in_light(fits: dict[int, Fit], count: int, flux: tuple[float, float]) -> bool:
     """Whether `count` targets give other light than those that explain the image, whatever theirs.
 
     Then a few starts tell that they do not. Where fluxes may be anything, a number that is right

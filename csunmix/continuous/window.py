@@ -169,15 +169,16 @@ class Setting:
             views.low[cut].copy(), views.high[cut].copy(), float(views.variance[n]), views.per_light
         )
         area = views.area[n] - views.start[n][:, None]
-        box = self.box._replace(area=area, flux=views.flux[n], background=views.background[n])
+        flux, background = views.flux[n].tolist(), views.background[n].tolist()
+        box = self.box._replace(area=area, flux=tuple(flux), background=tuple(background))
         return Window((top, left), pixels, box, self.background == "fit")
 
     @cached_property
     def box(self) -> Box:
         """What the prior says of all images alike; areas, fluxes and backgrounds are of each."""
-        unknown = np.array([-np.inf, np.inf])
+        unknown = -np.inf, np.inf
         return Box(
-            np.stack([unknown, unknown]),
+            np.array([unknown, unknown]),
             unknown,
             float(self.prior.min_separation),
             np.inf if self.prior.extent is None else float(self.prior.extent),
