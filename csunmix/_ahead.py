@@ -7,6 +7,7 @@ is up to the tests; where one did, the run would compile that kernel once more.
 from __future__ import annotations
 
 import gc
+import json
 import logging
 import os
 import re
@@ -69,19 +70,20 @@ def missing(*unmixers: Compiles) -> list[Step]:
 def compile_ahead(steps: Sequence[Step]) -> None:
     """Compile the first step here, and others in processes of their own meanwhile.
 
-    As many as there are processors for; the run compiles by itself what is left, and where a step
-    fails. No fork and no spawn: either would have a part of the caller's program run once more.
+    As many processes as processors, each some steps one after the other; one that fails is left to
+    the run. No fork and no spawn: either would have a part of the caller's program run once more.
     """
-    calls = [step.call for step in steps if step.call][: processors()]
-    if len(calls) < 2 or not _can_start_python():
+    calls = [step.call for step in steps if step.call]
+    n_others = min(processors(), len(calls)) - 1
+    if n_others < 1 or not _can_start_python():
         return
     with ExitStack() as stack:
         processes = []
-        for call in calls[1:]:
+        for first in range(1, n_others + 1):
             with suppress(OSError, RuntimeError):  # none can be started, or not any more
-                processes.append(stack.enter_context(_start(call)))
-        with no_collection(), suppress(Exception):
-            _do(*calls[0])
+                processes.append(stack.enter_context(_start(calls[first::n_others])))
+        with no_collection():
+            _do(calls[0])
         for process in processes:
             try:
                 process.wait(_PATIENCE)
@@ -108,14 +110,17 @@ def no_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _do(module: str, function: str, *given: str) -> None:
-    getattr(import_module(module), function)(*given)
+def _do(call: Sequence[str]) -> None:
+    """Call what a step names, if it can be."""
+    module, function, *given = call
+    with suppress(Exception):
+        getattr(import_module(module), function)(*given)
 
 
-def _start(call: tuple[str, ...]) -> Popen[bytes]:
-    """Start a process that calls; it ends with its standard input, at the latest."""
-    code = _HELPER.format(path=sys.path)
-    return Popen([sys.executable, "-c", code, *call], stdin=PIPE, stdout=DEVNULL, stderr=DEVNULL)
+def _start(calls: Sequence[Sequence[str]]) -> Popen[bytes]:
+    """Start a process that makes calls; it ends with its standard input, at the latest."""
+    argv = sys.executable, "-c", _HELPER.format(path=sys.path), json.dumps(calls)
+    return Popen(argv, stdin=PIPE, stdout=DEVNULL, stderr=DEVNULL)
 
 
 def _can_start_python() -> bool:
@@ -128,13 +133,14 @@ def _can_start_python() -> bool:
 
 
 def helper() -> None:
-    """Call what the command line names; end when standard input does, as with the parent."""
+    """Make the calls that the command line names; end with standard input, as with the parent."""
     import scipy.linalg.cython_blas  # noqa: F401  (numba's; Windows loads none beside a reader)
 
     Thread(target=_end_with_input, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to answer
     gc.disable()
-    _do(*sys.argv[1:])
+    for call in json.loads(sys.argv[1]):
+        _do(call)
     gc.freeze()  # or the end would look through all that compiling made, for a second
 
 

@@ -204,7 +204,7 @@ class GridUnmixer:
         if self.refine is not None:
             from csunmix.continuous.ahead import REFINEMENT
 
-            yield REFINEMENT
+            yield from REFINEMENT
         yield from steps_for(self.solver)
 
     def _solve(self, images: FloatArray) -> SolveResult:

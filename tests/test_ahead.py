@@ -39,8 +39,8 @@ compiled = [e.data["dispatcher"] for _, e in recorder.buffer if e.is_start]
 print(len(steps), missing(unmix), compiled)
 """
 METHODS = {
-    "refined": "cu.grid_unmixer(psf=s.psf, shape=s.shape, prior=s.prior, refine=True)",
-    "posterior": "cu.PosteriorUnmixer(s.psf, s.sensor, s.prior)",
+    "cu.grid_unmixer(psf=s.psf, shape=s.shape, prior=s.prior, refine=True)": 3,
+    "cu.PosteriorUnmixer(s.psf, s.sensor, s.prior)": 2,
 }
 
 
@@ -48,11 +48,14 @@ METHODS = {
 @pytest.mark.parametrize("method", METHODS)
 def test_a_run_finds_all_compiled(method: str, tmp_path: Path) -> None:
     script = tmp_path / "script.py"
-    script.write_text(SCRIPT.format(method=METHODS[method]))
+    script.write_text(SCRIPT.format(method=method))
     environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path / "cache")}
     argv = [sys.executable, str(script)]
     done = subprocess.run(argv, capture_output=True, text=True, env=environment)
-    assert (done.stdout, done.stderr) == ("2 [] []\n", f"csunmix: {_ahead.NOTICE}\n")
+    assert (done.stdout, done.stderr) == (
+        f"{METHODS[method]} [] []\n",
+        f"csunmix: {_ahead.NOTICE}\n",
+    )
 
 
 def making(path: Path) -> Step:
@@ -91,10 +94,15 @@ def test_a_single_step_is_left_to_the_run(monkeypatch: Any, tmp_path: Path) -> N
 
 
 def test_no_more_processes_than_processors(monkeypatch: Any, tmp_path: Path) -> None:
-    monkeypatch.setattr(_ahead, "processors", lambda: 2)
-    marks = [tmp_path / str(i) for i in range(3)]
-    _ahead.compile_ahead([making(mark) for mark in marks])
-    assert [mark.exists() for mark in marks] == [True, True, False]
+    started = list[Any]()
+    start = _ahead._start
+    monkeypatch.setattr(_ahead, "_start", lambda calls: started.append(calls) or start(calls))
+    for n in (2, 3, 9):
+        monkeypatch.setattr(_ahead, "processors", lambda n=n: n)
+        marks = [tmp_path / f"{n}-{i}" for i in range(5)]
+        _ahead.compile_ahead([making(marks[0]), *map(making, marks)])  # the second fails
+        assert [mark.exists() for mark in marks] == 5 * [True]
+    assert [len(calls) for calls in started] == [5, 3, 2, 1, 1, 1, 1, 1]
 
 
 def test_where_no_process_can_be_started(monkeypatch: Any, tmp_path: Path) -> None:
@@ -153,7 +161,11 @@ def test_what_is_compiled_side_by_side() -> None:
     told = setup.psf, setup.sensor, setup.prior
     kernels = {
         cu.grid_unmixer(**optics): ["active_set"],
-        cu.grid_unmixer(**optics, prior=setup.prior, refine=True): ["refine", "active_set"],
+        cu.grid_unmixer(**optics, prior=setup.prior, refine=True): [
+            "refine",
+            "explore",
+            "active_set",
+        ],
         cu.grid_unmixer("omp", **optics): ["orthogonal_matching_pursuit"],
         cu.grid_unmixer("matching-pursuit", **optics): ["matching_pursuit"],
         cu.grid_unmixer("fista", **optics): ["proximal_steps"],
@@ -173,11 +185,11 @@ def test_what_is_compiled_side_by_side() -> None:
 def test_steps_call_what_there_is(monkeypatch: Any) -> None:
     solvers = cu.ActiveSet(lam=0.1), cu.OMP(n_nonzero=2), cu.FISTA(lam=0.1), cu.ISTA(lam=0.1)
     steps = [step for solver in solvers for step in of_solvers.steps_for(solver)]
-    steps += [ahead.REFINEMENT, *ahead.ESTIMATION, *ahead.SMC]
+    steps += [*ahead.REFINEMENT, *ahead.ESTIMATION, *ahead.SMC]
     called = []
     for module, function, *given in (step.call for step in steps):
         monkeypatch.setattr(f"{module}.{function}", lambda *told: called.append(told))
-        _ahead._do(module, function, *given)
+        _ahead._do((module, function, *given))
         assert called.pop() == tuple(given)
 
 

@@ -14,7 +14,7 @@ import sys
 from contextlib import nullcontext
 from pathlib import Path
 from threading import Thread
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numba
 import numpy as np
@@ -1032,6 +1032,28 @@ def test_a_part_is_compiled_once_for_literals_and_variables() -> None:
 
     assert summed(1.0, 5) == 10.0 + 2.0 + 6.0
     assert len(times.overloads) == 1  # type: ignore[attr-defined]
+
+
+@pytest.mark.skipif(jit._CONFIG.DISABLE_JIT, reason="nothing is compiled")
+def test_a_kernel_is_called_by_its_address() -> None:
+    @jit.kernel(no_cfunc_wrapper=False)
+    def scaled(a: Any, by: float) -> tuple[Any, float]:
+        return by * a, by
+
+    @jit.kernel()
+    def twice(function: Any, a: Any) -> float:
+        out, by = function(a, 2.0)
+        return float(out.sum() + by)
+
+    a, kernel, caller = np.arange(3.0), cast(Any, scaled), cast(Any, twice)
+    pointer = jit.pointer(scaled, (a, 1.0), (a, 1.0))
+    caller.compile_for(pointer, a)
+    assert (len(caller.signatures), len(kernel.signatures)) == (1, 0)
+    assert twice(pointer, a) == 8.0
+    assert twice(jit.pointer(scaled, (a, 1.0), (a, 1.0)), a) == 8.0
+    assert (len(caller.signatures), len(kernel.signatures)) == (1, 1)
+    with pytest.raises(TypeError, match=r"scaled .* has the signature"):
+        twice(jit.pointer(scaled, (a, 1.0), (a, 1)), a)
 
 
 @pytest.mark.parametrize("collects", [True, False])

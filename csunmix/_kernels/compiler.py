@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import llvmlite.binding as llvm
+from numba import typeof
 from numba._dynfunc import make_function
 from numba.core import config, ir
 from numba.core.codegen import JITCodeLibrary
@@ -22,7 +23,8 @@ from numba.core.compiler_machinery import FunctionPass, register_pass
 from numba.core.ir_utils import find_const, guard
 from numba.core.registry import CPUDispatcher
 from numba.core.typed_passes import NativeLowering
-from numba.core.types import unliteral
+from numba.core.types import FunctionType, unliteral
+from numba.core.typing.templates import Signature
 from numba.core.untyped_passes import ReconstructSSA
 
 from csunmix._ahead import no_collection
@@ -57,7 +59,7 @@ class _Glue(_Part):
         methods take to compile.
         """
         super()._optimize_functions(module)
-        for each in module.functions:
+        for each in module.functions if _is_recent(self._codegen) else ():
             if not each.is_declaration:
                 each.add_function_attribute("noinline")
                 each.add_function_attribute("optnone")
@@ -112,11 +114,16 @@ class _Whole(JITCodeLibrary):
         passes.run(self._final_module, builder)
 
 
+def _is_recent(codegen: Any) -> bool:
+    """Whether numba has LLVM's new passes, from 0.62 on; before, it mixes up attributes."""
+    return hasattr(codegen, "_pass_builder")
+
+
 def _may_roll(codegen: Any) -> bool:
-    """Whether numba can (from 0.62 on), and is told nothing of its own by the environment."""
+    """Whether numba can, and is told nothing of its own by the environment."""
     told: Any = config
     usual = told.LOOP_VECTORIZE and told.LLVM_REFPRUNE_PASS and not told.SLP_VECTORIZE
-    return usual and told.OPT == 3 and not told.OPT.is_opt_max and hasattr(codegen, "_pass_builder")
+    return usual and told.OPT == 3 and not told.OPT.is_opt_max and _is_recent(codegen)
 
 
 def _find(library: Any, found: dict[Any, None]) -> None:
@@ -312,6 +319,11 @@ class Kernel(CPUDispatcher):
             return any(machine in key for key in of_numba._cache._cache_file._load_index())
         return False
 
+    def compile_for(self, *given: Any) -> None:
+        """Compile it for such arguments."""
+        of_numba: Any = self
+        self.compile(tuple(map(of_numba.typeof_pyval, given)))
+
     def compile(self, signature: Any) -> Any:
         """Compile it, the short way."""
         with no_collection(), shortcuts():
@@ -322,6 +334,28 @@ class Unrolled(Kernel):
     """A kernel with long loops over arrays, which it goes through several elements at a time."""
 
     compiler = _UnrolledCompiler
+
+
+class Pointer:
+    """A kernel for another to call that is given it, by its address.
+
+    The other is compiled without it, and has to know what it takes and returns: as these examples.
+    """
+
+    def __init__(self, kernel: Kernel, given: tuple[Any, ...], returned: Any) -> None:
+        self._kernel: Any = kernel
+        self._signature = Signature(typeof(returned), tuple(map(typeof, given)), recvr=None)
+        self._numba_type_ = FunctionType(self._signature)
+
+    def __wrapper_address__(self) -> int:
+        """Where its machine code is, for numba; it is compiled if there is none."""
+        self._kernel.compile(
+            self._signature.args
+        )  # with what is returned, it would look for another
+        made = self._kernel.overloads[self._signature.args]
+        if made.signature != self._signature:
+            raise TypeError(f"{self._kernel} has the signature {made.signature}")
+        return int(made.library.get_pointer_to_function(made.fndesc.llvm_cfunc_wrapper_name))
 
 
 def compile_kernel(function: Any, options: dict[str, Any], kind: type[Kernel] = Kernel) -> Any:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar, cast
 
 import numba
 
-from csunmix._kernels.compiler import Glue, Kernel, Part, Unrolled, compile_kernel
+from csunmix._kernels.compiler import Glue, Kernel, Part, Pointer, Unrolled, compile_kernel
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -39,6 +39,15 @@ def kernel(unrolled: bool = False, **options: Any) -> Callable[[F], F]:
     """
     kind = Unrolled if unrolled else Kernel
     return _decorator(lambda function, told: compile_kernel(function, told, kind), options)
+
+
+def pointer(kernel: Callable[..., Any], given: tuple[Any, ...], returned: Any) -> Any:
+    """A kernel for another to call that is given it, and compiled without it.
+
+    It takes and returns what is of the types of these examples, without names, and is one made with
+    ``no_cfunc_wrapper=False``.
+    """
+    return kernel if _CONFIG.DISABLE_JIT else Pointer(cast(Kernel, kernel), given, returned)
 
 
 def part(**options: Any) -> Callable[[F], F]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from csunmix._kernels.arrays import filled, integers
 from csunmix._kernels.fit import explains, misfit
-from csunmix._kernels.jit import glue, kernel, leaf
+from csunmix._kernels.jit import glue, kernel, leaf, pointer
 from csunmix._kernels.linalg import copy, to_shares
 from csunmix._kernels.measure import cell_density, log_measure, log_room
 from csunmix._kernels.model import Model, Views
@@ -48,6 +48,7 @@ class Rules(NamedTuple):
     apart: float  # px, between the halves of a target that is split
     fluxes: bool  # whether the prior has any
     counts: tuple[int, int]  # least and most targets; 0, 0 where the prior does not say
+    explore: Any  # see `explorer`
 
 
 class Task(NamedTuple):
@@ -60,6 +61,7 @@ class Task(NamedTuple):
     apart: float
     fluxes: bool
     counts: tuple[int, int]
+    explore: Any
     size: FloatArray  # (2,), of the area that a target may be in given one other, px
     rooms: FloatArray  # (2 n, 3), see `refine`
 
@@ -100,6 +102,13 @@ class Spread(NamedTuple):
     cosine: float
     far: float  # standard deviation along it, px
     near: float  # and across
+
+
+def explorer(optics: Optics, box: Box) -> Any:
+    """What looks for optima: `explore`, which is compiled by itself, beside `refine`."""
+    none, nothing = np.empty((0, 0)), np.empty(0)
+    model = Model(optics, Pixels(none, none, 0.0, 0.0), box, nothing, 1)
+    return pointer(explore, (model, none, QUICK, 1, 0.0, False), (none, nothing))
 
 
 @kernel()
@@ -166,7 +175,7 @@ def view(rules: Rules, views: Views, i: int, rooms: FloatArray) -> Task:
     of, flux, background = rules.box, _pair(views.flux, i), _pair(views.background, i)
     box = Box(area, flux, of.separation, of.extent, of.cell, 0.0, background)
     pixels = Pixels(low, high, variance, views.per_light)
-    told = rules.reach, rules.apart, rules.fluxes, rules.counts
+    told = rules.reach, rules.apart, rules.fluxes, rules.counts, rules.explore
     return Task(rules.optics, pixels, box, *told, size, rooms)
 
 
@@ -313,11 +322,11 @@ def _better(task: Task, scenes: FloatArray, best: Fit, least: float) -> tuple[Fi
 
 @glue()
 def _fit(task: Task, scenes: FloatArray, enough: int, fresh: float, in_cells: bool) -> Fit:
-    """What scenes (n, K, 3) lead to, and that in cells; see `explore`."""
+    """What scenes (n, K, 3) lead to, and that in cells; see `csunmix._kernels.search.explore`."""
     n, count = scenes.shape[:2]
     model = model_for(task, count, 0.0)
     starts = scenes.reshape(n, 3 * count)
-    thetas, values = explore(model, starts, QUICK, enough, fresh, in_cells)
+    thetas, values = task.explore(model, starts, QUICK, enough, fresh, in_cells)
     return Fit(thetas, values, 0.0)
 
 

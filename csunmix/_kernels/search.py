@@ -104,7 +104,7 @@ def search(
     return _sorted(_with_cells(model, known, effort, room) if in_cells else known)
 
 
-@part()
+@kernel(no_cfunc_wrapper=False)
 def explore(
     model: Model, starts: FloatArray, effort: Effort, enough: int, fresh: float, in_cells: bool
 ) -> tuple[FloatArray, FloatArray]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -16,12 +16,12 @@ from csunmix._kernels.modes import Modes, approximate, judge
 from csunmix._kernels.moments import fit_moments
 from csunmix._kernels.refine import refine as refine_views
 from csunmix._kernels.scene import least_share
-from csunmix._kernels.search import THOROUGH, search
+from csunmix._kernels.search import QUICK, THOROUGH, explore, search
 from csunmix._kernels.smc import sample
 from csunmix._validation import FloatArray
-from csunmix.continuous.refine import refine
+from csunmix.continuous.refine import rules
+from csunmix.continuous.sampling import SCORED
 from csunmix.continuous.window import Setting, Window
-from csunmix.peaks import Candidates
 from csunmix.presets import csist_100k
 
 
@@ -60,7 +60,15 @@ def _posterior(example: _Example) -> tuple[Model, Modes]:
 def compile_refinement() -> None:
     """Compile what refines the targets of a grid."""
     setting, image, targets = _example()
-    refine(setting, image[None], Candidates(np.zeros(1, np.int64), *targets[:1].T))
+    views, rows = setting.views(image[None]), np.array([0, len(targets)])
+    kernel: Any = refine_views
+    kernel.compile_for(rules(setting), views, targets, rows, 12, SCORED, setting.rooms[0])
+
+
+def compile_exploration() -> None:
+    """Compile how that looks for optima."""
+    model, modes = _posterior(_example())
+    explore(model, modes.theta, QUICK, 1, 0.0, False)
 
 
 def compile_search() -> None:
@@ -93,7 +101,10 @@ def compile_smc() -> None:
     sample(model, 2, 8, 0.5, 1, 0)
 
 
-REFINEMENT = Step(refine_views, (__name__, "compile_refinement"))
+REFINEMENT = (
+    Step(refine_views, (__name__, "compile_refinement")),
+    Step(explore, (__name__, "compile_exploration")),
+)
 
 _SEARCH, _DRAWS = (__name__, "compile_search"), (__name__, "compile_draws")
 # Each has a kernel that a run calls for sure, whatever the image.

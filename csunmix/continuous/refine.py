@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from csunmix._kernels.model import Views
-from csunmix._kernels.refine import FEW, Answers, Rules
+from csunmix._kernels.refine import FEW, Answers, Rules, explorer
 from csunmix._kernels.refine import refine as refine_views
 from csunmix._validation import FloatArray, IntArray
 from csunmix.continuous.base import count_flags, prior_flags
@@ -103,6 +103,7 @@ def rules(setting: Setting) -> Rules:
         max(float(prior.min_separation), _SPLIT * setting.width),
         prior.flux is not None,
         (0, 0) if prior.count is None else (setting.counts.start, setting.counts.stop - 1),
+        explorer(setting.optics, setting.box),
     )
 
 
