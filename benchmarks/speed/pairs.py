@@ -21,7 +21,7 @@ def compare(
     subset: Mapping[str, int] | None = None,
     wanted: Mapping[str, float] | None = None,
     threads: int = 1,
-    warm: bool = False,
+    warm: float = 0.0,
 ) -> pd.DataFrame:
     """Time each run on the images, interleaved: one round of all, then the next.
 
@@ -44,8 +44,8 @@ def compare(
     threads : int
         Threads of BLAS, OpenMP and numba while the runs go. What has threads of its own (PyTorch,
         `numThreads` of SPAMS) must be given the same number by its run.
-    warm : bool
-        Whether each timed call follows one of the same run that is not timed.
+    warm : float
+        Seconds of calls of the same run, not timed, that come before each timed one.
 
     Returns
     -------
@@ -59,7 +59,8 @@ def compare(
             run(given[name])
         for repeat in range(repeats):
             for column, (name, run) in enumerate(runs.items()):
-                if warm:
+                start = time.perf_counter()
+                while time.perf_counter() - start < warm:
                     run(given[name])
                 start = time.perf_counter()
                 run(given[name])

@@ -3,8 +3,8 @@
     python -m benchmarks.speed.threads --n 40000
 
 Whole calls of the unmixers, tables included, on simulated CSIST-100K images. Ratios are medians of
-interleaved rounds. Each timed call follows one of the same kind that is not timed: after a time
-with one thread, the second processor of a virtual machine may be slow at first.
+interleaved rounds. Each timed call follows a second of calls of the same kind that are not timed:
+after a time with one thread, the second processor of a virtual machine may be slow at first.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def main() -> None:
         }
         wanted = {f"{name}, 1 thread": 1.8}
         part = images[: max(10, options.n // share)]
-        tables.append(compare(runs, part, repeats=options.repeats, wanted=wanted, warm=True))
+        tables.append(compare(runs, part, repeats=options.repeats, wanted=wanted, warm=1.0))
     table = pd.concat(tables)
     write_report(options.out, "Threads", command(__file__, options), __doc__, table)
     print(to_markdown(table))

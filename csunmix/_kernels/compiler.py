@@ -349,10 +349,9 @@ class Pointer:
 
     def __wrapper_address__(self) -> int:
         """Where its machine code is, for numba; it is compiled if there is none."""
-        self._kernel.compile(
-            self._signature.args
-        )  # with what is returned, it would look for another
-        made = self._kernel.overloads[self._signature.args]
+        given = self._signature.args
+        self._kernel.compile(given)  # told what it returns, numba would take it for another
+        made = self._kernel.overloads[given]
         if made.signature != self._signature:
             raise TypeError(f"{self._kernel} has the signature {made.signature}")
         return int(made.library.get_pointer_to_function(made.fndesc.llvm_cfunc_wrapper_name))
