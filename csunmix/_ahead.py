@@ -68,10 +68,10 @@ def missing(*unmixers: Compiles) -> list[Step]:
 
 
 def compile_ahead(steps: Sequence[Step]) -> None:
-    """Compile the first step here, and others in processes of their own meanwhile.
+    """Compile the first step here, and the others meanwhile in other processes.
 
-    As many processes as processors, each some steps one after the other; one that fails is left to
-    the run. No fork and no spawn: either would have a part of the caller's program run once more.
+    There is one for each other processor, and they share them out; a step that fails is left to the
+    run. No fork and no spawn: either would have a part of the caller's program run once more.
     """
     calls = [step.call for step in steps if step.call]
     n_others = min(processors(), len(calls)) - 1

@@ -14,7 +14,7 @@ import sys
 from contextlib import nullcontext
 from pathlib import Path
 from threading import Thread
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
@@ -1036,24 +1036,42 @@ def test_a_part_is_compiled_once_for_literals_and_variables() -> None:
 
 @pytest.mark.skipif(jit._CONFIG.DISABLE_JIT, reason="nothing is compiled")
 def test_a_kernel_is_called_by_its_address() -> None:
-    @jit.kernel(no_cfunc_wrapper=False)
-    def scaled(a: Any, by: float) -> tuple[Any, float]:
-        return by * a, by
-
-    @jit.kernel()
     def twice(function: Any, a: Any) -> float:
         out, by = function(a, 2.0)
         return float(out.sum() + by)
 
-    a, kernel, caller = np.arange(3.0), cast(Any, scaled), cast(Any, twice)
+    a, caller = np.arange(3.0), anew(twice)
+    scaled = anew(lambda a, by: (by * a, by), no_cfunc_wrapper=False)
     pointer = jit.pointer(scaled, (a, 1.0), (a, 1.0))
     caller.compile_for(pointer, a)
-    assert (len(caller.signatures), len(kernel.signatures)) == (1, 0)
-    assert twice(pointer, a) == 8.0
-    assert twice(jit.pointer(scaled, (a, 1.0), (a, 1.0)), a) == 8.0
-    assert (len(caller.signatures), len(kernel.signatures)) == (1, 1)
-    with pytest.raises(TypeError, match=r"scaled .* has the signature"):
-        twice(jit.pointer(scaled, (a, 1.0), (a, 1)), a)
+    assert (len(caller.signatures), len(scaled.signatures)) == (1, 0)
+    assert caller(pointer, a) == caller(pointer, a) == 8.0
+    assert caller(jit.pointer(scaled, (a, 1.0), (a, 1.0)), a) == 8.0
+    assert (len(caller.signatures), len(scaled.signatures)) == (1, 1)
+    with pytest.raises(TypeError, match="has the signature"):
+        caller(jit.pointer(scaled, (a, 1.0), (a, 1)), a)
+
+
+@pytest.mark.skipif(jit._CONFIG.DISABLE_JIT, reason="nothing is compiled")
+def test_what_runs_seldom_is_left_as_it_is() -> None:
+    @jit.glue()
+    def rare(a: Any) -> float:
+        return float(a[0] + a[1])
+
+    @jit.part()
+    def frequent(a: Any) -> float:
+        return float(a[0] * a[1])
+
+    kernel = anew(lambda a: rare(a) + frequent(a))
+    assert kernel(np.array([2.0, 3.0])) == 11.0
+    (written,) = kernel.inspect_llvm().values()
+    kept = [line for line in written.splitlines() if re.match(r"define.*(rare|frequent)", line)]
+    if numba.version_info.short >= (0, 62):
+        assert len(kept) == 1
+        (attributes,) = re.findall(r"#\d+", kept[0])
+        (told,) = re.findall(rf"attributes {attributes} = .*", written)
+        assert "rare" in kept[0]
+        assert {"noinline", "optnone"} <= set(told.split())
 
 
 @pytest.mark.parametrize("collects", [True, False])
@@ -1099,9 +1117,9 @@ def weighted() -> Any:
     return anew(total)
 
 
-def anew(function: Any) -> Any:
+def anew(function: Any, **options: Any) -> Any:
     """A kernel that is not kept on disk, where there may be one of the same name."""
-    kernel: Any = jit.kernel()(function)
+    kernel: Any = jit.kernel(**options)(function)
     kernel._cache = NullCache()
     return kernel
 

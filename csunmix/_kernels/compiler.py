@@ -66,7 +66,7 @@ class _Glue(_Part):
 
 
 class _Whole(JITCodeLibrary):
-    """Code with its parts, which nothing else calls.
+    """Code with its parts, which is called from outside alone.
 
     LLVM then passes them only what they use, and not every array of a named tuple. It unrolls no
     loops: most are short, none the faster for it, and a tenth of the time to compile goes there.
@@ -115,7 +115,10 @@ class _Whole(JITCodeLibrary):
 
 
 def _is_recent(codegen: Any) -> bool:
-    """Whether numba has LLVM's new passes, from 0.62 on; before, it mixes up attributes."""
+    """Whether numba has LLVM's new passes, from 0.62 on.
+
+    Before, llvmlite has what a function returns have the function's attributes.
+    """
     return hasattr(codegen, "_pass_builder")
 
 
@@ -248,7 +251,7 @@ class _GlueCompiler(_Compiler):
 
 
 class _KernelCompiler(_Compiler):
-    """Compiles a function for Python to call."""
+    """Compiles a function that is called from outside."""
 
     lowering = _LowerKernel
 
@@ -290,13 +293,13 @@ class Part(CPUDispatcher):
 
 
 class Glue(Part):
-    """A part that runs seldom: small rather than fast, and sooner compiled."""
+    """A part that runs seldom: hardly optimised, and sooner compiled."""
 
     compiler = _GlueCompiler
 
 
 class Kernel(CPUDispatcher):
-    """A function for Python to call."""
+    """A function for Python to call, or for another kernel by its address."""
 
     compiler: type[_Compiler] = _KernelCompiler
 
@@ -321,8 +324,7 @@ class Kernel(CPUDispatcher):
 
     def compile_for(self, *given: Any) -> None:
         """Compile it for such arguments."""
-        of_numba: Any = self
-        self.compile(tuple(map(of_numba.typeof_pyval, given)))
+        self.compile(tuple(map(typeof, given)))
 
     def compile(self, signature: Any) -> Any:
         """Compile it, the short way."""
@@ -349,6 +351,10 @@ class Pointer:
 
     def __wrapper_address__(self) -> int:
         """Where its machine code is, for numba; it is compiled if there is none."""
+        return self._address
+
+    @cached_property
+    def _address(self) -> int:
         given = self._signature.args
         self._kernel.compile(given)  # told what it returns, numba would take it for another
         made = self._kernel.overloads[given]

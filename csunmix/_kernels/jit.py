@@ -2,8 +2,8 @@
 
 numba makes machine code of every function by itself, with all that this calls, and wraps it for
 Python: of one that is called by others at five levels, five times. Here only a `kernel` is, which
-Python calls; what it is made of, each `part`, `glue` and `leaf`, goes into it as it is, and the
-first call on a machine waits less long.
+Python calls, or another one by its address (see `pointer`); what it is made of, each `part`, `glue`
+and `leaf`, goes into it as it is, and the first call on a machine waits less long.
 """
 
 from __future__ import annotations
@@ -44,10 +44,11 @@ def kernel(unrolled: bool = False, **options: Any) -> Callable[[F], F]:
 def pointer(kernel: Callable[..., Any], given: tuple[Any, ...], returned: Any) -> Any:
     """A kernel for another to call that is given it, and compiled without it.
 
-    It takes and returns what is of the types of these examples, without names, and is one made with
-    ``no_cfunc_wrapper=False``.
+    It takes arguments by position, of the types of these examples, and returns such. It is one made
+    with ``no_cfunc_wrapper=False``. An error in it is printed, not raised, and what it returns has
+    no elements then.
     """
-    return kernel if _CONFIG.DISABLE_JIT else Pointer(cast(Kernel, kernel), given, returned)
+    return Pointer(kernel, given, returned) if isinstance(kernel, Kernel) else kernel
 
 
 def part(**options: Any) -> Callable[[F], F]:

@@ -97,7 +97,7 @@ def fit_moments(
     none = np.empty((0, 3))
     for i in range(n):
         if views.stop[i, 0] > views.start[i, 0]:
-            task = view(rules, views, i, none)
+            task = view(rules, views, i, none, None)
             best, probability = _best(task, _look(task, core), n_starts)
             if best.mean.size > 0:
                 answers.n_targets[i], answers.probability[i] = best.mean.size // 3, probability

@@ -48,7 +48,6 @@ class Rules(NamedTuple):
     apart: float  # px, between the halves of a target that is split
     fluxes: bool  # whether the prior has any
     counts: tuple[int, int]  # least and most targets; 0, 0 where the prior does not say
-    explore: Any  # see `explorer`
 
 
 class Task(NamedTuple):
@@ -61,7 +60,7 @@ class Task(NamedTuple):
     apart: float
     fluxes: bool
     counts: tuple[int, int]
-    explore: Any
+    explore: Any  # see `refine`
     size: FloatArray  # (2,), of the area that a target may be in given one other, px
     rooms: FloatArray  # (2 n, 3), see `refine`
 
@@ -104,11 +103,16 @@ class Spread(NamedTuple):
     near: float  # and across
 
 
-def explorer(optics: Optics, box: Box) -> Any:
-    """What looks for optima: `explore`, which is compiled by itself, beside `refine`."""
-    none, nothing = np.empty((0, 0)), np.empty(0)
-    model = Model(optics, Pixels(none, none, 0.0, 0.0), box, nothing, 1)
-    return pointer(explore, (model, none, QUICK, 1, 0.0, False), (none, nothing))
+def _explorer() -> Any:
+    """`explore`, as it is given to `refine`."""
+    table, square, row, pair = np.empty((0, 0, 0, 0)), np.empty((0, 0)), np.empty(0), (0.0, 0.0)
+    pixels, box = Pixels(square, square, 0.0, 0.0), Box(square, pair, 0.0, 0.0, 0.0, 0.0, pair)
+    model = Model(Optics(table, table), pixels, box, row, 1)
+    return pointer(explore, (model, square, QUICK, 1, 0.0, False), (square, row))
+
+
+EXPLORE = _explorer()
+"""What `refine` looks for optima with. Each is compiled by itself, which goes side by side."""
 
 
 @kernel()
@@ -120,19 +124,20 @@ def refine(
     most: int,
     radius: float,
     rooms: FloatArray,
+    explore: Any,
 ) -> Answers:
     """Targets of n images, from those of `starts` (., 3) in ``rows[n]`` to ``rows[n + 1]``.
 
     At most `most` of an image. A score is the probability that the number is right, and that a
     target lies within `radius` of its mean. What is known of `rooms` is used, and what becomes
     known kept: ``rooms[2 K]`` has the sizes of the last box that K targets were looked for in, and
-    its `log_room`, ``rooms[2 K + 1]`` the same of a pixel's cell.
+    its `log_room`, ``rooms[2 K + 1]`` the same of a pixel's cell. For `explore` see `EXPLORE`.
     """
     n = views.variance.size
     answers = Answers(filled((n, most, 7), np.nan), integers(n, 0), filled(n, 0.0), filled(n, 0.0))
     for i in range(n):
         if views.stop[i, 0] > views.start[i, 0]:
-            task = view(rules, views, i, rooms)
+            task = view(rules, views, i, rooms, explore)
             start = starts[rows[i] : rows[i + 1]].copy()
             for k in range(start.shape[0]):
                 for axis in range(2):
@@ -149,14 +154,15 @@ def refine(
 
 
 @leaf()
-def _pair(of: Any, i: int) -> tuple[Any, Any]:
+def _both(of: Any, i: int) -> tuple[Any, Any]:
+    """The two numbers (n, 2) of a window."""
     return of[i, 0], of[i, 1]
 
 
 @glue()
-def view(rules: Rules, views: Views, i: int, rooms: FloatArray) -> Task:
+def view(rules: Rules, views: Views, i: int, rooms: FloatArray, explore: Any) -> Task:
     """The window of an image, in place of rounding a normal error of the same variance."""
-    (top, left), (bottom, right) = _pair(views.start, i), _pair(views.stop, i)
+    (top, left), (bottom, right) = _both(views.start, i), _both(views.stop, i)
     low = views.low[i, top:bottom, left:right].copy()
     high = views.high[i, top:bottom, left:right].copy()
     rounding = 0.0
@@ -172,10 +178,10 @@ def view(rules: Rules, views: Views, i: int, rooms: FloatArray) -> Task:
             area[axis, end] -= views.start[i, axis]
         most = 1.0 if rules.box.cell == 1.0 else rules.box.extent
         size[axis] = min(area[axis, 1] - area[axis, 0], most)
-    of, flux, background = rules.box, _pair(views.flux, i), _pair(views.background, i)
+    of, flux, background = rules.box, _both(views.flux, i), _both(views.background, i)
     box = Box(area, flux, of.separation, of.extent, of.cell, 0.0, background)
     pixels = Pixels(low, high, variance, views.per_light)
-    told = rules.reach, rules.apart, rules.fluxes, rules.counts, rules.explore
+    told = rules.reach, rules.apart, rules.fluxes, rules.counts, explore
     return Task(rules.optics, pixels, box, *told, size, rooms)
 
 
@@ -327,6 +333,8 @@ def _fit(task: Task, scenes: FloatArray, enough: int, fresh: float, in_cells: bo
     model = model_for(task, count, 0.0)
     starts = scenes.reshape(n, 3 * count)
     thetas, values = task.explore(model, starts, QUICK, enough, fresh, in_cells)
+    if values.size == 0:  # an error there is printed, not raised
+        raise MemoryError("no memory to look for optima in")
     return Fit(thetas, values, 0.0)
 
 

@@ -14,6 +14,7 @@ from csunmix._kernels.labels import describe, settle
 from csunmix._kernels.model import Model
 from csunmix._kernels.modes import Modes, approximate, judge
 from csunmix._kernels.moments import fit_moments
+from csunmix._kernels.refine import EXPLORE, FEW
 from csunmix._kernels.refine import refine as refine_views
 from csunmix._kernels.scene import least_share
 from csunmix._kernels.search import QUICK, THOROUGH, explore, search
@@ -60,9 +61,10 @@ def _posterior(example: _Example) -> tuple[Model, Modes]:
 def compile_refinement() -> None:
     """Compile what refines the targets of a grid."""
     setting, image, targets = _example()
-    views, rows = setting.views(image[None]), np.array([0, len(targets)])
+    views, rows = setting.views(image[None]), np.array([0, len(targets)], np.int64)
+    given = rules(setting), views, targets, rows, FEW, SCORED, setting.rooms[0], EXPLORE
     kernel: Any = refine_views
-    kernel.compile_for(rules(setting), views, targets, rows, 12, SCORED, setting.rooms[0])
+    kernel.compile_for(*given)
 
 
 def compile_exploration() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from csunmix._kernels.model import Views
-from csunmix._kernels.refine import FEW, Answers, Rules, explorer
+from csunmix._kernels.refine import EXPLORE, FEW, Answers, Rules
 from csunmix._kernels.refine import refine as refine_views
 from csunmix._validation import FloatArray, IntArray
 from csunmix.continuous.base import count_flags, prior_flags
@@ -79,7 +79,7 @@ def _refined(
     many = min((setting.prior.count or (0, 0))[1], images[0].size // 3)
     most = max(FEW, 2 * int(found.max()), many)
     known = setting.rooms[0].copy()
-    answers = refine_views(rules(setting), views, starts, rows, most, SCORED, known)
+    answers = refine_views(rules(setting), views, starts, rows, most, SCORED, known, EXPLORE)
     setting.rooms[0] = known  # another, as a thread that works on it may not be done
     fitted = answers.n_targets > 0
     which = np.repeat(np.arange(len(images)), np.where(fitted, answers.n_targets, found))
@@ -103,7 +103,6 @@ def rules(setting: Setting) -> Rules:
         max(float(prior.min_separation), _SPLIT * setting.width),
         prior.flux is not None,
         (0, 0) if prior.count is None else (setting.counts.start, setting.counts.stop - 1),
-        explorer(setting.optics, setting.box),
     )
 
 
