@@ -38,7 +38,7 @@ def task_for(unmix: cu.MomentUnmixer, image: Any) -> tuple[Task, Any]:
     """What the kernel sees of an image, and the first pixel of that."""
     setting = unmix._setting(image.shape)
     views = unmix._near(setting.views(image[None]))
-    return Task(*view(rules(setting), views, 0, np.empty((0, 3)))), views.start[0]
+    return Task(*view(rules(setting), views, 0, np.empty((0, 3)), None)), views.start[0]
 
 
 def covariance_of(targets: Any) -> Any:

@@ -53,7 +53,7 @@ def unmixer(method: str = "active-set", **given: Any) -> cu.GridUnmixer:
 def task_for(setting: Setting, image: Any) -> kernel.Task:
     """What the kernel sees of an image."""
     views, rooms = setting.views(image[None]), setting.rooms[0].copy()
-    return kernel.Task(*kernel.view(rules(setting), views, 0, rooms))
+    return kernel.Task(*kernel.view(rules(setting), views, 0, rooms, kernel.EXPLORE))
 
 
 def fitted(setting: Setting, image: Any, targets: Any) -> Fit:
