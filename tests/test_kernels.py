@@ -16,6 +16,7 @@ from pathlib import Path
 from threading import Thread
 from typing import Any, NamedTuple
 
+import llvmlite
 import numba
 import numpy as np
 import pytest
@@ -1066,7 +1067,7 @@ def test_what_runs_seldom_is_left_as_it_is() -> None:
     assert kernel(np.array([2.0, 3.0])) == 11.0
     (written,) = kernel.inspect_llvm().values()
     kept = [line for line in written.splitlines() if re.match(r"define.*(rare|frequent)", line)]
-    if numba.version_info.short >= (0, 62):
+    if tuple(map(int, llvmlite.__version__.split(".")[:2])) >= (0, 48):
         assert len(kept) == 1
         (attributes,) = re.findall(r"#\d+", kept[0])
         (told,) = re.findall(rf"attributes {attributes} = .*", written)

@@ -59,7 +59,7 @@ class _Glue(_Part):
         methods take to compile.
         """
         super()._optimize_functions(module)
-        for each in module.functions if _is_recent(self._codegen) else ():
+        for each in module.functions if _marks_functions() else ():
             if not each.is_declaration:
                 each.add_function_attribute("noinline")
                 each.add_function_attribute("optnone")
@@ -114,19 +114,24 @@ class _Whole(JITCodeLibrary):
         passes.run(self._final_module, builder)
 
 
-def _is_recent(codegen: Any) -> bool:
-    """Whether numba has LLVM's new passes, from 0.62 on.
-
-    Before, llvmlite has what a function returns have the function's attributes.
-    """
-    return hasattr(codegen, "_pass_builder")
+@cache
+def _marks_functions() -> bool:
+    """Whether llvmlite gives a function attributes; before 0.48, what this returns has them."""
+    module = llvm.parse_assembly("define void @f() { ret void }")
+    for each in module.functions:
+        each.add_function_attribute("noinline")
+    try:
+        module.verify()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _may_roll(codegen: Any) -> bool:
-    """Whether numba can, and is told nothing of its own by the environment."""
+    """Whether numba can (from 0.62 on), and is told nothing of its own by the environment."""
     told: Any = config
     usual = told.LOOP_VECTORIZE and told.LLVM_REFPRUNE_PASS and not told.SLP_VECTORIZE
-    return usual and told.OPT == 3 and not told.OPT.is_opt_max and _is_recent(codegen)
+    return usual and told.OPT == 3 and not told.OPT.is_opt_max and hasattr(codegen, "_pass_builder")
 
 
 def _find(library: Any, found: dict[Any, None]) -> None:
