@@ -14,6 +14,7 @@ import pytest
 from scipy.optimize import linear_sum_assignment
 
 import csunmix as cu
+from csunmix._kernels import jit
 from csunmix._kernels import refine as kernel
 from csunmix._kernels.fit import EXACT, descend
 from csunmix._kernels.scene import new_room
@@ -75,6 +76,22 @@ def settled(found: Fit) -> float:
 
 
 # --- the fit ------------------------------------------------------------------------------------
+
+
+def test_without_memory_to_look_for_optima() -> None:
+    @jit.kernel(no_cfunc_wrapper=False)
+    def nothing(
+        model: Any, starts: Any, effort: Any, enough: int, fresh: float, cells: bool
+    ) -> Any:
+        return np.empty((0, 0)), np.empty(0)
+
+    task, targets = task_for(setting_for(PRESET.prior), light_of(PAIR)), PAIR - [4.0, 3.0, 0.0]
+    model = kernel.model_for(task, 2, 0.0)
+    given = model, np.empty((0, 0)), kernel.QUICK, 1, 0.0, False
+    lost = task._replace(explore=jit.pointer(nothing, given, nothing(*given)))
+    assert kernel.fit_from(task, targets)[1] > 0.0
+    with pytest.raises(MemoryError, match="to look for optima"):
+        kernel.fit_from(lost, targets)
 
 
 @pytest.mark.parametrize("prior", [PRESET.prior, cu.Prior(), cu.Prior(cell=True)], ids=str)

@@ -55,12 +55,12 @@ class _Glue(_Part):
     def _optimize_functions(self, module: Any) -> None:
         """Optimise it by itself alone, and leave it where it is.
 
-        In those that call it, it would be optimised with each: a sixth of the time that off-grid
-        methods take to compile.
+        In those that call it, it would be optimised with each.
         """
         super()._optimize_functions(module)
-        for each in module.functions if _marks_functions() else ():
-            if not each.is_declaration:
+        own = [each for each in module.functions if not each.is_declaration]
+        if _marks_functions():
+            for each in own:
                 each.add_function_attribute("noinline")
                 each.add_function_attribute("optnone")
 
